@@ -1,0 +1,226 @@
+/* compute.h - what a model sees of a device: operations on tensor handles.
+ *
+ * A model's forward is a straight function that records operations into a graph, once per (model,
+ * size, guidance). compute_plan hands the graph to the backend, whose passes choose types and
+ * layouts, fuse, and place every activation in one allocation. plan_run executes the flat list as
+ * often as wanted; nothing is allocated in a step. What differs by job (noise, timesteps, alphas,
+ * keys and values of the texts) is written into input tensors, never recorded.
+ *
+ * Every tensor has four logical dimensions [B, H, W, C], channels last in the reader's mind
+ * whatever the backend does. A sequence [B, S, C] is [B, 1, S, C]; a vector [B, C] is [B, 1, 1, C].
+ * Each image of a batch is computed by itself with the single image's shapes and algorithms, so
+ * that company never changes a byte.
+ *
+ * One thread uses a compute and all that belongs to it. */
+#ifndef KERNELS_COMPUTE_H
+#define KERNELS_COMPUTE_H
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+
+struct compute; /* a backend opened on a device */
+struct weight;  /* a parameter of a model */
+struct graph;   /* operations being recorded */
+struct plan;    /* a graph made ready to run */
+
+enum compute_type { TYPE_F32, TYPE_BF16, TYPE_F16, TYPE_I32, TYPE_U8 };
+size_t compute_type_bytes(enum compute_type type);
+const char *compute_type_name(enum compute_type type); /* "f32" */
+
+/* ---- devices ---- */
+
+enum compute_precision { PRECISION_F32, PRECISION_BF16 };
+
+struct compute_options {
+    const char *backend; /* "ref" or "cpu" */
+    enum compute_precision precision;
+    int threads; /* 0: as many as the cgroup's quota and affinity allow */
+    const char
+        *tuning; /* file of algorithm choices by `steer-worker tune`; NULL: the shipped table */
+};
+
+/* STEER_UNSUPPORTED with one sentence when the machine cannot do what is asked (bf16 without
+ * AVX-512). The caller frees with compute_close after everything that belongs to it. */
+int compute_open(struct compute **ret, const struct compute_options *options,
+                 struct steer_error *err) STEER_MUSTCHECK;
+void compute_close(struct compute *c); /* NULL is fine */
+
+/* 1 when the cpu backend runs bf16 natively here, so that `auto` may pick it. */
+int compute_bf16_native(void);
+
+/* Images are equal to the byte between two computes with the same class, e.g.
+ * "cpu-avx512_core_bf16-bf16-t2-onednn2.6.3-1a2b3c4d". Lives as long as c. */
+const char *compute_numerics(const struct compute *c);
+int compute_threads(const struct compute *c);
+/* Bytes held for packed weights and plans. */
+size_t compute_bytes(const struct compute *c);
+
+/* ---- weights ---- */
+
+/* A stored tensor, borrowed; it must stay mapped until the weight is freed. */
+struct stored {
+    const void *data;
+    enum compute_type type; /* f32, f16 or bf16 */
+};
+
+/* All create functions copy nothing at first: a plan packs the weight into the layout it wants and
+ * weight_drop lets the file's pages go afterwards. Shapes are those of torch. */
+
+/* [out, in] and bias [out] (data NULL: none). parts > 1 stacks several matrices of the same `in`
+ * along `out` (q, k, v as one multiplication); out[i] are their heights. */
+int weight_linear(struct weight **ret, struct compute *c, int parts, const struct stored *matrices,
+                  const struct stored *biases, const int *out, int in) STEER_MUSTCHECK;
+/* [out, in, kernel, kernel] and bias [out] (data NULL: none). */
+int weight_conv(struct weight **ret, struct compute *c, struct stored kernel, struct stored bias,
+                int out, int in, int size) STEER_MUSTCHECK;
+/* The scale and shift of a norm, [channels] each. shift.data NULL: none. */
+int weight_norm(struct weight **ret, struct compute *c, struct stored scale, struct stored shift,
+                int channels) STEER_MUSTCHECK;
+/* An embedding table [rows, channels]. */
+int weight_table(struct weight **ret, struct compute *c, struct stored table, int rows,
+                 int channels) STEER_MUSTCHECK;
+void weight_free(struct weight *w); /* NULL is fine; no plan may use it any more */
+/* Tells that the plans made so far will do: source pages that have been packed may be dropped. */
+void weight_drop(struct weight *w);
+
+/* ---- recording ---- */
+
+struct tensor {
+    int id; /* of its graph; -1: none */
+};
+#define TENSOR_NONE ((struct tensor){-1})
+
+struct shape {
+    int b, h, w, c;
+};
+
+enum activation { ACT_NONE, ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU, ACT_RELU, ACT_TANH };
+
+/* Out of memory or a wrong shape while recording is remembered; compute_plan reports the first one,
+ * so a forward needs no check per line. */
+struct graph *graph_new(void); /* NULL: out of memory */
+void graph_free(struct graph *g);
+struct shape graph_shape(const struct graph *g, struct tensor t);
+
+/* A tensor that the caller fills before each run (plan_data or plan_bind). f32, i32 or, bound
+ * only, the type of another plan's output. */
+struct tensor graph_input(struct graph *g, const char *name, struct shape shape,
+                          enum compute_type type);
+/* Like graph_input, but each image's data is at an address given by plan_bind, in the type and
+ * dense [H, W, C] layout that plan_output_type says of the plan that made it. */
+struct tensor graph_bound(struct graph *g, const char *name, struct shape shape);
+/* Keeps t readable after a run, dense [B, H, W, C] (plan_data). as_computed: in the precision that
+ * consumers would read (bf16 or f32, see plan_type); otherwise f32, or u8 after op_to_u8. */
+void graph_output(struct graph *g, struct tensor t, const char *name, int as_computed);
+
+/* The same data with H and W regrouped; h * w must stay. */
+struct tensor op_reshape(struct graph *g, struct tensor t, int h, int w);
+/* Channels first .. first + count - 1, as a view. */
+struct tensor op_channels(struct graph *g, struct tensor t, int first, int count);
+
+/* x W^T + bias, then the activation. x [B, H, W, in] -> [B, H, W, out]. */
+struct tensor op_linear(struct graph *g, struct tensor x, struct weight *w, enum activation act);
+/* Cross-correlation with zero padding on every side, then the activation. per_image [B, 1, 1, out]
+ * is added to every pixel before it (TENSOR_NONE: nothing). */
+struct tensor op_conv(struct graph *g, struct tensor x, struct weight *w, int stride, int padding,
+                      struct tensor per_image, enum activation act);
+/* Over groups of channels and all pixels; act is ACT_NONE or ACT_SILU. */
+struct tensor op_group_norm(struct graph *g, struct tensor x, struct weight *w, int groups,
+                            double eps, enum activation act);
+struct tensor op_layer_norm(struct graph *g, struct tensor x, struct weight *w, double eps);
+
+/* softmax(scale Q K^T + mask) V per head. q [B, 1, L, heads * D], k and v [B, 1, S, heads * D].
+ * causal: query i sees keys 0..i. mask: TENSOR_NONE or [B, 1, 1, S], added to the logits; a query
+ * whose keys are all masked gives 0. */
+struct tensor op_attention(struct graph *g, struct tensor q, struct tensor k, struct tensor v,
+                           int heads, double scale, int causal, struct tensor mask);
+
+/* METHOD.md section 1, in docs/guidance.md: two texts under one Q. */
+enum guidance_method { GUIDANCE_NONE, GUIDANCE_NASA, GUIDANCE_NAG, GUIDANCE_VSF };
+/* Places in params [B, 1, 1, GUIDANCE_PARAMS], f32. */
+enum {
+    GUIDANCE_ALPHA,
+    GUIDANCE_OFFSET,
+    GUIDANCE_PHI,
+    GUIDANCE_TAU,
+    GUIDANCE_BETA,
+    GUIDANCE_PARAMS
+};
+struct text_keys {
+    struct tensor k, v; /* [B, 1, S, heads * D] */
+    struct tensor mask; /* TENSOR_NONE or [B, 1, 1, S] */
+};
+/* The attention's output before the output projection. method is not GUIDANCE_NONE. */
+struct tensor op_guided_attention(struct graph *g, struct tensor q, struct text_keys positive,
+                                  struct text_keys negative, int heads, double scale,
+                                  enum guidance_method method, struct tensor params);
+
+struct tensor op_activation(struct graph *g, struct tensor x, enum activation act);
+struct tensor op_add(struct graph *g, struct tensor a, struct tensor b);
+/* x * scale + shift, constants of the model. */
+struct tensor op_affine(struct graph *g, struct tensor x, double scale, double shift);
+/* [.., 2C] -> [.., C]: first half * gelu(second half), erf (diffusers' GEGLU). */
+struct tensor op_geglu(struct graph *g, struct tensor x);
+/* Along channels. */
+struct tensor op_concat(struct graph *g, struct tensor a, struct tensor b);
+/* Nearest neighbour to h x w, source = floor(i * in / out), as torch's interpolate. */
+struct tensor op_resize(struct graph *g, struct tensor x, int h, int w);
+/* ids [B, 1, S, 1] i32 -> [B, 1, S, C]: table[id] + positions[0..S-1] (positions NULL: none). Ids
+ * outside the table are checked by the caller. */
+struct tensor op_embedding(struct graph *g, struct tensor ids, struct weight *table,
+                           struct weight *positions);
+/* t [B, 1, 1, 1] -> [B, 1, 1, channels], diffusers' get_timestep_embedding: frequencies
+ * 10000^(-i / (half - shift)), sin first, or cos first when flip. */
+struct tensor op_sinusoid(struct graph *g, struct tensor t, int channels, int flip, double shift);
+/* 3 tanh(x / 3), AutoencoderTiny's clamp. */
+struct tensor op_soft_clamp(struct graph *g, struct tensor x);
+/* round(clamp(x / 2 + 1/2, 0, 1) * 255), ties to even as numpy rounds; u8. */
+struct tensor op_to_u8(struct graph *g, struct tensor x);
+
+/* ---- plans ---- */
+
+/* The graph may be freed afterwards; the weights must outlive the plan. */
+int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
+                 struct steer_error *err) STEER_MUSTCHECK;
+void plan_free(struct plan *p); /* NULL is fine */
+size_t plan_bytes(const struct plan *p);
+
+/* Where an input is written or an output read: dense [B, H, W, C]. */
+void *plan_data(struct plan *p, struct tensor t);
+enum compute_type plan_type(const struct plan *p, struct tensor t);
+/* Points image b of a graph_bound tensor at data of the type bound_type wants. */
+void plan_bind(struct plan *p, struct tensor t, int b, const void *data);
+/* The type in which plans of c read graph_bound tensors, and keep as_computed outputs. */
+enum compute_type compute_bound_type(const struct compute *c);
+
+/* tick is called after each operation (NULL: not); non-zero stops with STEER_CANCELLED. */
+struct plan_watch {
+    int (*tick)(void *data, int done, int operations);
+    void *data;
+};
+int plan_run(struct plan *p, const struct plan_watch *watch,
+             struct steer_error *err) STEER_MUSTCHECK;
+
+/* What each operation is and costs: the mean over the runs since the last plan_profile(p, 1). */
+struct op_report {
+    const char *op;        /* "conv" */
+    const char *primitive; /* "jit_wino_4x3:avx512_core", "ours:avx512" */
+    const char *type;      /* "bf16>f32" */
+    const char *layout;    /* "nhwc" */
+    struct shape out;
+    double gflop; /* multiply-adds counted as 2, direct algorithm */
+    double ms;
+};
+void plan_profile(struct plan *p, int on);
+int plan_operations(const struct plan *p);
+struct op_report plan_report(const struct plan *p, int i);
+
+/* What the attention kernels touched since the plan was made; tests hold guided attention to one
+ * read of Q and one store per row. */
+struct plan_counters {
+    uint64_t q_rows_read, out_rows_stored, shared_keys_read;
+};
+struct plan_counters plan_counters(const struct plan *p);
+
+#endif
