@@ -1,0 +1,6 @@
+# The broker's durable side.
+steer_test(unit spool steer_proto)
+target_sources(test_spool PRIVATE ${CMAKE_SOURCE_DIR}/broker/spool.c)
+target_compile_options(test_spool PRIVATE "SHELL:-iquote ${CMAKE_SOURCE_DIR}/broker")
+# The disk's answers are replaced where no real disk gives them on demand.
+target_link_options(test_spool PRIVATE -Wl,--wrap=write)
