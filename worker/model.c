@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "json.h"
+#include "safetensors.h"
+
+#define PATH_BYTES 1400
+
+/* ---- the folder's hash ---- */
+
+static int file_hash(XXH3_state_t *state, const char *dir, const char *name, size_t *bytes,
+                     struct steer_error *err)
+{
+    char path[PATH_BYTES];
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path)
+        return steer_fail(err, STEER_BAD_MODEL, "%s: the path is too long", dir);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) {
+        if (fd >= 0) close(fd);
+        return steer_fail(err, STEER_IO, "%s cannot be read", path);
+    }
+    uint64_t size = (uint64_t)st.st_size;
+    XXH3_128bits_update(state, name, strlen(name) + 1);
+    XXH3_128bits_update(state, &size, sizeof size);
+    void *map = size ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    close(fd);
+    if (map == MAP_FAILED) return steer_fail(err, STEER_IO, "%s cannot be mapped", path);
+    (void)madvise(map, size, MADV_SEQUENTIAL);
+    XXH3_128bits_update(state, map, size);
+    if (map) munmap(map, size);
+    *bytes += size;
+    return 0;
+}
+
+static int is_hashed(const struct dirent *d)
+{
+    const char *dot = strrchr(d->d_name, '.');
+    return d->d_name[0] != '.' && dot &&
+           (strcmp(dot, ".json") == 0 || strcmp(dot, ".txt") == 0 ||
+            strcmp(dot, ".safetensors") == 0);
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+/* Over names, sizes and bytes of every configuration and tensor file that may be read. */
+static int model_hash(struct model *m, struct steer_error *err)
+{
+    static const char *const parts[] = {"",           "scheduler/", "text_encoder/",
+                                        "tokenizer/", "unet/",      "vae/"};
+    XXH3_state_t *state = XXH3_createState();
+    if (!state) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    XXH3_128bits_reset(state);
+    int code = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && !code; i++) {
+        char dir[PATH_BYTES];
+        struct dirent **found;
+        snprintf(dir, sizeof dir, "%s/%s", m->dir, parts[i]);
+        int count = scandir(dir, &found, is_hashed, by_name);
+        for (int k = 0; k < count; k++) {
+            char name[600];
+            snprintf(name, sizeof name, "%s%s", parts[i], found[k]->d_name);
+            if (!code) code = file_hash(state, m->dir, name, &m->file_bytes, err);
+            free(found[k]);
+        }
+        if (count >= 0) free(found);
+    }
+    XXH128_hash_t hash = XXH3_128bits_digest(state);
+    XXH3_freeState(state);
+    snprintf(m->hash, sizeof m->hash, "%016llx%016llx", (unsigned long long)hash.high64,
+             (unsigned long long)hash.low64);
+    return code;
+}
+
+/* ---- model_index.json ---- */
+
+/* The class of a component, or NULL when the index leaves it out ([null, null], null, absent). */
+static const char *component(const json_t *index, const char *name)
+{
+    const json_t *pair = json_object_get(index, name);
+    return json_is_array(pair) ? json_string_value(json_array_get(pair, 1)) : NULL;
+}
+
+static int component_is(const json_t *index, const char *file, const char *name,
+                        const char *const *classes, const char *expected, const char **ret,
+                        struct steer_error *err)
+{
+    const char *class_name = component(index, name);
+    if (!class_name)
+        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\" is missing: expected %s", file, name,
+                          expected);
+    for (int i = 0; classes[i]; i++) {
+        if (strcmp(class_name, classes[i]) != 0) continue;
+        if (ret) *ret = classes[i];
+        return 0;
+    }
+    return steer_fail(err, STEER_UNSUPPORTED, "%s: \"%s\" is a %s: expected %s", file, name,
+                      class_name, expected);
+}
+
+static int index_check(const json_t *index, const char *file, const char **ret_vae,
+                       struct steer_error *err)
+{
+    static const char *const tokenizers[] = {"CLIPTokenizer", "CLIPTokenizerFast", NULL};
+    static const char *const encoders[] = {"CLIPTextModel", NULL};
+    static const char *const unets[] = {"UNet2DConditionModel", NULL};
+    static const char *const vaes[] = {"AutoencoderKL", "AutoencoderTiny", NULL};
+    static const char *const others[] = {"transformer", "text_encoder_2", "prior", "controlnet"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (component(index, others[i]))
+            return steer_fail(
+                err, STEER_UNSUPPORTED,
+                "%s: it has a \"%s\": expected a model of the Stable Diffusion 1.5 family", file,
+                others[i]);
+    int code;
+    if ((code = component_is(index, file, "unet", unets, "UNet2DConditionModel", NULL, err)) ||
+        (code = component_is(index, file, "text_encoder", encoders, "CLIPTextModel", NULL, err)) ||
+        (code = component_is(index, file, "tokenizer", tokenizers, "CLIPTokenizer", NULL, err)))
+        return code;
+    return component_is(index, file, "vae", vaes, "AutoencoderKL or AutoencoderTiny", ret_vae, err);
+}
+
+/* ---- components ---- */
+
+static int config_load(json_t **ret, const struct model *m, const char *part, char path[PATH_BYTES],
+                       struct steer_error *err)
+{
+    snprintf(path, PATH_BYTES, "%s/%s/config.json", m->dir, part);
+    return json_file_load(ret, path, err);
+}
+
+/* The plain weights win over any variant beside them; a folder that has only fp16 files is read. */
+static int weights_open(struct tensors **ret, const struct model *m, const char *part,
+                        const char *base, struct steer_error *err)
+{
+    static const char *const endings[] = {".safetensors", ".safetensors.index.json",
+                                          ".fp16.safetensors", ".safetensors.index.fp16.json"};
+    char path[PATH_BYTES];
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+        snprintf(path, sizeof path, "%s/%s/%s%s", m->dir, part, base, endings[i]);
+        if (access(path, F_OK) == 0) return tensors_open(ret, path, err);
+    }
+    return steer_fail(err, STEER_BAD_MODEL,
+                      "%s/%s: there is no %s.safetensors (nor .safetensors.index.json)", m->dir,
+                      part, base);
+}
+
+static int params_open(struct params **ret, const struct model *m, struct compute *c,
+                       const char *part, const char *base, struct steer_error *err)
+{
+    struct tensors *files = NULL;
+    int code = weights_open(&files, m, part, base, err);
+    if (code) return code;
+    code = params_new(ret, c, &files);
+    if (code) {
+        tensors_close(files);
+        return steer_fail(err, code, "out of memory");
+    }
+    return 0;
+}
+
+/* Records every component once, at the default size, so that a missing tensor or a wrong shape is
+ * told now and not at the first image. */
+static int dry_run(struct model *m, struct steer_error *err)
+{
+    struct shape size = {1, m->height / m->factor, m->width / m->factor, 0};
+    for (int part = 0; part < 3; part++) {
+        struct params *params[] = {m->clip_params, m->unet_params, m->vae_params};
+        static const char *const names[] = {"text_encoder", "unet", "vae"};
+        struct net n = {params[part], graph_new()};
+        if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+        struct clip_graph clip;
+        struct vae_graph vae;
+        if (part == 0) clip_record(&clip, &n, &m->clip, 1, m->tokens);
+        if (part == 1)
+            unet_record(&m->layers, &n, &m->unet, size, m->tokens, m->tokens, GUIDANCE_NASA);
+        if (part == 2) vae_record(&vae, &n, &m->vae, size);
+        int code = params_error(n.params, err);
+        if (!code && part == 1) {
+            struct unet_text_graph text;
+            struct net projections = {params[part], graph_new()};
+            if (projections.graph) unet_record_text(&text, &projections, &m->layers, m->tokens);
+            graph_free(projections.graph);
+            code = params_error(n.params, err);
+        }
+        graph_free(n.graph);
+        if (code) return steer_fail_in(err, code, "%s/%s", m->dir, names[part]);
+    }
+    return 0;
+}
+
+static int tokenizer_open(struct model *m, struct steer_error *err)
+{
+    char path[PATH_BYTES];
+    snprintf(path, sizeof path, "%s/tokenizer", m->dir);
+    int code = clip_bpe_open(&m->tokenizer, path, err);
+    if (code) return code;
+    int most = clip_bpe_length(m->tokenizer);
+    m->tokens = most > 0 && most < m->clip.positions ? most : m->clip.positions;
+    if (m->tokens > CLIP_BPE_TOKENS_MAX) m->tokens = CLIP_BPE_TOKENS_MAX;
+    if (clip_bpe_vocab(m->tokenizer) > m->clip.vocab)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: it has %d tokens, but the text encoder's table has %d rows", path,
+                          clip_bpe_vocab(m->tokenizer), m->clip.vocab);
+    return 0;
+}
+
+static int configs_read(struct model *m, struct steer_error *err)
+{
+    char path[PATH_BYTES];
+    json_t *index = NULL, *clip = NULL, *unet = NULL, *vae = NULL, *hint = NULL;
+    const char *vae_class = NULL;
+    struct stat st;
+    if (stat(m->dir, &st) || !S_ISDIR(st.st_mode))
+        return steer_fail(err, STEER_NOT_FOUND, "model folder %s does not exist", m->dir);
+    snprintf(path, sizeof path, "%s/model_index.json", m->dir);
+    if (access(path, F_OK))
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: there is no model_index.json: expected a diffusers folder", m->dir);
+    int code;
+    if ((code = json_file_load(&index, path, err)) ||
+        (code = index_check(index, path, &vae_class, err)) ||
+        (code = config_load(&clip, m, "text_encoder", path, err)) ||
+        (code = clip_config_load(&m->clip, clip, path, err)) ||
+        (code = config_load(&unet, m, "unet", path, err)) ||
+        (code = unet_config_load(&m->unet, unet, path, err)) ||
+        (code = config_load(&vae, m, "vae", path, err)) ||
+        (code = vae_config_load(&m->vae, vae, vae_class, path, err)))
+        goto done;
+    if (m->vae.latent_channels != m->unet.in_channels) {
+        code =
+            steer_fail(err, STEER_BAD_MODEL, "%s: the U-Net has %d latent channels and the VAE %d",
+                       m->dir, m->unet.in_channels, m->vae.latent_channels);
+        goto done;
+    }
+    snprintf(m->scheduler_file, sizeof m->scheduler_file, "%s/scheduler/scheduler_config.json",
+             m->dir);
+    if (access(m->scheduler_file, F_OK) == 0 &&
+        (code = json_file_load(&m->scheduler, m->scheduler_file, err)))
+        goto done;
+
+    m->factor = vae_factor(&m->vae);
+    int side = (m->unet.sample_size ? m->unet.sample_size : 64) * m->factor;
+    if (side > STEER_SIDE_MAX || (uint64_t)side * (uint64_t)side > STEER_PIXELS_MAX) side = 512;
+    m->width = m->height = side < 8 ? 8 : side / 8 * 8;
+
+    /* A folder may say which recipe it wants; otherwise the scheduler's class tells. */
+    const char *scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
+    const char *recipe = scheduler && strcmp(scheduler, "LCMScheduler") == 0 ? "lcm" : "sd15";
+    snprintf(path, sizeof path, "%s/steer.json", m->dir);
+    if (access(path, F_OK) == 0) {
+        if ((code = json_file_load(&hint, path, err))) goto done;
+        const char *wanted = json_string_value(json_object_get(hint, "recipe"));
+        if (!wanted || strlen(wanted) > STEER_NAME_BYTES_MAX) {
+            code =
+                steer_fail(err, STEER_BAD_MODEL, "%s: \"recipe\": expected a recipe's name", path);
+            goto done;
+        }
+        snprintf(m->default_recipe, sizeof m->default_recipe, "%s", wanted);
+    } else {
+        snprintf(m->default_recipe, sizeof m->default_recipe, "%s", recipe);
+    }
+done:
+    json_decref(index);
+    json_decref(clip);
+    json_decref(unet);
+    json_decref(vae);
+    json_decref(hint);
+    return code;
+}
+
+static int model_new(struct model **ret, const char *dir, struct steer_error *err)
+{
+    struct model *m = calloc(1, sizeof *m);
+    if (!m) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    int code = 0;
+    size_t n = strlen(dir);
+    while (n > 1 && dir[n - 1] == '/')
+        n--;
+    if (!n || n >= sizeof m->dir) {
+        code = steer_fail(err, STEER_BAD_MODEL,
+                          "a model folder's path has %zu bytes: expected 1 to %zu", n,
+                          sizeof m->dir - 1);
+        goto fail;
+    }
+    memcpy(m->dir, dir, n);
+    char *full = realpath(m->dir, NULL);
+    const char *slash = full ? strrchr(full, '/') : NULL;
+    snprintf(m->name, sizeof m->name, "%.*s", STEER_NAME_BYTES_MAX,
+             slash && slash[1] ? slash + 1 : m->dir);
+    free(full);
+    if ((code = configs_read(m, err)) || (code = tokenizer_open(m, err)) ||
+        (code = model_hash(m, err)))
+        goto fail;
+    *ret = m;
+    return 0;
+fail:
+    model_close(m);
+    return code;
+}
+
+int model_inspect(struct model **ret, const char *dir, struct steer_error *err)
+{
+    return model_new(ret, dir, err);
+}
+
+int model_open(struct model **ret, const char *dir, struct compute *c, struct steer_error *err)
+{
+    struct model *m = NULL;
+    int code = model_new(&m, dir, err);
+    if (code) return code;
+    if ((code = params_open(&m->clip_params, m, c, "text_encoder", "model", err)) ||
+        (code = params_open(&m->unet_params, m, c, "unet", "diffusion_pytorch_model", err)) ||
+        (code = params_open(&m->vae_params, m, c, "vae", "diffusion_pytorch_model", err)) ||
+        (code = dry_run(m, err))) {
+        model_close(m);
+        return code;
+    }
+    *ret = m;
+    return 0;
+}
+
+void model_close(struct model *m)
+{
+    if (!m) return;
+    params_free(m->clip_params);
+    params_free(m->unet_params);
+    params_free(m->vae_params);
+    clip_bpe_close(m->tokenizer);
+    json_decref(m->scheduler);
+    free(m);
+}
+
+int model_recipe(const struct model *m, const char *name, struct recipe *ret,
+                 struct steer_error *err)
+{
+    return recipe_load(ret, name && *name ? name : m->default_recipe, m->scheduler,
+                       m->scheduler ? m->scheduler_file : NULL, err);
+}
+
+int model_size_check(const struct model *m, int width, int height, struct steer_error *err)
+{
+    int multiple = m->factor > 8 ? m->factor : 8;
+    if (width < multiple || height < multiple || width > STEER_SIDE_MAX ||
+        height > STEER_SIDE_MAX || width % multiple || height % multiple)
+        return steer_fail(err, STEER_BAD_SIZE, "size %dx%d: expected multiples of %d from %d to %d",
+                          width, height, multiple, multiple, STEER_SIDE_MAX);
+    if ((uint64_t)width * (uint64_t)height > STEER_PIXELS_MAX)
+        return steer_fail(err, STEER_BAD_SIZE, "size %dx%d: expected at most %llu pixels", width,
+                          height, STEER_PIXELS_MAX);
+    return 0;
+}

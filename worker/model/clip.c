@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "clip.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static int whole(int *out, const json_t *config, const char *key, int fallback, int most,
+                 const char *file, struct steer_error *err)
+{
+    const json_t *value = json_object_get(config, key);
+    *out = fallback;
+    if (!value || json_is_null(value)) return 0;
+    if (!json_is_integer(value) || json_integer_value(value) < 1 ||
+        json_integer_value(value) > most)
+        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\": expected a whole number from 1 to %d",
+                          file, key, most);
+    *out = (int)json_integer_value(value);
+    return 0;
+}
+
+int clip_config_load(struct clip_config *ret, const json_t *config, const char *file,
+                     struct steer_error *err)
+{
+    /* Saved from a whole CLIPModel, the text's part is one level down. */
+    const json_t *text = json_object_get(config, "text_config");
+    if (json_is_object(text)) config = text;
+    struct clip_config c = {0};
+    int code;
+    if ((code = whole(&c.vocab, config, "vocab_size", 49408, 1 << 24, file, err)) ||
+        (code = whole(&c.positions, config, "max_position_embeddings", 77, 4096, file, err)) ||
+        (code = whole(&c.channels, config, "hidden_size", 512, 65536, file, err)) ||
+        (code = whole(&c.feed_forward, config, "intermediate_size", 2048, 1 << 20, file, err)) ||
+        (code = whole(&c.layers, config, "num_hidden_layers", 12, CLIP_LAYERS_MAX, file, err)) ||
+        (code = whole(&c.heads, config, "num_attention_heads", 8, 1024, file, err)))
+        return code;
+    if (c.channels % c.heads)
+        return steer_fail(err, STEER_BAD_MODEL, "%s: hidden_size %d does not divide into %d heads",
+                          file, c.channels, c.heads);
+    const json_t *eps = json_object_get(config, "layer_norm_eps");
+    c.eps = json_is_number(eps) ? json_number_value(eps) : 1e-5;
+    const json_t *act = json_object_get(config, "hidden_act");
+    const char *name = act ? json_string_value(act) : "quick_gelu";
+    static const struct {
+        const char *name;
+        enum activation act;
+    } acts[] = {
+        {"quick_gelu", ACT_QUICK_GELU},       {"gelu", ACT_GELU}, {"gelu_new", ACT_GELU_TANH},
+        {"gelu_pytorch_tanh", ACT_GELU_TANH}, {"silu", ACT_SILU}, {"relu", ACT_RELU}};
+    for (size_t i = 0; name && i < sizeof acts / sizeof *acts; i++) {
+        if (strcmp(name, acts[i].name)) continue;
+        c.act = acts[i].act;
+        *ret = c;
+        return 0;
+    }
+    return steer_fail(
+        err, STEER_UNSUPPORTED,
+        "%s: \"hidden_act\" is \"%s\": expected quick_gelu, gelu, gelu_new, silu or relu", file,
+        name ? name : "(no text)");
+}
+
+void clip_record(struct clip_graph *ret, struct net *n, const struct clip_config *c, int batch,
+                 int tokens)
+{
+    struct graph *g = n->graph;
+    /* transformers before 5 wrote every name with "text_model." in front; both are about. */
+    const char *root =
+        params_has(n->params, "text_model.final_layer_norm.weight") ? "text_model." : "";
+    char table[64], positions[64], path[64];
+    snprintf(table, sizeof table, "%sembeddings.token_embedding", root);
+    snprintf(positions, sizeof positions, "%sembeddings.position_embedding", root);
+    double scale = 1 / sqrt((double)c->channels / c->heads);
+
+    ret->ids = graph_input(g, "tokens", (struct shape){batch, 1, tokens, 1}, TYPE_I32);
+    struct tensor x =
+        net_embedding(n, ret->ids, c->vocab, c->positions, c->channels, table, positions);
+    for (int i = 0; i < c->layers; i++) {
+        static const char *const names[] = {"q_proj", "k_proj", "v_proj"};
+        snprintf(path, sizeof path, "%sencoder.layers.%d", root, i);
+        struct tensor h = net_layer_norm(n, x, c->eps, "%s.layer_norm1", path);
+        h = net_linear_stack(n, h, c->channels, 1, 3, names, "%s.self_attn", path);
+        struct tensor q = op_channels(g, h, 0, c->channels);
+        struct tensor k = op_channels(g, h, c->channels, c->channels);
+        struct tensor v = op_channels(g, h, 2 * c->channels, c->channels);
+        h = op_attention(g, q, k, v, c->heads, scale, 1, TENSOR_NONE);
+        h = net_linear(n, h, c->channels, 1, ACT_NONE, "%s.self_attn.out_proj", path);
+        x = op_add(g, x, h);
+        h = net_layer_norm(n, x, c->eps, "%s.layer_norm2", path);
+        h = net_linear(n, h, c->feed_forward, 1, c->act, "%s.mlp.fc1", path);
+        h = net_linear(n, h, c->channels, 1, ACT_NONE, "%s.mlp.fc2", path);
+        x = op_add(g, x, h);
+    }
+    ret->text = net_layer_norm(n, x, c->eps, "%sfinal_layer_norm", root);
+    graph_output(g, ret->text, "text", 0);
+}

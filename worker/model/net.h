@@ -1,0 +1,56 @@
+/* net.h - a model's parameters by name, and the layers that a forward is written in.
+ *
+ * A forward names its parameters where it uses them, as the paper's reference code does:
+ *
+ *     struct tensor h = net_group_norm(n, x, groups, 1e-5, ACT_SILU, "%s.norm1", path);
+ *     h = net_conv(n, h, channels, 3, 1, temb, ACT_NONE, "%s.conv1", path);
+ *
+ * The first recording binds each name in the tensor files with the exact shape that the layer needs
+ * and makes a weight of it; later recordings (another size, another guidance) find it again. The
+ * first mistake (a missing tensor, a wrong shape) is remembered in the params and reported once. */
+#ifndef WORKER_NET_H
+#define WORKER_NET_H
+#include "compute.h"
+#include "error.h"
+
+struct tensors; /* safetensors.h */
+struct params;
+
+/* Takes files; they stay mapped until params_free. */
+int params_new(struct params **ret, struct compute *c, struct tensors **files) STEER_MUSTCHECK;
+void params_free(struct params *p); /* NULL is fine; no plan may use its weights any more */
+/* The first mistake of all recordings so far; 0 and *err untouched when there is none. */
+int params_error(const struct params *p, struct steer_error *err) STEER_MUSTCHECK;
+/* Lets the files' pages go that plans have packed. */
+void params_drop(struct params *p);
+/* 1 when a tensor of that name is in the files. */
+int params_has(const struct params *p, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+struct net {
+    struct params *params;
+    struct graph *graph;
+};
+
+#define NET_NAME(n) __attribute__((format(printf, n, n + 1)))
+
+/* `path`.weight [out, C of x] and, when bias, `path`.bias. */
+struct tensor net_linear(struct net *n, struct tensor x, int out, int bias, enum activation act,
+                         const char *path, ...) NET_NAME(6);
+/* Several matrices of one input as one multiplication: `path`.`names[i]`.weight, each of height
+ * out; the result is [.., count * out]. */
+struct tensor net_linear_stack(struct net *n, struct tensor x, int out, int bias, int count,
+                               const char *const *names, const char *path, ...) NET_NAME(7);
+/* A square kernel of that size, zero padding size / 2. */
+struct tensor net_conv(struct net *n, struct tensor x, int out, int size, int stride, int bias,
+                       struct tensor per_image, enum activation act, const char *path, ...)
+    NET_NAME(9);
+struct tensor net_group_norm(struct net *n, struct tensor x, int groups, double eps,
+                             enum activation act, const char *path, ...) NET_NAME(6);
+struct tensor net_layer_norm(struct net *n, struct tensor x, double eps, const char *path, ...)
+    NET_NAME(4);
+/* tokens.weight [rows, channels] looked up at ids, plus positions.weight [positions, channels]. */
+struct tensor net_embedding(struct net *n, struct tensor ids, int rows, int positions, int channels,
+                            const char *tokens_path, const char *positions_path);
+
+#endif

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vae.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define VAE_EPS 1e-6
+
+static int whole(int *out, const json_t *value, int fallback, int most, const char *key,
+                 const char *file, struct steer_error *err)
+{
+    *out = fallback;
+    if (!value || json_is_null(value)) return 0;
+    if (!json_is_integer(value) || json_integer_value(value) < 1 ||
+        json_integer_value(value) > most)
+        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\": expected whole numbers from 1 to %d",
+                          file, key, most);
+    *out = (int)json_integer_value(value);
+    return 0;
+}
+
+static int list(int *out, int *ret_count, const json_t *config, const char *key,
+                const int *fallback, int fallback_count, const char *file, struct steer_error *err)
+{
+    const json_t *value = json_object_get(config, key);
+    int count = value ? (int)json_array_size(value) : fallback_count;
+    if (count < 1 || count > VAE_BLOCKS_MAX)
+        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\" has %d entries: expected 1 to %d", file,
+                          key, count, VAE_BLOCKS_MAX);
+    *ret_count = count;
+    for (int i = 0; i < count; i++) {
+        int code =
+            value ? whole(out + i, json_array_get(value, (size_t)i), 0, 65536, key, file, err) : 0;
+        if (code) return code;
+        if (!value) out[i] = fallback[i];
+    }
+    return 0;
+}
+
+static int tiny_config_load(struct vae_config *c, const json_t *config, const char *file,
+                            struct steer_error *err)
+{
+    static const int wide[] = {64, 64, 64, 64}, deep[] = {3, 3, 3, 1};
+    int count, code;
+    if ((code = list(c->channels, &c->blocks, config, "decoder_block_out_channels", wide, 4, file,
+                     err)) ||
+        (code = list(c->block_layers, &count, config, "num_decoder_blocks", deep, 4, file, err)))
+        return code;
+    if (count != c->blocks)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"num_decoder_blocks\" has %d entries: expected %d", file, count,
+                          c->blocks);
+    for (int i = 1; i < c->blocks; i++)
+        if (c->channels[i] != c->channels[0])
+            return steer_fail(
+                err, STEER_UNSUPPORTED,
+                "%s: \"decoder_block_out_channels\" differ (%d, %d): AutoencoderTiny has one width",
+                file, c->channels[0], c->channels[i]);
+    int factor;
+    if ((code = whole(&factor, json_object_get(config, "upsampling_scaling_factor"), 2, 16,
+                      "upsampling_scaling_factor", file, err)))
+        return code;
+    const char *upsample = json_string_value(json_object_get(config, "upsample_fn"));
+    if (factor != 2 || (upsample && strcmp(upsample, "nearest")))
+        return steer_fail(err, STEER_UNSUPPORTED, "%s: up-sampling other than nearest by 2", file);
+    const char *act = json_string_value(json_object_get(config, "act_fn"));
+    c->act = !act || strcmp(act, "relu") == 0 ? ACT_RELU
+             : strcmp(act, "silu") == 0       ? ACT_SILU
+             : strcmp(act, "gelu") == 0       ? ACT_GELU
+                                              : ACT_NONE;
+    if (c->act == ACT_NONE)
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "%s: \"act_fn\" is \"%s\": expected relu, silu or gelu", file, act);
+    return 0;
+}
+
+static int kl_config_load(struct vae_config *c, const json_t *config, const char *file,
+                          struct steer_error *err)
+{
+    static const int narrow[] = {64};
+    int code;
+    if ((code =
+             list(c->channels, &c->blocks, config, "block_out_channels", narrow, 1, file, err)) ||
+        (code = whole(&c->layers, json_object_get(config, "layers_per_block"), 1, 16,
+                      "layers_per_block", file, err)) ||
+        (code = whole(&c->groups, json_object_get(config, "norm_num_groups"), 32, 4096,
+                      "norm_num_groups", file, err)))
+        return code;
+    for (int i = 0; i < c->blocks; i++)
+        if (c->channels[i] % c->groups)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "%s: %d channels do not divide into norm_num_groups %d", file,
+                              c->channels[i], c->groups);
+    const json_t *up = json_object_get(config, "up_block_types");
+    for (size_t i = 0; i < json_array_size(up); i++) {
+        const char *kind = json_string_value(json_array_get(up, i));
+        if (!kind || strcmp(kind, "UpDecoderBlock2D"))
+            return steer_fail(err, STEER_UNSUPPORTED,
+                              "%s: \"up_block_types\" has \"%s\": expected UpDecoderBlock2D", file,
+                              kind ? kind : "(no text)");
+    }
+    const char *act = json_string_value(json_object_get(config, "act_fn"));
+    if (act && strcmp(act, "silu") && strcmp(act, "swish"))
+        return steer_fail(err, STEER_UNSUPPORTED, "%s: \"act_fn\" is \"%s\": expected silu", file,
+                          act);
+    const json_t *mid = json_object_get(config, "mid_block_add_attention");
+    c->mid_attention = !mid || !json_is_false(mid);
+    const json_t *post = json_object_get(config, "use_post_quant_conv");
+    c->post_quant_conv = !post || !json_is_false(post);
+    return 0;
+}
+
+int vae_config_load(struct vae_config *ret, const json_t *config, const char *class_name,
+                    const char *file, struct steer_error *err)
+{
+    struct vae_config c = {0};
+    int code;
+    c.tiny = strcmp(class_name, "AutoencoderTiny") == 0;
+    if (!c.tiny && strcmp(class_name, "AutoencoderKL") != 0)
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "%s: class \"%s\": expected AutoencoderKL or AutoencoderTiny", file,
+                          class_name);
+    if ((code = c.tiny ? tiny_config_load(&c, config, file, err)
+                       : kl_config_load(&c, config, file, err)) ||
+        (code = whole(&c.latent_channels, json_object_get(config, "latent_channels"), 4, 64,
+                      "latent_channels", file, err)) ||
+        (code = whole(&c.out_channels, json_object_get(config, "out_channels"), 3, 64,
+                      "out_channels", file, err)))
+        return code;
+    if (c.out_channels != 3)
+        return steer_fail(err, STEER_UNSUPPORTED, "%s: %d channels out: an image has 3", file,
+                          c.out_channels);
+    const json_t *scale = json_object_get(config, "scaling_factor"),
+                 *shift = json_object_get(config, "shift_factor");
+    c.scaling_factor = json_is_number(scale) ? json_number_value(scale) : c.tiny ? 1 : .18215;
+    c.shift_factor = json_is_number(shift) ? json_number_value(shift) : 0;
+    if (!(c.scaling_factor > 0))
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"scaling_factor\" is %g: expected more than 0", file,
+                          c.scaling_factor);
+    *ret = c;
+    return 0;
+}
+
+int vae_factor(const struct vae_config *c)
+{
+    return 1 << (c->blocks - 1);
+}
+
+/* ---- AutoencoderKL ---- */
+
+static struct tensor resnet(struct net *n, const struct vae_config *c, struct tensor x,
+                            int channels, const char *path)
+{
+    struct tensor h = net_group_norm(n, x, c->groups, VAE_EPS, ACT_SILU, "%s.norm1", path);
+    h = net_conv(n, h, channels, 3, 1, 1, TENSOR_NONE, ACT_NONE, "%s.conv1", path);
+    h = net_group_norm(n, h, c->groups, VAE_EPS, ACT_SILU, "%s.norm2", path);
+    h = net_conv(n, h, channels, 3, 1, 1, TENSOR_NONE, ACT_NONE, "%s.conv2", path);
+    if (graph_shape(n->graph, x).c != channels)
+        x = net_conv(n, x, channels, 1, 1, 1, TENSOR_NONE, ACT_NONE, "%s.conv_shortcut", path);
+    return op_add(n->graph, x, h);
+}
+
+/* One head over all pixels. Old folders name its parts query, key, value and proj_attn. */
+static struct tensor mid_attention(struct net *n, const struct vae_config *c, struct tensor x)
+{
+    static const char *const today[] = {"to_q", "to_k", "to_v"};
+    static const char *const before[] = {"query", "key", "value"};
+    const char *path = "decoder.mid_block.attentions.0";
+    struct graph *g = n->graph;
+    struct shape s = graph_shape(g, x);
+    int old = !params_has(n->params, "%s.to_q.weight", path) &&
+              params_has(n->params, "%s.query.weight", path);
+    struct tensor h = net_group_norm(n, x, c->groups, VAE_EPS, ACT_NONE, "%s.group_norm", path);
+    h = op_reshape(g, h, 1, s.h * s.w);
+    h = net_linear_stack(n, h, s.c, 1, 3, old ? before : today, "%s", path);
+    struct tensor q = op_channels(g, h, 0, s.c), k = op_channels(g, h, s.c, s.c);
+    struct tensor v = op_channels(g, h, 2 * s.c, s.c);
+    h = op_attention(g, q, k, v, 1, 1 / sqrt((double)s.c), 0, TENSOR_NONE);
+    h = net_linear(n, h, s.c, 1, ACT_NONE, "%s.%s", path, old ? "proj_attn" : "to_out.0");
+    return op_add(g, x, op_reshape(g, h, s.h, s.w));
+}
+
+static struct tensor decode_kl(struct net *n, const struct vae_config *c, struct tensor z)
+{
+    struct graph *g = n->graph;
+    int last = c->blocks - 1;
+    char path[64];
+    if (c->post_quant_conv)
+        z = net_conv(n, z, c->latent_channels, 1, 1, 1, TENSOR_NONE, ACT_NONE, "post_quant_conv");
+    struct tensor x =
+        net_conv(n, z, c->channels[last], 3, 1, 1, TENSOR_NONE, ACT_NONE, "decoder.conv_in");
+    x = resnet(n, c, x, c->channels[last], "decoder.mid_block.resnets.0");
+    if (c->mid_attention) x = mid_attention(n, c, x);
+    x = resnet(n, c, x, c->channels[last], "decoder.mid_block.resnets.1");
+    for (int i = 0; i < c->blocks; i++) {
+        int channels = c->channels[last - i];
+        for (int j = 0; j <= c->layers; j++) {
+            snprintf(path, sizeof path, "decoder.up_blocks.%d.resnets.%d", i, j);
+            x = resnet(n, c, x, channels, path);
+        }
+        if (i == last) break;
+        struct shape s = graph_shape(g, x);
+        x = op_resize(g, x, 2 * s.h, 2 * s.w);
+        x = net_conv(n, x, channels, 3, 1, 1, TENSOR_NONE, ACT_NONE,
+                     "decoder.up_blocks.%d.upsamplers.0.conv", i);
+    }
+    x = net_group_norm(n, x, c->groups, VAE_EPS, ACT_SILU, "decoder.conv_norm_out");
+    return net_conv(n, x, c->out_channels, 3, 1, 1, TENSOR_NONE, ACT_NONE, "decoder.conv_out");
+}
+
+/* ---- AutoencoderTiny: one nn.Sequential, so layers are counted ---- */
+
+static struct tensor decode_tiny(struct net *n, const struct vae_config *c, struct tensor z)
+{
+    struct graph *g = n->graph;
+    int layer = 0;
+    struct tensor x = op_soft_clamp(g, z);
+    x = net_conv(n, x, c->channels[0], 3, 1, 1, TENSOR_NONE, c->act, "decoder.layers.%d", layer);
+    layer += 2; /* the activation is a layer of its own there */
+    for (int i = 0; i < c->blocks; i++) {
+        int final = i == c->blocks - 1;
+        for (int j = 0; j < c->block_layers[i]; j++, layer++) {
+            struct tensor h = x;
+            for (int k = 0; k < 3; k++)
+                h = net_conv(n, h, c->channels[i], 3, 1, 1, TENSOR_NONE, k < 2 ? c->act : ACT_NONE,
+                             "decoder.layers.%d.conv.%d", layer, 2 * k);
+            /* The block's last activation is ReLU whatever act_fn says. */
+            x = op_activation(g, op_add(g, h, x), ACT_RELU);
+        }
+        if (!final) {
+            struct shape s = graph_shape(g, x);
+            x = op_resize(g, x, 2 * s.h, 2 * s.w);
+            layer++;
+        }
+        x = net_conv(n, x, final ? c->out_channels : c->channels[i], 3, 1, final, TENSOR_NONE,
+                     ACT_NONE, "decoder.layers.%d", layer++);
+    }
+    return op_affine(g, x, 2, -1);
+}
+
+void vae_record(struct vae_graph *ret, struct net *n, const struct vae_config *c, struct shape size)
+{
+    struct graph *g = n->graph;
+    ret->latents = graph_input(
+        g, "latents", (struct shape){size.b, size.h, size.w, c->latent_channels}, TYPE_F32);
+    struct tensor z = op_affine(g, ret->latents, 1 / c->scaling_factor, c->shift_factor);
+    ret->out = c->tiny ? decode_tiny(n, c, z) : decode_kl(n, c, z);
+    graph_output(g, ret->out, "vae.out", 0);
+    ret->image = op_to_u8(g, ret->out);
+    graph_output(g, ret->image, "image", 0);
+}

@@ -1,0 +1,37 @@
+/* vae.h - the decoders of AutoencoderKL (diffusers 0.42, models/autoencoders/autoencoder_kl.py) and
+ * AutoencoderTiny (autoencoder_tiny.py): latents to pixels. Encoders are not read. */
+#ifndef WORKER_VAE_H
+#define WORKER_VAE_H
+#include <jansson.h>
+
+#include "net.h"
+
+#define VAE_BLOCKS_MAX 8
+
+struct vae_config {
+    int tiny;
+    int latent_channels, out_channels, blocks, channels[VAE_BLOCKS_MAX];
+    double scaling_factor, shift_factor; /* image = decode(z / scaling_factor + shift_factor) */
+    /* AutoencoderKL */
+    int layers, groups, mid_attention, post_quant_conv;
+    /* AutoencoderTiny */
+    int block_layers[VAE_BLOCKS_MAX];
+    enum activation act;
+};
+
+/* class_name as in model_index.json or the config's _class_name. */
+int vae_config_load(struct vae_config *ret, const json_t *config, const char *class_name,
+                    const char *file, struct steer_error *err) STEER_MUSTCHECK;
+/* Pixels per latent cell and side. */
+int vae_factor(const struct vae_config *config);
+
+struct vae_graph {
+    struct tensor latents; /* input [B, h, w, latent_channels], what the denoiser made */
+    struct tensor out;     /* output [B, H, W, 3] f32, before clamping */
+    struct tensor image;   /* output [B, H, W, 3] u8 */
+};
+/* size: {batch, latent height, latent width}. */
+void vae_record(struct vae_graph *ret, struct net *n, const struct vae_config *config,
+                struct shape size);
+
+#endif

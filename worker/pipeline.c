@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "random.h"
+#include "text_cache.h"
+
+enum plan_kind { PLAN_DENOISE, PLAN_DECODE };
+
+/* A plan and the handles into it. The text encoder's and the projections' plans are of one size and
+ * live as long as the pipeline; these are kept in an LRU. */
+struct slot {
+    enum plan_kind kind;
+    int width, height, batch;
+    enum guidance_method method;
+    struct plan *plan;
+    struct unet_graph denoise;
+    struct vae_graph decode;
+    uint64_t used; /* the turn of its last use */
+};
+
+struct pipeline {
+    struct model *model;
+    struct compute *compute;
+    struct pipeline_limits limits;
+    struct slot *slots;
+    int slots_count;
+    uint64_t turn;
+    struct plan *text_plan, *keys_plan;
+    struct clip_graph text_graph;
+    struct unet_text_graph keys_graph;
+    struct text_cache *texts;
+};
+
+struct pipeline_limits pipeline_limits_default(void)
+{
+    return (struct pipeline_limits){.text_bytes_max = (size_t)256 << 20, .plans_max = 8};
+}
+
+int pipeline_new(struct pipeline **ret, struct model *m, struct compute *c,
+                 struct pipeline_limits limits)
+{
+    struct pipeline *p = calloc(1, sizeof *p);
+    if (!p) return STEER_NO_MEMORY;
+    p->model = m;
+    p->compute = c;
+    p->limits = limits;
+    p->slots = calloc((size_t)limits.plans_max, sizeof *p->slots);
+    if (!p->slots || text_cache_new(&p->texts, limits.text_bytes_max)) {
+        pipeline_free(p);
+        return STEER_NO_MEMORY;
+    }
+    *ret = p;
+    return 0;
+}
+
+void pipeline_free(struct pipeline *p)
+{
+    if (!p) return;
+    for (int i = 0; i < p->slots_count; i++)
+        plan_free(p->slots[i].plan);
+    free(p->slots);
+    plan_free(p->text_plan);
+    plan_free(p->keys_plan);
+    text_cache_free(p->texts);
+    free(p);
+}
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* ---- plans ---- */
+
+/* What a recording left wrong, the params' mistake first: it is the cause. */
+static int plan_make(struct pipeline *p, struct plan **ret, struct params *params,
+                     const struct graph *g, struct steer_error *err)
+{
+    int code = params_error(params, err);
+    if (!code) code = compute_plan(ret, p->compute, g, err);
+    if (!code) params_drop(params);
+    return code;
+}
+
+static int text_plans(struct pipeline *p, struct steer_error *err)
+{
+    struct model *m = p->model;
+    int code = 0;
+    if (!p->text_plan) {
+        struct net n = {m->clip_params, graph_new()};
+        if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+        clip_record(&p->text_graph, &n, &m->clip, 1, m->tokens);
+        code = plan_make(p, &p->text_plan, n.params, n.graph, err);
+        graph_free(n.graph);
+    }
+    if (!code && !p->keys_plan) {
+        struct net n = {m->unet_params, graph_new()};
+        if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+        unet_record_text(&p->keys_graph, &n, &m->layers, m->tokens);
+        code = plan_make(p, &p->keys_plan, n.params, n.graph, err);
+        graph_free(n.graph);
+    }
+    return code;
+}
+
+static struct slot *slot_free_one(struct pipeline *p)
+{
+    if (p->slots_count < p->limits.plans_max) return p->slots + p->slots_count++;
+    struct slot *oldest = p->slots;
+    for (int i = 1; i < p->slots_count; i++)
+        if (p->slots[i].used < oldest->used) oldest = p->slots + i;
+    plan_free(oldest->plan);
+    return oldest;
+}
+
+static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind, int width,
+                    int height, int batch, enum guidance_method method, struct steer_error *err)
+{
+    p->turn++;
+    for (int i = 0; i < p->slots_count; i++) {
+        struct slot *s = p->slots + i;
+        if (!s->plan || s->kind != kind || s->width != width || s->height != height ||
+            s->batch != batch || s->method != method)
+            continue;
+        s->used = p->turn;
+        *ret = s;
+        return 0;
+    }
+    struct model *m = p->model;
+    struct shape size = {batch, height / m->factor, width / m->factor, 0};
+    struct net n = {kind == PLAN_DENOISE ? m->unet_params : m->vae_params, graph_new()};
+    if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    struct slot *s = slot_free_one(p);
+    *s = (struct slot){
+        .kind = kind, .width = width, .height = height, .batch = batch, .method = method};
+    if (kind == PLAN_DENOISE)
+        unet_record(&s->denoise, &n, &m->unet, size, m->tokens, m->tokens, method);
+    else
+        vae_record(&s->decode, &n, &m->vae, size);
+    int code = plan_make(p, &s->plan, n.params, n.graph, err);
+    graph_free(n.graph);
+    if (code) s->plan = NULL;
+    s->used = p->turn;
+    if (!code) *ret = s;
+    return code;
+}
+
+int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int batch,
+                   struct plan **ret_text, struct plan **ret_denoise, struct plan **ret_decode,
+                   struct steer_error *err)
+{
+    struct slot *denoise, *decode;
+    int code = text_plans(p, err);
+    if (code ||
+        (code = slot_get(p, &denoise, PLAN_DENOISE, shape->width, shape->height, batch,
+                         shape->method, err)) ||
+        (code = slot_get(p, &decode, PLAN_DECODE, shape->width, shape->height, batch, GUIDANCE_NONE,
+                         err)))
+        return code;
+    *ret_text = p->text_plan;
+    *ret_denoise = denoise->plan;
+    *ret_decode = decode->plan;
+    return 0;
+}
+
+/* ---- texts ---- */
+
+/* The embedding of one text and its keys and values in every layer, from the cache or made. */
+static int text_get(struct pipeline *p, const char *text, const struct text_entry **ret,
+                    size_t *ret_cut, struct render_times *times, struct steer_error *err)
+{
+    struct model *m = p->model;
+    int32_t ids[CLIP_BPE_TOKENS_MAX];
+    uint64_t start = now_us();
+    int code = clip_bpe_encode(m->tokenizer, text, strlen(text), ids, m->tokens, ret_cut, err);
+    uint64_t tokenized = now_us();
+    times->tokenize_us += tokenized - start;
+    if (code) return code;
+    if ((*ret = text_cache_find(p->texts, ids, m->tokens))) return 0;
+    if ((code = text_plans(p, err))) return code;
+
+    memcpy(plan_data(p->text_plan, p->text_graph.ids), ids, (size_t)m->tokens * sizeof *ids);
+    if ((code = plan_run(p->text_plan, NULL, err))) return code;
+    size_t text_floats = (size_t)m->tokens * (size_t)m->clip.channels;
+    const float *states = plan_data(p->text_plan, p->text_graph.text);
+    memcpy(plan_data(p->keys_plan, p->keys_graph.text), states, text_floats * sizeof *states);
+    if ((code = plan_run(p->keys_plan, NULL, err))) return code;
+
+    size_t element = compute_type_bytes(compute_bound_type(p->compute)), keys_bytes = 0;
+    for (int i = 0; i < m->layers.cross_count; i++)
+        keys_bytes += 2 * (size_t)m->tokens * (size_t)m->layers.cross[i].channels * element;
+    struct text_entry *entry;
+    if (text_cache_add(p->texts, ids, m->tokens, text_floats, keys_bytes, &entry))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory for a prompt's keys and values");
+    memcpy(entry->states, states, text_floats * sizeof *states);
+    char *at = entry->keys;
+    for (int i = 0; i < m->layers.cross_count; i++) {
+        size_t bytes = (size_t)m->tokens * (size_t)m->layers.cross[i].channels * element;
+        memcpy(at, plan_data(p->keys_plan, p->keys_graph.k[i]), bytes);
+        memcpy(at + bytes, plan_data(p->keys_plan, p->keys_graph.v[i]), bytes);
+        at += 2 * bytes;
+    }
+    times->text_us += now_us() - tokenized;
+    *ret = entry;
+    return 0;
+}
+
+static void keys_bind(struct pipeline *p, struct slot *s, int b, const struct text_entry *entry,
+                      int negative)
+{
+    size_t element = compute_type_bytes(compute_bound_type(p->compute));
+    const char *at = entry->keys;
+    for (int i = 0; i < s->denoise.cross_count; i++) {
+        struct unet_cross *cross = s->denoise.cross + i;
+        struct text_keys keys = negative ? cross->negative : cross->positive;
+        size_t bytes = (size_t)p->model->tokens * (size_t)cross->channels * element;
+        plan_bind(s->plan, keys.k, b, at);
+        plan_bind(s->plan, keys.v, b, at + bytes);
+        at += 2 * bytes;
+    }
+}
+
+/* ---- one batch ---- */
+
+/* An image on its way, with what it owns until it is done. */
+struct run_image {
+    const struct text_entry *positive, *negative;
+    struct random random;
+    struct sampler *sampler;
+    float *x, *out; /* [C, h, w] */
+};
+
+struct run {
+    struct pipeline *p;
+    const struct render_shape *shape;
+    struct render_image *images;
+    struct run_image own[STEER_BATCH_MAX];
+    int count, channels, h, w, call, calls;
+    size_t latents; /* floats of one image */
+    struct schedule *schedule;
+    const struct render_watch *watch;
+};
+
+static int run_tick(void *data, int done, int operations)
+{
+    struct run *r = data;
+    (void)done;
+    (void)operations;
+    return r->watch && r->watch->tick ? r->watch->tick(r->watch->data, r->call, r->calls) : 0;
+}
+
+static void to_channels_last(float *out, const float *in, int c, int pixels, float scale)
+{
+    for (int i = 0; i < pixels; i++)
+        for (int k = 0; k < c; k++)
+            out[(size_t)i * c + k] = in[(size_t)k * pixels + i] * scale;
+}
+
+static void to_channels_first(float *out, const float *in, int c, int pixels)
+{
+    for (int k = 0; k < c; k++)
+        for (int i = 0; i < pixels; i++)
+            out[(size_t)k * pixels + i] = in[(size_t)i * c + k];
+}
+
+static void noise_draw(void *data, float *out, size_t count)
+{
+    random_normal(data, out, count);
+}
+
+static int run_prepare(struct run *r, struct steer_error *err)
+{
+    struct pipeline *p = r->p;
+    int code = schedule_new(&r->schedule, &r->shape->recipe->sampler, r->shape->steps, err);
+    if (code) return code;
+    r->calls = schedule_calls(r->schedule);
+    int negative = r->shape->cfg || r->shape->method != GUIDANCE_NONE;
+    /* Entries in use by this batch must not be evicted by it. */
+    text_cache_pin(p->texts);
+    for (int i = 0; i < r->count; i++) {
+        struct render_image *image = r->images + i;
+        struct run_image *own = r->own + i;
+        image->times = (struct render_times){0};
+        image->cut = image->cut_negative = 0;
+        code = text_get(p, image->prompt, &own->positive, &image->cut, &image->times, err);
+        if (!code && negative)
+            code = text_get(p, image->negative, &own->negative, &image->cut_negative, &image->times,
+                            err);
+        if (code) return code;
+        random_seed(&own->random, image->seed);
+        own->x = malloc(2 * r->latents * sizeof(float));
+        if (!own->x ||
+            sampler_new(&own->sampler, r->schedule, r->latents, noise_draw, &own->random))
+            return steer_fail(err, STEER_NO_MEMORY, "out of memory for latents of %zu floats",
+                              r->latents);
+        own->out = own->x + r->latents;
+        random_normal(&own->random, own->x, r->latents);
+    }
+    return 0;
+}
+
+/* One pass of the denoiser over the batch: outputs to own->out, or blended into it as CFG does. */
+static int denoise_pass(struct run *r, struct slot *s, int under_negative, struct steer_error *err)
+{
+    int pixels = r->h * r->w;
+    float *in = plan_data(s->plan, s->denoise.latents),
+          *t = plan_data(s->plan, s->denoise.timestep);
+    float scale = (float)schedule_input_scale(r->schedule, r->call);
+    for (int i = 0; i < r->count; i++) {
+        struct run_image *own = r->own + i;
+        to_channels_last(in + (size_t)i * r->latents, own->x, r->channels, pixels, scale);
+        t[i] = (float)schedule_timestep(r->schedule, r->call);
+        keys_bind(r->p, s, i, under_negative ? own->negative : own->positive, 0);
+        if (s->method == GUIDANCE_NONE) continue;
+        keys_bind(r->p, s, i, own->negative, 1);
+        const struct guidance *g = &r->images[i].guidance;
+        float *params =
+            (float *)plan_data(s->plan, s->denoise.params) + (size_t)i * GUIDANCE_PARAMS;
+        params[GUIDANCE_ALPHA] = (float)g->alpha;
+        params[GUIDANCE_OFFSET] = (float)g->offset;
+        params[GUIDANCE_PHI] = (float)g->phi;
+        params[GUIDANCE_TAU] = (float)g->tau;
+        params[GUIDANCE_BETA] = (float)g->beta;
+    }
+    struct plan_watch watch = {run_tick, r};
+    int code = plan_run(s->plan, &watch, err);
+    if (code) return code;
+    const float *out = plan_data(s->plan, s->denoise.out);
+    for (int i = 0; i < r->count; i++) {
+        struct run_image *own = r->own + i;
+        const float *from = out + (size_t)i * r->latents;
+        if (!under_negative) {
+            to_channels_first(own->out, from, r->channels, pixels);
+            continue;
+        }
+        float k = (float)r->images[i].guidance.scale;
+        for (int c = 0; c < r->channels; c++)
+            for (int x = 0; x < pixels; x++) {
+                float *o = own->out + (size_t)c * pixels + x, n = from[(size_t)x * r->channels + c];
+                *o = n + k * (*o - n);
+            }
+    }
+    return 0;
+}
+
+/* ---- dump ---- */
+
+/* Copies [pixels, channels] to [channels, ...], or a plain array when channels is 0. */
+static int dump_add(struct dump *d, const char *name, int is_tokens, const void *data, int channels,
+                    int rank, const int64_t *shape, struct steer_error *err)
+{
+    size_t count = 1;
+    for (int i = 0; i < rank; i++)
+        count *= (size_t)shape[i];
+    struct dump_tensor *t = d->tensors + d->count;
+    *t = (struct dump_tensor){.is_tokens = is_tokens, .rank = rank};
+    if (!(t->data = malloc(count * 4)))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory for a dump");
+    snprintf(t->name, sizeof t->name, "%s", name);
+    memcpy(t->shape, shape, (size_t)rank * sizeof *shape);
+    if (channels)
+        to_channels_first(t->data, data, channels, (int)(count / (size_t)channels));
+    else
+        memcpy(t->data, data, count * 4);
+    d->count++;
+    return 0;
+}
+
+void dump_free(struct dump *d)
+{
+    for (int i = 0; i < d->count; i++)
+        free(d->tensors[i].data);
+    d->count = 0;
+}
+
+static int dump_text(struct run *r, struct dump *d, const struct text_entry *entry,
+                     const char *which, struct steer_error *err)
+{
+    const struct model *m = r->p->model;
+    char name[24];
+    int64_t tokens[] = {m->tokens}, states[] = {m->tokens, m->clip.channels};
+    snprintf(name, sizeof name, "tokens.%s", which);
+    int code = dump_add(d, name, 1, entry->ids, 0, 1, tokens, err);
+    snprintf(name, sizeof name, "text.%s", which);
+    return code ? code : dump_add(d, name, 0, entry->states, 0, 2, states, err);
+}
+
+static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err)
+{
+    struct slot *guided, *plain = NULL;
+    const struct render_shape *shape = r->shape;
+    int64_t latents[] = {r->channels, r->h, r->w};
+    int code = slot_get(r->p, &guided, PLAN_DENOISE, shape->width, shape->height, r->count,
+                        shape->method, err);
+    if (!code && shape->cfg)
+        code = slot_get(r->p, &plain, PLAN_DENOISE, shape->width, shape->height, r->count,
+                        GUIDANCE_NONE, err);
+    if (!code && dump) code = dump_add(dump, "latents.start", 0, r->own[0].x, 0, 3, latents, err);
+    if (code) return code;
+    float init = (float)schedule_init_scale(r->schedule);
+    for (int i = 0; i < r->count && init != 1; i++)
+        for (size_t k = 0; k < r->latents; k++)
+            r->own[i].x[k] *= init;
+    for (r->call = 0; r->call < r->calls; r->call++) {
+        if ((code = denoise_pass(r, guided, 0, err))) return code;
+        if (shape->cfg && (code = denoise_pass(r, plain, 1, err))) return code;
+        if (dump && r->call == 0 &&
+            (code = dump_add(dump, "denoise.out.0", 0, r->own[0].out, 0, 3, latents, err)))
+            return code;
+        for (int i = 0; i < r->count; i++)
+            if ((code = sampler_step(r->own[i].sampler, r->call, r->own[i].out, r->own[i].x)))
+                return steer_fail(err, code, "sampling failed at call %d", r->call);
+    }
+    return dump ? dump_add(dump, "latents.final", 0, r->own[0].x, 0, 3, latents, err) : 0;
+}
+
+static int run_decode(struct run *r, struct dump *dump, struct steer_error *err)
+{
+    struct slot *s;
+    const struct render_shape *shape = r->shape;
+    int code =
+        slot_get(r->p, &s, PLAN_DECODE, shape->width, shape->height, r->count, GUIDANCE_NONE, err);
+    if (code) return code;
+    float *in = plan_data(s->plan, s->decode.latents);
+    for (int i = 0; i < r->count; i++)
+        to_channels_last(in + (size_t)i * r->latents, r->own[i].x, r->channels, r->h * r->w, 1);
+    struct plan_watch watch = {run_tick, r};
+    if ((code = plan_run(s->plan, &watch, err))) return code;
+    size_t bytes = (size_t)shape->width * (size_t)shape->height * 3;
+    const uint8_t *pixels = plan_data(s->plan, s->decode.image);
+    for (int i = 0; i < r->count; i++)
+        memcpy(r->images[i].pixels, pixels + (size_t)i * bytes, bytes);
+    if (!dump) return 0;
+    int64_t image[] = {3, shape->height, shape->width};
+    return dump_add(dump, "vae.out", 0, plan_data(s->plan, s->decode.out), 3, 3, image, err);
+}
+
+int pipeline_render(struct pipeline *p, const struct render_shape *shape,
+                    struct render_image *images, int count, struct dump *dump,
+                    const struct render_watch *watch, struct steer_error *err)
+{
+    struct run r = {.p = p, .shape = shape, .images = images, .count = count, .watch = watch};
+    int code = model_size_check(p->model, shape->width, shape->height, err);
+    if (code) return code;
+    r.channels = p->model->unet.in_channels;
+    r.h = shape->height / p->model->factor;
+    r.w = shape->width / p->model->factor;
+    r.latents = (size_t)r.channels * (size_t)r.h * (size_t)r.w;
+    if (dump) dump->count = 0;
+
+    code = run_prepare(&r, err);
+    if (!code && dump) code = dump_text(&r, dump, r.own[0].positive, "pos", err);
+    if (!code && dump && r.own[0].negative)
+        code = dump_text(&r, dump, r.own[0].negative, "neg", err);
+    uint64_t start = now_us(), denoised = start;
+    if (!code) code = run_denoise(&r, dump, err);
+    denoised = now_us();
+    if (!code) code = run_decode(&r, dump, err);
+    uint64_t decoded = now_us();
+    for (int i = 0; i < count; i++) {
+        images[i].times.denoise_us = denoised - start;
+        images[i].times.decode_us = decoded - denoised;
+        sampler_free(r.own[i].sampler);
+        free(r.own[i].x);
+    }
+    text_cache_unpin(p->texts);
+    schedule_free(r.schedule);
+    if (code && dump) dump_free(dump);
+    return code;
+}

@@ -1,0 +1,86 @@
+/* pipeline.h - prompts to pixels: the stages of one batch on one compute.
+ *
+ *     tokenize -> encode both texts (cache) -> noise from the seed -> denoise under guidance ->
+ *     decode -> 8 bits
+ *
+ * A pipeline belongs to one open model. It keeps plans (per size, batch and guidance) and prompt
+ * embeddings with their projected keys and values, both least-recently-used within bounds. Images
+ * of a batch share forward passes and nothing else: each is what it would be alone, to the byte. */
+#ifndef WORKER_PIPELINE_H
+#define WORKER_PIPELINE_H
+#include <stdint.h>
+
+#include "limits.h"
+#include "model.h"
+#include "recipe.h"
+
+struct pipeline;
+
+struct pipeline_limits {
+    size_t text_bytes_max; /* of cached embeddings, keys and values */
+    int plans_max;
+};
+struct pipeline_limits pipeline_limits_default(void);
+
+/* Borrows m and c. */
+int pipeline_new(struct pipeline **ret, struct model *m, struct compute *c,
+                 struct pipeline_limits limits) STEER_MUSTCHECK;
+void pipeline_free(struct pipeline *p);
+
+/* What the images of a batch share. */
+struct render_shape {
+    const struct recipe *recipe;
+    int width, height, steps;
+    enum guidance_method method;
+    int cfg; /* a second pass under the negative text */
+};
+
+/* Microseconds. tokenize and text are this image's own; denoise and decode the whole batch's. */
+struct render_times {
+    uint64_t tokenize_us, text_us, denoise_us, decode_us;
+};
+
+struct render_image {
+    const char *prompt, *negative; /* negative "" is a text like any other */
+    struct guidance guidance;      /* method as the shape's; the numbers are this image's own */
+    uint64_t seed;
+    /* results */
+    uint8_t *pixels;          /* the caller's, width * height * 3 */
+    size_t cut, cut_negative; /* byte at which the text was cut; 0: it was not */
+    struct render_times times;
+};
+
+/* Tensors of a batch of one, for people who debug a checkpoint; names as
+ * docs/models.md lists them. Channels first, no batch axis, freed with dump_free. */
+struct dump_tensor {
+    char name[24];
+    int is_tokens; /* i32, else f32 */
+    int rank;
+    int64_t shape[4];
+    void *data;
+};
+#define DUMP_TENSORS_MAX 12
+struct dump {
+    struct dump_tensor tensors[DUMP_TENSORS_MAX];
+    int count;
+};
+void dump_free(struct dump *d);
+
+struct render_watch {
+    /* After each operation; non-zero cancels. step counts denoiser calls from 0. */
+    int (*tick)(void *data, int step, int steps);
+    void *data;
+};
+
+/* Renders count images (1..STEER_BATCH_MAX). dump (NULL: none) wants count 1. */
+int pipeline_render(struct pipeline *p, const struct render_shape *shape,
+                    struct render_image *images, int count, struct dump *dump,
+                    const struct render_watch *watch, struct steer_error *err) STEER_MUSTCHECK;
+
+/* Makes the plans of a shape ahead of its first image, and visits the denoiser's and the decoder's
+ * for reports and tuning. */
+int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int batch,
+                   struct plan **ret_text, struct plan **ret_denoise, struct plan **ret_decode,
+                   struct steer_error *err) STEER_MUSTCHECK;
+
+#endif

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "recipe.h"
+
+#include <dirent.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "json.h"
+
+static const char *const methods[] = {"none", "nasa", "nag", "vsf"};
+
+const char *guidance_method_name(enum guidance_method method)
+{
+    return methods[method];
+}
+
+int guidance_method_of(const char *name)
+{
+    for (int i = 0; i < 4; i++)
+        if (strcmp(name, methods[i]) == 0) return i;
+    return -1;
+}
+
+/* ---- where recipes lie ---- */
+
+/* ../share/steerfarm/recipes beside the program, in the build tree as where it is installed. */
+static int shipped_dir(char *out, size_t size)
+{
+    char exe[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    if (n <= 0) return -1;
+    exe[n] = 0;
+    char *slash = strrchr(exe, '/');
+    if (!slash) return -1;
+    *slash = 0;
+    return snprintf(out, size, "%s/../share/steerfarm/recipes", exe) < (int)size ? 0 : -1;
+}
+
+static int readable(const char *path)
+{
+    return access(path, R_OK) == 0;
+}
+
+static int recipe_path(char *out, size_t size, const char *name, struct steer_error *err)
+{
+    size_t length = strlen(name);
+    if (strchr(name, '/') || (length > 5 && strcmp(name + length - 5, ".json") == 0)) {
+        if ((size_t)snprintf(out, size, "%s", name) < size && readable(out)) return 0;
+        return steer_fail(err, STEER_UNKNOWN_RECIPE, "recipe file %s cannot be read", name);
+    }
+    char shipped[PATH_MAX];
+    const char *dirs[] = {getenv("STEER_RECIPES"),
+                          shipped_dir(shipped, sizeof shipped) ? NULL : shipped};
+    for (int i = 0; i < 2; i++)
+        if (dirs[i] && (size_t)snprintf(out, size, "%s/%s.json", dirs[i], name) < size &&
+            readable(out))
+            return 0;
+    return steer_fail(err, STEER_UNKNOWN_RECIPE,
+                      "recipe \"%s\" is unknown: expected a file's path or one of those in "
+                      "share/steerfarm/recipes",
+                      name);
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static int is_recipe(const struct dirent *d)
+{
+    size_t n = strlen(d->d_name);
+    return n > 5 && n < STEER_NAME_BYTES_MAX && strcmp(d->d_name + n - 5, ".json") == 0;
+}
+
+void recipe_list(void (*each)(void *data, const char *name), void *data)
+{
+    char shipped[PATH_MAX];
+    const char *dirs[] = {getenv("STEER_RECIPES"),
+                          shipped_dir(shipped, sizeof shipped) ? NULL : shipped};
+    for (int i = 0; i < 2; i++) {
+        struct dirent **found;
+        int count = dirs[i] ? scandir(dirs[i], &found, is_recipe, by_name) : -1;
+        for (int k = 0; k < count; k++) {
+            found[k]->d_name[strlen(found[k]->d_name) - 5] = 0;
+            each(data, found[k]->d_name);
+            free(found[k]);
+        }
+        if (count >= 0) free(found);
+    }
+}
+
+/* ---- reading ---- */
+
+struct reader {
+    const json_t *recipe, *folder; /* folder: NULL when its values do not apply */
+    const char *recipe_file, *folder_file;
+    const char *file; /* of the value found last */
+    int code;
+    struct steer_error *err;
+};
+
+/* The recipe's value, else the folder's. own: only the scheduler's own class may lend it. */
+static const json_t *value_of(struct reader *r, const char *key, int lend)
+{
+    const json_t *value = json_object_get(r->recipe, key);
+    r->file = r->recipe_file;
+    if ((!value || json_is_null(value)) && lend && r->folder) {
+        value = json_object_get(r->folder, key);
+        r->file = r->folder_file;
+    }
+    return json_is_null(value) ? NULL : value;
+}
+
+static void wrong(struct reader *r, const char *key, const char *expected)
+{
+    if (!r->code)
+        r->code =
+            steer_fail(r->err, STEER_BAD_MODEL, "%s: \"%s\": expected %s", r->file, key, expected);
+}
+
+static void read_int(struct reader *r, const char *key, int lend, int least, int most, int *out)
+{
+    const json_t *v = value_of(r, key, lend);
+    char expected[64];
+    snprintf(expected, sizeof expected, "a whole number from %d to %d", least, most);
+    if (!v) return;
+    if (!json_is_integer(v) || json_integer_value(v) < least || json_integer_value(v) > most)
+        wrong(r, key, expected);
+    else
+        *out = (int)json_integer_value(v);
+}
+
+static void read_real(struct reader *r, const char *key, int lend, double *out)
+{
+    const json_t *v = value_of(r, key, lend);
+    if (!v) return;
+    if (!json_is_number(v) || !isfinite(json_number_value(v)))
+        wrong(r, key, "a number");
+    else
+        *out = json_number_value(v);
+}
+
+static void read_flag(struct reader *r, const char *key, int lend, int *out)
+{
+    const json_t *v = value_of(r, key, lend);
+    if (!v) return;
+    if (!json_is_boolean(v))
+        wrong(r, key, "true or false");
+    else
+        *out = json_is_true(v);
+}
+
+static void read_text(struct reader *r, const char *key, int lend, char *out, size_t size)
+{
+    const json_t *v = value_of(r, key, lend);
+    if (!v) return;
+    if (!json_is_string(v) || json_string_length(v) >= size)
+        wrong(r, key, "a short text");
+    else
+        snprintf(out, size, "%s", json_string_value(v));
+}
+
+/* A text that is one of a list; *out is its place. */
+static void read_choice(struct reader *r, const char *key, int lend, const char *const *choices,
+                        int count, int *out)
+{
+    char text[64] = "", expected[256] = "one of";
+    const json_t *v = value_of(r, key, lend);
+    if (!v) return;
+    read_text(r, key, lend, text, sizeof text);
+    for (int i = 0; i < count; i++) {
+        if (strcmp(text, choices[i]) == 0) {
+            *out = i;
+            return;
+        }
+        size_t n = strlen(expected);
+        snprintf(expected + n, sizeof expected - n, " %s", choices[i]);
+    }
+    wrong(r, key, expected);
+}
+
+static void read_sampler(struct reader *r, struct sampler_config *c, int same_class)
+{
+    static const char *const predictions[] = {"epsilon", "v_prediction", "sample"};
+    static const char *const spacings[] = {"leading", "linspace", "trailing"};
+    static const char *const finals[] = {"zero", "sigma_min"};
+    int prediction = c->prediction_type, spacing = c->timestep_spacing;
+    read_choice(r, "prediction_type", 1, predictions, 3, &prediction);
+    read_choice(r, "timestep_spacing", same_class, spacings, 3, &spacing);
+    read_choice(r, "final_sigmas_type", same_class, finals, 2, &c->final_sigma_min);
+    c->prediction_type = (enum prediction)prediction;
+    c->timestep_spacing = (enum spacing)spacing;
+    read_text(r, "beta_schedule", 1, c->beta_schedule, sizeof c->beta_schedule);
+    read_real(r, "beta_start", 1, &c->beta_start);
+    read_real(r, "beta_end", 1, &c->beta_end);
+    read_int(r, "num_train_timesteps", 1, 2, SAMPLER_TRAIN_STEPS_MAX, &c->num_train_timesteps);
+    /* StableDiffusionPipeline sets a folder's steps_offset to 1, whatever it says. */
+    c->steps_offset = 1;
+    read_int(r, "steps_offset", 0, 0, 1000, &c->steps_offset);
+    read_flag(r, "set_alpha_to_one", same_class, &c->set_alpha_to_one);
+    read_flag(r, "skip_prk_steps", same_class, &c->skip_prk_steps);
+    read_flag(r, "rescale_betas_zero_snr", same_class, &c->rescale_betas_zero_snr);
+    read_int(r, "solver_order", same_class, 1, 3, &c->solver_order);
+    read_text(r, "solver_type", same_class, c->solver_type, sizeof c->solver_type);
+    read_flag(r, "lower_order_final", same_class, &c->lower_order_final);
+    read_flag(r, "euler_at_final", same_class, &c->euler_at_final);
+    read_flag(r, "use_karras_sigmas", same_class, &c->use_karras_sigmas);
+    read_int(r, "original_inference_steps", same_class, 1, SAMPLER_TRAIN_STEPS_MAX,
+             &c->original_inference_steps);
+    read_real(r, "timestep_scaling", same_class, &c->timestep_scaling);
+    read_real(r, "alpha_bar", 0, &c->alpha_bar);
+
+    const json_t *list = value_of(r, "timesteps", 0);
+    size_t count = json_array_size(list);
+    if (list && (!json_is_array(list) || count < 1 || count > SAMPLER_TIMESTEPS_MAX)) {
+        wrong(r, "timesteps", "a list of 1 to 64 time steps");
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const json_t *t = json_array_get(list, i);
+        if (!json_is_integer(t) || json_integer_value(t) < 0 ||
+            json_integer_value(t) >= c->num_train_timesteps ||
+            (i && json_integer_value(t) >= c->timesteps[i - 1])) {
+            wrong(r, "timesteps", "whole numbers that descend, below num_train_timesteps");
+            return;
+        }
+        c->timesteps[i] = (int)json_integer_value(t);
+    }
+    c->timesteps_count = (int)count;
+
+    if (c->scheduler == SCHEDULER_DPM) {
+        static const char *const types[] = {"dpmsolver++"};
+        int type = 0;
+        read_choice(r, "algorithm_type", same_class, types, 1, &type);
+        if (c->solver_order > 2) wrong(r, "solver_order", "1 or 2");
+        if (strcmp(c->solver_type, "midpoint") && strcmp(c->solver_type, "heun"))
+            wrong(r, "solver_type", "midpoint or heun");
+    }
+    /* Parameters that would change the picture and that no scheduler of ours has. */
+    static const char *const refused[] = {"trained_betas",   "use_exponential_sigmas",
+                                          "use_beta_sigmas", "use_lu_lambdas",
+                                          "use_flow_sigmas", "thresholding"};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        const json_t *v = value_of(r, refused[i], same_class);
+        if (v && !json_is_false(v)) wrong(r, refused[i], "null or false");
+    }
+}
+
+static void read_guidance(struct reader *r, struct recipe *out)
+{
+    struct reader inner = *r;
+    inner.recipe = json_object_get(r->recipe, "guidance");
+    inner.folder = NULL;
+    int method = GUIDANCE_NONE;
+    read_choice(&inner, "method", 0, methods, 4, &method);
+    out->guidance.method = (enum guidance_method)method;
+    read_real(&inner, "alpha", 0, &out->guidance.alpha);
+    read_real(&inner, "phi", 0, &out->guidance.phi);
+    read_real(&inner, "tau", 0, &out->guidance.tau);
+    read_real(&inner, "beta", 0, &out->guidance.beta);
+    read_real(&inner, "offset", 0, &out->guidance.offset);
+    read_real(&inner, "guidance_scale", 0, &out->guidance.scale);
+    if (inner.code && !r->code) r->code = inner.code;
+}
+
+int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
+                const char *scheduler_file, struct steer_error *err)
+{
+    char path[PATH_MAX];
+    json_t *root = NULL;
+    int code = recipe_path(path, sizeof path, name, err);
+    if (code || (code = json_file_load(&root, path, err))) return code;
+
+    struct reader r = {root, scheduler, path, scheduler_file, path, 0, err};
+    /* METHOD.md section 1: SD1.5's own values for each method. */
+    struct recipe out = {.steps = 1, .guidance = {GUIDANCE_NONE, .1, 2, 2.5, .375, 0, 1}};
+    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    snprintf(
+        out.name, sizeof out.name, "%.*s",
+        (int)(strlen(base) - 5 < STEER_NAME_BYTES_MAX ? strlen(base) - 5 : STEER_NAME_BYTES_MAX),
+        base);
+
+    const char *lent =
+        scheduler ? json_string_value(json_object_get(scheduler, "_class_name")) : NULL;
+    const char *named = json_string_value(json_object_get(root, "scheduler"));
+    const char *class_name = named ? named : lent;
+    int kind = class_name ? sampler_class(class_name) : -1;
+    if (kind < 0) {
+        code = steer_fail(
+            err, STEER_UNSUPPORTED,
+            "%s: scheduler \"%s\": expected DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, "
+            "DPMSolverMultistepScheduler, LCMScheduler or RectifiedFlow (choose a recipe that "
+            "names one)",
+            named || !scheduler_file ? path : scheduler_file, class_name ? class_name : "(none)");
+        goto done;
+    }
+    sampler_config_default(&out.sampler, (enum scheduler)kind);
+    read_sampler(&r, &out.sampler, lent && strcmp(lent, class_name) == 0);
+
+    int count = out.sampler.timesteps_count;
+    out.steps = count ? count : 20;
+    read_int(&r, "steps", 0, 1, STEER_STEPS_MAX, &out.steps);
+    out.steps_min = count ? count : 1;
+    out.steps_max = count ? count
+                    : out.sampler.num_train_timesteps < STEER_STEPS_MAX
+                        ? out.sampler.num_train_timesteps
+                        : STEER_STEPS_MAX;
+    if (kind == SCHEDULER_LCM && !count) out.steps_max = out.sampler.original_inference_steps;
+    read_int(&r, "steps_min", 0, 1, STEER_STEPS_MAX, &out.steps_min);
+    read_int(&r, "steps_max", 0, 1, STEER_STEPS_MAX, &out.steps_max);
+    if (out.steps < out.steps_min || out.steps > out.steps_max)
+        wrong(&r, "steps", "a number within steps_min and steps_max");
+    read_guidance(&r, &out);
+    read_text(&r, "negative_prompt", 0, out.negative_prompt, sizeof out.negative_prompt);
+    code = r.code;
+    if (!code) *ret = out;
+done:
+    json_decref(root);
+    return code;
+}

@@ -1,0 +1,42 @@
+/* recipe.h - how a checkpoint is sampled, as data: a small JSON file (docs/models.md has its keys).
+ *
+ * A key that a recipe leaves out is taken from the model folder's scheduler_config.json, and what
+ * that leaves out from diffusers' default. A new checkpoint needs a new file, never a new branch.
+ */
+#ifndef WORKER_RECIPE_H
+#define WORKER_RECIPE_H
+#include <jansson.h>
+
+#include "compute.h"
+#include "limits.h"
+#include "sampler.h"
+
+struct guidance {
+    enum guidance_method method;
+    double alpha, phi, tau, beta, offset;
+    double scale; /* of CFG; 1: off */
+};
+
+struct recipe {
+    char name[STEER_NAME_BYTES_MAX + 1];
+    struct sampler_config sampler;
+    int steps, steps_min, steps_max;
+    struct guidance guidance;
+    char negative_prompt[1024];
+};
+
+/* "none", "nasa", "nag", "vsf" */
+const char *guidance_method_name(enum guidance_method method);
+int guidance_method_of(const char *name); /* -1: none of them */
+
+/* name is one of the shipped recipes or of $STEER_RECIPES, or a path with a '/' or ending in .json.
+ * scheduler is the folder's scheduler_config.json, NULL when it has none. STEER_UNKNOWN_RECIPE,
+ * STEER_BAD_MODEL or STEER_UNSUPPORTED with one sentence. */
+int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
+                const char *scheduler_file, struct steer_error *err) STEER_MUSTCHECK;
+
+/* Calls each for every recipe file that ships or lies in $STEER_RECIPES, in order of name, without
+ * the ".json". */
+void recipe_list(void (*each)(void *data, const char *name), void *data);
+
+#endif

@@ -1,0 +1,623 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sampler.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "limits.h"
+
+/* Noise levels are kept as torch keeps them: betas and their products rounded to f32, the running
+ * product in double (torch's cumprod accumulates so). */
+struct schedule {
+    struct sampler_config config;
+    int steps, calls;
+    double timestep[2 * STEER_STEPS_MAX + 16]; /* of each call */
+    float sigma[STEER_STEPS_MAX + 2];          /* EULER, DPM: of each step, then the last */
+    float alpha_bar[SAMPLER_TRAIN_STEPS_MAX];
+    double init_scale;
+};
+
+static const char *const class_names[] = {
+    "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler",
+    "LCMScheduler",  "RectifiedFlow",
+};
+
+int sampler_class(const char *class_name)
+{
+    for (int i = 0; i < (int)(sizeof class_names / sizeof *class_names); i++)
+        if (strcmp(class_name, class_names[i]) == 0) return i;
+    return -1;
+}
+
+const char *sampler_class_name(enum scheduler scheduler)
+{
+    return class_names[scheduler];
+}
+
+void sampler_config_default(struct sampler_config *config, enum scheduler scheduler)
+{
+    int lcm = scheduler == SCHEDULER_LCM;
+    *config = (struct sampler_config){
+        .scheduler = scheduler,
+        .beta_start = lcm ? .00085 : .0001,
+        .beta_end = lcm ? .012 : .02,
+        .num_train_timesteps = 1000,
+        .set_alpha_to_one = scheduler != SCHEDULER_PNDM,
+        .solver_order = 2,
+        .lower_order_final = 1,
+        .original_inference_steps = 50,
+        .timestep_scaling = 10,
+        .timestep_spacing = scheduler == SCHEDULER_EULER || scheduler == SCHEDULER_DPM
+                                ? SPACING_LINSPACE
+                                : SPACING_LEADING,
+        .beta_schedule = "linear",
+        .solver_type = "midpoint",
+    };
+    if (lcm) strcpy(config->beta_schedule, "scaled_linear");
+}
+
+/* ---- noise levels ---- */
+
+/* torch.linspace in f32: from both ends towards the middle. */
+static float linspace(float start, float end, int n, int i)
+{
+    float step = (end - start) / (float)(n - 1);
+    return i < n / 2 ? start + step * (float)i : end - step * (float)(n - 1 - i);
+}
+
+static void rescale_zero_terminal_snr(float *beta, int n)
+{
+    /* arXiv 2305.08891, algorithm 1: sqrt(alpha_bar) is shifted and scaled to end at 0. */
+    static _Thread_local double root[SAMPLER_TRAIN_STEPS_MAX];
+    double product = 1;
+    for (int i = 0; i < n; i++) {
+        product *= 1.0 - beta[i];
+        root[i] = sqrt(product);
+    }
+    double first = root[0], last = root[n - 1];
+    for (int i = 0; i < n; i++)
+        root[i] = (root[i] - last) * first / (first - last);
+    double before = 1;
+    for (int i = 0; i < n; i++) {
+        double bar = root[i] * root[i];
+        beta[i] = (float)(1 - bar / before);
+        before = bar;
+    }
+}
+
+static int noise_levels(struct schedule *s, struct steer_error *err)
+{
+    const struct sampler_config *c = &s->config;
+    int n = c->num_train_timesteps;
+    static _Thread_local float beta[SAMPLER_TRAIN_STEPS_MAX];
+    if (strcmp(c->beta_schedule, "linear") == 0) {
+        for (int i = 0; i < n; i++)
+            beta[i] = linspace((float)c->beta_start, (float)c->beta_end, n, i);
+    } else if (strcmp(c->beta_schedule, "scaled_linear") == 0) {
+        for (int i = 0; i < n; i++) {
+            float root = linspace((float)sqrt(c->beta_start), (float)sqrt(c->beta_end), n, i);
+            beta[i] = root * root;
+        }
+    } else if (strcmp(c->beta_schedule, "squaredcos_cap_v2") == 0) {
+        for (int i = 0; i < n; i++) {
+            double a = cos((i / (double)n + .008) / 1.008 * M_PI / 2);
+            double b = cos(((i + 1) / (double)n + .008) / 1.008 * M_PI / 2);
+            beta[i] = (float)fmin(1 - b * b / (a * a), .999);
+        }
+    } else {
+        return steer_fail(
+            err, STEER_BAD_VALUE,
+            "beta_schedule \"%s\": expected linear, scaled_linear or squaredcos_cap_v2",
+            c->beta_schedule);
+    }
+    if (c->rescale_betas_zero_snr) rescale_zero_terminal_snr(beta, n);
+    double product = 1;
+    for (int i = 0; i < n; i++) {
+        product *= 1.0f - beta[i];
+        s->alpha_bar[i] = (float)product;
+    }
+    if (c->rescale_betas_zero_snr && c->scheduler == SCHEDULER_EULER)
+        s->alpha_bar[n - 1] = 0x1p-24f; /* as diffusers: a first sigma that is not infinite */
+    return 0;
+}
+
+double schedule_alpha_bar(const struct schedule *s, int timestep)
+{
+    if (s->config.alpha_bar != 0) return s->config.alpha_bar;
+    return s->alpha_bar[timestep];
+}
+
+/* The level after the last step. */
+static double alpha_bar_final(const struct schedule *s)
+{
+    return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];
+}
+
+static double sigma_at(const struct schedule *s, double timestep)
+{
+    int n = s->config.num_train_timesteps, low = (int)floor(timestep);
+    if (low < 0) low = 0;
+    if (low > n - 1) low = n - 1;
+    int high = low + 1 < n ? low + 1 : low;
+    double a = s->alpha_bar[low], b = s->alpha_bar[high];
+    double x = sqrt((1 - a) / a), y = sqrt((1 - b) / b);
+    return x + (timestep - low) * (y - x);
+}
+
+/* ---- time steps ---- */
+
+/* rint: numpy rounds ties to even. */
+static double step_trailing(int train, int steps, int i)
+{
+    return rint(train - i * ((double)train / steps)) - 1;
+}
+
+/* Descending, one per step, as DDIM, PNDM and Euler space them. Euler keeps fractions of linspace.
+ */
+static void spaced(struct schedule *s, int steps)
+{
+    const struct sampler_config *c = &s->config;
+    int train = c->num_train_timesteps, ratio = train / steps;
+    for (int i = 0; i < steps; i++) {
+        double t = 0;
+        switch (c->timestep_spacing) {
+        case SPACING_LEADING: t = (steps - 1 - i) * ratio + c->steps_offset; break;
+        case SPACING_TRAILING: t = step_trailing(train, steps, i); break;
+        case SPACING_LINSPACE:
+            t = steps == 1 ? 0 : (double)(train - 1) / (steps - 1) * (steps - 1 - i);
+            t = c->scheduler == SCHEDULER_EULER ? (double)(float)t : rint(t);
+            break;
+        }
+        s->timestep[i] = t;
+    }
+    s->calls = steps;
+}
+
+/* DPM-Solver spaces n + 1 points and leaves the last. */
+static void spaced_dpm(struct schedule *s, int steps)
+{
+    const struct sampler_config *c = &s->config;
+    int train = c->num_train_timesteps, ratio = train / (steps + 1);
+    for (int i = 0; i < steps; i++) {
+        switch (c->timestep_spacing) {
+        case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;
+        case SPACING_TRAILING: s->timestep[i] = step_trailing(train, steps, i); break;
+        case SPACING_LINSPACE:
+            s->timestep[i] = rint((double)(train - 1) / steps * (steps - i));
+            break;
+        }
+    }
+    s->calls = steps;
+}
+
+static void karras_sigmas(struct schedule *s, int steps)
+{
+    /* arXiv 2206.00364 equation 5, rho 7; the time steps are where the table has those sigmas. */
+    int train = s->config.num_train_timesteps;
+    double most = pow(sigma_at(s, train - 1), 1 / 7.), least = pow(sigma_at(s, 0), 1 / 7.);
+    for (int i = 0; i < steps; i++) {
+        double ramp = steps == 1 ? 0 : (double)i / (steps - 1);
+        double sigma = pow(most + ramp * (least - most), 7);
+        s->sigma[i] = (float)sigma;
+        int low = 0;
+        while (low < train - 2 && sigma_at(s, low + 1) <= sigma)
+            low++;
+        double a = log(sigma_at(s, low)), b = log(sigma_at(s, low + 1));
+        double w = (a - log(fmax(sigma, 1e-10))) / (a - b);
+        double t = low + fmin(fmax(w, 0), 1);
+        s->timestep[i] = s->config.scheduler == SCHEDULER_DPM ? rint(t) : (double)(float)t;
+    }
+}
+
+/* PNDM repeats the second time step (PLMS), or begins with Runge-Kutta's twelve calls. */
+static int spaced_pndm(struct schedule *s, int steps, struct steer_error *err)
+{
+    double up[STEER_STEPS_MAX];
+    spaced(s, steps);
+    for (int i = 0; i < steps; i++)
+        up[i] = s->timestep[steps - 1 - i];
+    int calls = 0;
+    if (s->config.skip_prk_steps) {
+        if (steps == 1) { /* diffusers repeats nothing then */
+            s->calls = 1;
+            return 0;
+        }
+        s->timestep[calls++] = up[steps - 1];
+        s->timestep[calls++] = up[steps - 2];
+        for (int i = steps - 2; i >= 0; i--)
+            s->timestep[calls++] = up[i];
+    } else {
+        if (steps < 4)
+            return steer_fail(err, STEER_BAD_VALUE,
+                              "%d steps: PNDMScheduler without skip_prk_steps needs at least 4",
+                              steps);
+        int half = s->config.num_train_timesteps / steps / 2;
+        double pairs[8], twice[16];
+        for (int i = 0; i < 4; i++) {
+            pairs[2 * i] = up[steps - 4 + i];
+            pairs[2 * i + 1] = up[steps - 4 + i] + half;
+        }
+        for (int i = 0; i < 14; i++)
+            twice[i] = pairs[i / 2];
+        for (int i = 12; i >= 1; i--)
+            s->timestep[calls++] = twice[i];
+        for (int i = steps - 4; i >= 0; i--)
+            s->timestep[calls++] = up[i];
+    }
+    s->calls = calls;
+    return 0;
+}
+
+static int spaced_lcm(struct schedule *s, int steps, struct steer_error *err)
+{
+    int origin = s->config.original_inference_steps, train = s->config.num_train_timesteps;
+    if (origin < 1 || origin > train || steps > origin)
+        return steer_fail(err, STEER_BAD_VALUE,
+                          "%d steps: LCM has original_inference_steps %d of %d", steps, origin,
+                          train);
+    int k = train / origin;
+    for (int i = 0; i < steps; i++) {
+        int at = (int)floor(i * ((double)origin / steps));
+        s->timestep[i] = (origin - at) * k - 1;
+    }
+    s->calls = steps;
+    return 0;
+}
+
+int schedule_new(struct schedule **ret, const struct sampler_config *config, int steps,
+                 struct steer_error *err)
+{
+    int train = config->num_train_timesteps;
+    if (train < 2 || train > SAMPLER_TRAIN_STEPS_MAX)
+        return steer_fail(err, STEER_BAD_VALUE, "num_train_timesteps %d: expected 2 to %d", train,
+                          SAMPLER_TRAIN_STEPS_MAX);
+    if (steps < 1 || steps > STEER_STEPS_MAX || steps > train)
+        return steer_fail(err, STEER_BAD_VALUE, "%d steps: expected 1 to %d", steps,
+                          train < STEER_STEPS_MAX ? train : STEER_STEPS_MAX);
+    if (config->timesteps_count && steps != config->timesteps_count)
+        return steer_fail(err, STEER_BAD_VALUE, "%d steps: the recipe has exactly %d", steps,
+                          config->timesteps_count);
+    if (config->alpha_bar < 0 || config->alpha_bar >= 1 ||
+        !(config->alpha_bar == config->alpha_bar))
+        return steer_fail(err, STEER_BAD_VALUE, "alpha_bar %g: expected 0 < alpha_bar < 1",
+                          config->alpha_bar);
+    struct schedule *s = calloc(1, sizeof *s);
+    if (!s) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    s->config = *config;
+    s->steps = steps;
+    s->init_scale = 1;
+    int code = 0;
+    if (config->scheduler != SCHEDULER_RECTIFIED_FLOW) code = noise_levels(s, err);
+    if (code) goto fail;
+
+    if (config->timesteps_count) {
+        for (int i = 0; i < steps; i++)
+            s->timestep[i] = config->timesteps[i];
+        s->calls = steps;
+    } else {
+        switch (config->scheduler) {
+        case SCHEDULER_DDIM:
+        case SCHEDULER_EULER: spaced(s, steps); break;
+        case SCHEDULER_PNDM: code = spaced_pndm(s, steps, err); break;
+        case SCHEDULER_DPM: spaced_dpm(s, steps); break;
+        case SCHEDULER_LCM: code = spaced_lcm(s, steps, err); break;
+        case SCHEDULER_RECTIFIED_FLOW:
+            for (int i = 0; i < steps; i++)
+                s->timestep[i] = 1000.0 * (1 - (double)i / steps);
+            s->calls = steps;
+            break;
+        }
+        if (code) goto fail;
+    }
+    for (int i = 0; i < s->calls && config->scheduler != SCHEDULER_RECTIFIED_FLOW; i++) {
+        if (s->timestep[i] < 0 || s->timestep[i] > train - 1) {
+            code = steer_fail(err, STEER_BAD_VALUE, "time step %g of %d steps: expected 0 to %d",
+                              s->timestep[i], steps, train - 1);
+            goto fail;
+        }
+    }
+    if (config->scheduler == SCHEDULER_EULER || config->scheduler == SCHEDULER_DPM) {
+        for (int i = 0; i < steps; i++)
+            s->sigma[i] = (float)sigma_at(s, s->timestep[i]);
+        if (config->use_karras_sigmas) karras_sigmas(s, steps);
+        s->sigma[steps] = config->final_sigma_min ? (float)sigma_at(s, 0) : 0;
+    }
+    if (config->scheduler == SCHEDULER_EULER) {
+        double most = 0;
+        for (int i = 0; i < steps; i++)
+            most = fmax(most, s->sigma[i]);
+        s->init_scale = config->timestep_spacing == SPACING_LEADING ? sqrt(most * most + 1) : most;
+    }
+    *ret = s;
+    return 0;
+fail:
+    schedule_free(s);
+    return code;
+}
+
+void schedule_free(struct schedule *s)
+{
+    free(s);
+}
+
+int schedule_calls(const struct schedule *s)
+{
+    return s->calls;
+}
+
+double schedule_timestep(const struct schedule *s, int call)
+{
+    return s->timestep[call];
+}
+
+double schedule_init_scale(const struct schedule *s)
+{
+    return s->init_scale;
+}
+
+double schedule_input_scale(const struct schedule *s, int call)
+{
+    if (s->config.scheduler != SCHEDULER_EULER) return 1;
+    double sigma = s->sigma[call];
+    return 1 / sqrt(sigma * sigma + 1);
+}
+
+/* ---- one image's way ---- */
+
+#define HISTORY 4
+struct sampler {
+    const struct schedule *schedule;
+    size_t count;
+    sampler_normal *normal;
+    void *normal_data;
+    /* PNDM: the last outputs, newest first, the sample a step began from and the running mean of
+     * Runge-Kutta. DPM: the last x0. LCM: fresh noise. */
+    float *past[HISTORY], *held, *mean;
+    int past_count;
+};
+
+int sampler_new(struct sampler **ret, const struct schedule *schedule, size_t count,
+                sampler_normal *normal, void *data)
+{
+    struct sampler *s = calloc(1, sizeof *s);
+    if (!s) return STEER_NO_MEMORY;
+    *s = (struct sampler){
+        .schedule = schedule, .count = count, .normal = normal, .normal_data = data};
+    size_t bytes;
+    int bad = __builtin_mul_overflow(count, sizeof(float), &bytes);
+    for (int i = 0; i < HISTORY && !bad; i++)
+        bad = !(s->past[i] = malloc(bytes));
+    if (bad || !(s->held = malloc(bytes)) || !(s->mean = calloc(1, bytes))) {
+        sampler_free(s);
+        return STEER_NO_MEMORY;
+    }
+    *ret = s;
+    return 0;
+}
+
+void sampler_free(struct sampler *s)
+{
+    if (!s) return;
+    for (int i = 0; i < HISTORY; i++)
+        free(s->past[i]);
+    free(s->held);
+    free(s->mean);
+    free(s);
+}
+
+/* out becomes past[0]. */
+static void remember(struct sampler *s, const float *out)
+{
+    float *oldest = s->past[HISTORY - 1];
+    memmove(s->past + 1, s->past, (HISTORY - 1) * sizeof *s->past);
+    s->past[0] = oldest;
+    memcpy(oldest, out, s->count * sizeof(float));
+    if (s->past_count < HISTORY) s->past_count++;
+}
+
+/* x0 = a x + b out at alpha_bar. */
+static void x0_factors(enum prediction type, double alpha_bar, double *a, double *b)
+{
+    double root = sqrt(alpha_bar), noise = sqrt(1 - alpha_bar);
+    switch (type) {
+    case PREDICTION_EPSILON:
+        *a = 1 / root;
+        *b = -noise / root;
+        break;
+    case PREDICTION_V:
+        *a = root;
+        *b = -noise;
+        break;
+    case PREDICTION_SAMPLE:
+        *a = 0;
+        *b = 1;
+        break;
+    }
+}
+
+/* x = a x + b y */
+static void blend(float *x, double a, const float *y, double b, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        x[i] = (float)(a * (double)x[i] + b * (double)y[i]);
+}
+
+/* The model of DDIM between two levels: x' = sqrt(to) x0 + sqrt(1 - to) eps. */
+static void ddim_step(const struct sampler *s, const float *out, float *x, double from, double to)
+{
+    double a, b;
+    x0_factors(s->schedule->config.prediction_type, from, &a, &b);
+    double root = sqrt(from), noise = sqrt(1 - from);
+    /* eps = (x - root x0) / noise, so x' is affine in x and out. */
+    double keep = sqrt(1 - to) / noise, image = sqrt(to) - keep * root;
+    if (noise == 0) keep = 0, image = sqrt(to);
+    blend(x, keep + image * a, out, image * b, s->count);
+}
+
+static double alpha_bar_or_final(const struct schedule *s, double timestep)
+{
+    return timestep >= 0 ? schedule_alpha_bar(s, (int)timestep) : alpha_bar_final(s);
+}
+
+static void step_ddim(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    double t = h->timestep[call], next = t - h->config.num_train_timesteps / h->steps;
+    if (h->config.timesteps_count) next = call + 1 < h->calls ? h->timestep[call + 1] : -1;
+    ddim_step(s, out, x, schedule_alpha_bar(h, (int)t), alpha_bar_or_final(h, next));
+}
+
+/* PNDM's formula 9 (arXiv 2202.09778). */
+static void pndm_transfer(const struct sampler *s, const float *out, const float *from_x, float *x,
+                          double t, double next)
+{
+    const struct schedule *h = s->schedule;
+    double at = schedule_alpha_bar(h, (int)t), to = alpha_bar_or_final(h, next);
+    double a = sqrt(to / at);
+    double b = -(to - at) / (at * sqrt(1 - to) + sqrt(at * (1 - at) * to));
+    double root = sqrt(at), noise = sqrt(1 - at);
+    int v = h->config.prediction_type == PREDICTION_V;
+    for (size_t i = 0; i < s->count; i++) {
+        double e = v ? root * (double)out[i] + noise * (double)from_x[i] : (double)out[i];
+        x[i] = (float)(a * (double)from_x[i] + b * e);
+    }
+}
+
+static void step_prk(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    int half = h->config.num_train_timesteps / h->steps / 2;
+    double next = h->timestep[call] - (call % 2 ? 0 : half), t = h->timestep[call / 4 * 4];
+    static const double weights[] = {1 / 6., 1 / 3., 1 / 3., 1 / 6.};
+    if (call % 4 == 0) {
+        remember(s, out);
+        memcpy(s->held, x, s->count * sizeof *x);
+        memset(s->mean, 0, s->count * sizeof *x);
+    }
+    blend(s->mean, 1, out, weights[call % 4], s->count);
+    pndm_transfer(s, call % 4 == 3 ? s->mean : out, s->held, x, t, next);
+}
+
+static void step_plms(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    int ratio = h->config.num_train_timesteps / h->steps;
+    double t = h->timestep[call], next = t - ratio;
+    /* The second call does the first step again, with the mean of both slopes. */
+    int again = h->config.skip_prk_steps && call == 1;
+    if (again) {
+        next = t;
+        t += ratio;
+    } else {
+        remember(s, out);
+    }
+    const float *from = x;
+    float *e = s->mean;
+    if (again) {
+        from = s->held;
+        for (size_t i = 0; i < s->count; i++)
+            e[i] = (out[i] + s->past[0][i]) / 2;
+    } else {
+        static const double weights[5][4] = {{0},
+                                             {1},
+                                             {3 / 2., -1 / 2.},
+                                             {23 / 12., -16 / 12., 5 / 12.},
+                                             {55 / 24., -59 / 24., 37 / 24., -9 / 24.}};
+        const double *w = weights[s->past_count];
+        for (size_t i = 0; i < s->count; i++) {
+            double sum = 0;
+            for (int k = 0; k < s->past_count; k++)
+                sum += w[k] * (double)s->past[k][i];
+            e[i] = (float)sum;
+        }
+        if (call == 0) memcpy(s->held, x, s->count * sizeof *x);
+    }
+    pndm_transfer(s, e, from, x, t, next);
+}
+
+static void step_euler(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    double sigma = h->sigma[call], next = h->sigma[call + 1], a = 1, b = -sigma;
+    if (h->config.prediction_type == PREDICTION_V) {
+        a = 1 / (sigma * sigma + 1);
+        b = -sigma / sqrt(sigma * sigma + 1);
+    } else if (h->config.prediction_type == PREDICTION_SAMPLE) {
+        a = 0;
+        b = 1;
+    }
+    /* x' = x + (x - x0) / sigma * (next - sigma) with x0 = a x + b out */
+    double slope = (next - sigma) / sigma;
+    blend(x, 1 + slope * (1 - a), out, -slope * b, s->count);
+}
+
+static void step_dpm(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    const struct sampler_config *c = &h->config;
+    double sigma[3], alpha[3], lambda[3]; /* next, this, last */
+    for (int i = 0; i < 3; i++) {
+        int at = call + 1 - i;
+        double ratio = at >= 0 ? h->sigma[at] : 1;
+        alpha[i] = 1 / sqrt(ratio * ratio + 1);
+        sigma[i] = ratio * alpha[i];
+        lambda[i] = log(alpha[i]) - log(sigma[i]);
+    }
+    /* past[0] is this x0, past[1] the one before. */
+    double a, b;
+    x0_factors(c->prediction_type, alpha[1] * alpha[1], &a, &b);
+    float *x0 = s->mean;
+    for (size_t i = 0; i < s->count; i++)
+        x0[i] = (float)(a * (double)x[i] + b * (double)out[i]);
+    remember(s, x0);
+    int last = call == h->calls - 1;
+    int first_order = c->solver_order == 1 || s->past_count < 2 ||
+                      (last && (c->euler_at_final || !c->final_sigma_min ||
+                                (c->lower_order_final && h->calls < 15)));
+    double step = lambda[0] - lambda[1], shrink = -expm1(-step); /* 1 - e^-h */
+    double w0 = alpha[0] * shrink, w1 = 0;
+    if (!first_order) {
+        double r = (lambda[1] - lambda[2]) / step;
+        double d1 = strcmp(c->solver_type, "heun") == 0 ? alpha[0] * (1 - shrink / step)
+                                                        : .5 * alpha[0] * shrink;
+        w0 += d1 / r;
+        w1 = -d1 / r;
+    }
+    blend(x, sigma[0] / sigma[1], s->past[0], w0, s->count);
+    if (w1 != 0) blend(x, 1, s->past[1], w1, s->count);
+}
+
+static void step_lcm(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    double t = h->timestep[call], a, b, at = schedule_alpha_bar(h, (int)t);
+    x0_factors(h->config.prediction_type, at, &a, &b);
+    double scaled = t * h->config.timestep_scaling, data = .5;
+    double skip = data * data / (scaled * scaled + data * data);
+    double gain = scaled / sqrt(scaled * scaled + data * data);
+    blend(x, gain * a + skip, out, gain * b, s->count);
+    if (call == h->calls - 1) return;
+    double to = schedule_alpha_bar(h, (int)h->timestep[call + 1]);
+    s->normal(s->normal_data, s->held, s->count);
+    blend(x, sqrt(to), s->held, sqrt(1 - to), s->count);
+}
+
+int sampler_step(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    switch (h->config.scheduler) {
+    case SCHEDULER_DDIM: step_ddim(s, call, out, x); return 0;
+    case SCHEDULER_PNDM:
+        if (!h->config.skip_prk_steps && call < 12)
+            step_prk(s, call, out, x);
+        else
+            step_plms(s, call, out, x);
+        return 0;
+    case SCHEDULER_EULER: step_euler(s, call, out, x); return 0;
+    case SCHEDULER_DPM: step_dpm(s, call, out, x); return 0;
+    case SCHEDULER_LCM: step_lcm(s, call, out, x); return 0;
+    case SCHEDULER_RECTIFIED_FLOW: blend(x, 1, out, 1.0 / h->steps, s->count); return 0;
+    }
+    return STEER_INTERNAL;
+}
