@@ -31,7 +31,7 @@ int unet_config_load(struct unet_config *ret, const json_t *config, const char *
 
 /* A cross-attention layer in forward order: where its to_k and to_v are, and how wide. */
 struct unet_cross {
-    char path[96];
+    char path[128];
     int channels, text_channels;
     struct text_keys positive, negative; /* bound tensors of the denoiser graph */
 };
