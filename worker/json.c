@@ -34,10 +34,12 @@ static void words_of_python(char *text, size_t size)
     }
 }
 
-int json_bytes_load(json_t **ret, const char *data, size_t size, const char *what, struct steer_error *err)
+int json_bytes_load(json_t **ret, const char *data, size_t size, const char *what,
+                    struct steer_error *err)
 {
     if (size > JSON_BYTES_MAX)
-        return steer_fail(err, STEER_BAD_MODEL, "%s has %zu bytes: expected at most %zu", what, size, JSON_BYTES_MAX);
+        return steer_fail(err, STEER_BAD_MODEL, "%s has %zu bytes: expected at most %zu", what,
+                          size, JSON_BYTES_MAX);
     char *copy = malloc(size ? size : 1);
     if (!copy) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     memcpy(copy, data, size);
@@ -45,7 +47,9 @@ int json_bytes_load(json_t **ret, const char *data, size_t size, const char *wha
     json_error_t error;
     json_t *value = json_loadb(copy, size, JSON_DECODE_ANY, &error);
     free(copy);
-    if (!value) return steer_fail(err, STEER_BAD_MODEL, "%s, line %d: not JSON: %s", what, error.line, error.text);
+    if (!value)
+        return steer_fail(err, STEER_BAD_MODEL, "%s, line %d: not JSON: %s", what, error.line,
+                          error.text);
     *ret = value;
     return 0;
 }
@@ -53,14 +57,17 @@ int json_bytes_load(json_t **ret, const char *data, size_t size, const char *wha
 int json_file_load(json_t **ret, const char *path, struct steer_error *err)
 {
     FILE *f = fopen(path, "rbe");
-    if (!f) return steer_fail(err, errno == ENOENT ? STEER_NOT_FOUND : STEER_IO, "%s: %s", path, strerror(errno));
+    if (!f)
+        return steer_fail(err, errno == ENOENT ? STEER_NOT_FOUND : STEER_IO, "%s: %s", path,
+                          strerror(errno));
     struct stat st;
     int code = 0;
     char *data = NULL;
     if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode)) {
         code = steer_fail(err, STEER_BAD_MODEL, "%s is not a file", path);
     } else if (st.st_size < 0 || (size_t)st.st_size > JSON_BYTES_MAX) {
-        code = steer_fail(err, STEER_BAD_MODEL, "%s has %lld bytes: expected at most %zu", path, (long long)st.st_size, JSON_BYTES_MAX);
+        code = steer_fail(err, STEER_BAD_MODEL, "%s has %lld bytes: expected at most %zu", path,
+                          (long long)st.st_size, JSON_BYTES_MAX);
     } else if (!(data = malloc((size_t)st.st_size + 1))) {
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
     } else {

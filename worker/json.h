@@ -11,7 +11,8 @@
 
 #define JSON_BYTES_MAX ((size_t)64 << 20)
 
-/* The caller owns *ret (json_decref). STEER_NOT_FOUND, STEER_BAD_MODEL with file, line and reason. */
+/* The caller owns *ret (json_decref). STEER_NOT_FOUND, STEER_BAD_MODEL with file, line and reason.
+ */
 int json_file_load(json_t **ret, const char *path, struct steer_error *err) STEER_MUSTCHECK;
 /* The same from memory; what names the source in errors. Top level may be any value. */
 int json_bytes_load(json_t **ret, const char *data, size_t size, const char *what,

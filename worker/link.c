@@ -15,12 +15,13 @@
 #include "log.h"
 
 #define HEARTBEAT_MS 1000
-#define STUCK_MS 60000  /* one operation takes this long only when the engine hangs */
+#define STUCK_MS     60000 /* one operation takes this long only when the engine hangs */
 #define CREDIT_BYTES (UINT64_C(512) << 20)
 
 /* Invariants:
  * 1. A lease that the broker may believe in is in `leases` until its VERDICT, FAIL or REVOKE.
- * 2. A finished image is in `results` from engine_take to its VERDICT, whatever the connection does.
+ * 2. A finished image is in `results` from engine_take to its VERDICT, whatever the connection
+ * does.
  * 3. Nothing but HELLO is sent before WELCOME. */
 
 struct held {
@@ -54,7 +55,8 @@ static uint64_t now_ms(void)
 static int socket_open(struct link *l, struct steer_error *err)
 {
     l->socket = zmq_socket(l->context, ZMQ_DEALER);
-    if (!l->socket) return steer_fail(err, STEER_NO_MEMORY, "a socket cannot be made: %s", zmq_strerror(errno));
+    if (!l->socket)
+        return steer_fail(err, STEER_NO_MEMORY, "a socket cannot be made: %s", zmq_strerror(errno));
     int linger = 500, immediate = 1, hwm = 4096, reconnect = 100, reconnect_max = 2000;
     int64_t bytes_max = STEER_BODY_BYTES_MAX;
     char id[STEER_NAME_BYTES_MAX + 24];
@@ -68,7 +70,8 @@ static int socket_open(struct link *l, struct steer_error *err)
     zmq_setsockopt(l->socket, ZMQ_RECONNECT_IVL_MAX, &reconnect_max, sizeof reconnect_max);
     zmq_setsockopt(l->socket, ZMQ_ROUTING_ID, id, (size_t)n);
     if (zmq_connect(l->socket, l->options->broker))
-        return steer_fail(err, STEER_BAD_VALUE, "--broker \"%s\": %s", l->options->broker, zmq_strerror(errno));
+        return steer_fail(err, STEER_BAD_VALUE, "--broker \"%s\": %s", l->options->broker,
+                          zmq_strerror(errno));
     return 0;
 }
 
@@ -83,7 +86,8 @@ static int socket_reopen(struct link *l, struct steer_error *err)
     return socket_open(l, err);
 }
 
-static int send_message(struct link *l, int type, const ProtobufCMessage *body, const void *payload, size_t payload_bytes)
+static int send_message(struct link *l, int type, const ProtobufCMessage *body, const void *payload,
+                        size_t payload_bytes)
 {
     uint8_t head[WIRE_HEAD_BYTES], *data = NULL;
     size_t size;
@@ -148,7 +152,8 @@ static void send_result(struct link *l, struct held *h)
     d->header.worker = (char *)(uintptr_t)l->options->worker;
     d->header.device = l->options->device->name;
     /* Unsent is unacknowledged: the next HELLO lists it and WELCOME sends it again. */
-    (void)send_message(l, STEERFARM__MESSAGE_TYPE__RESULT, &d->header.base, d->image, d->image_bytes);
+    (void)send_message(l, STEERFARM__MESSAGE_TYPE__RESULT, &d->header.base, d->image,
+                       d->image_bytes);
     d->header.lease = NULL;
 }
 
@@ -156,7 +161,8 @@ static void send_hello(struct link *l)
 {
     static char software[] = "steer-worker " STEER_VERSION;
     Steerfarm__Hello hello = STEERFARM__HELLO__INIT;
-    Steerfarm__Lease leases[STEER_LEASES_MAX], *held[STEER_LEASES_MAX], *unacknowledged[STEER_LEASES_MAX];
+    Steerfarm__Lease leases[STEER_LEASES_MAX], *held[STEER_LEASES_MAX],
+        *unacknowledged[STEER_LEASES_MAX];
     hello.version_min = STEER_WIRE_VERSION_MIN;
     hello.version_max = STEER_WIRE_VERSION;
     hello.role = STEERFARM__ROLE__WORKER;
@@ -189,7 +195,8 @@ static void send_hello(struct link *l)
     (void)send_message(l, STEERFARM__MESSAGE_TYPE__HELLO, &hello.base, NULL, 0);
 }
 
-/* Leases of what still renders. A stuck engine renews nothing, so the broker takes its work back. */
+/* Leases of what still renders. A stuck engine renews nothing, so the broker takes its work back.
+ */
 static void send_renew(struct link *l)
 {
     struct engine_status s = engine_status(l->engine);
@@ -228,7 +235,8 @@ static void give_back_waiting(struct link *l)
         fail.text = text;
         fail.retryable = 1;
         struct held *h = held_find(l, leases[i].epoch, leases[i].lease);
-        if (h && !send_message(l, STEERFARM__MESSAGE_TYPE__FAIL, &fail.base, NULL, 0)) held_remove(l, h);
+        if (h && !send_message(l, STEERFARM__MESSAGE_TYPE__FAIL, &fail.base, NULL, 0))
+            held_remove(l, h);
         free(leases[i].job);
     }
 }
@@ -255,8 +263,10 @@ static void drain_tell(struct link *l)
 static void on_assign(struct link *l, struct wire_message *m)
 {
     const Steerfarm__Assign *assign = (const Steerfarm__Assign *)m->body;
-    if (!assign->n_images || assign->n_images > STEER_BATCH_MAX || l->held_count + (int)assign->n_images > STEER_LEASES_MAX) {
-        log_event(LOG_WARN, "assign.refused", "images=%zu held=%d", assign->n_images, l->held_count);
+    if (!assign->n_images || assign->n_images > STEER_BATCH_MAX ||
+        l->held_count + (int)assign->n_images > STEER_LEASES_MAX) {
+        log_event(LOG_WARN, "assign.refused", "images=%zu held=%d", assign->n_images,
+                  l->held_count);
         return;
     }
     int before = l->held_count;
@@ -280,7 +290,8 @@ static void on_verdict(struct link *l, const Steerfarm__Verdict *v)
 {
     struct held *h = held_find(l, v->lease->epoch, v->lease->lease);
     if (!h) return;
-    log_event(LOG_DEBUG, "image.verdict", "job=%s index=%u verdict=%s", h->job, h->index, log_quote(v->verdict));
+    log_event(LOG_DEBUG, "image.verdict", "job=%s index=%u verdict=%s", h->job, h->index,
+              log_quote(v->verdict));
     if (strcmp(v->verdict, "retry") == 0 && h->done) {
         send_result(l, h);
         return;
@@ -296,7 +307,8 @@ static void on_welcome(struct link *l, const Steerfarm__Welcome *w)
     l->drained_told = 0;
     l->heartbeat_ms = w->has_heartbeat_ms && w->heartbeat_ms ? w->heartbeat_ms : HEARTBEAT_MS;
     l->lease_ms = w->has_lease_ms && w->lease_ms ? w->lease_ms : 10 * HEARTBEAT_MS;
-    log_event(LOG_INFO, "worker.welcome", "broker=%s epoch=%" PRIu64 " held=%d", l->options->broker, w->epoch, l->held_count);
+    log_event(LOG_INFO, "worker.welcome", "broker=%s epoch=%" PRIu64 " held=%d", l->options->broker,
+              w->epoch, l->held_count);
     send_credit(l);
     for (int i = l->held_count - 1; i >= 0; i--)
         if (l->held[i].done) send_result(l, l->held + i);
@@ -306,9 +318,13 @@ static void on_welcome(struct link *l, const Steerfarm__Welcome *w)
 static int on_message(struct link *l, struct wire_message *m, struct steer_error *err)
 {
     switch (m->type) {
-    case STEERFARM__MESSAGE_TYPE__WELCOME: on_welcome(l, (const Steerfarm__Welcome *)m->body); return 0;
+    case STEERFARM__MESSAGE_TYPE__WELCOME:
+        on_welcome(l, (const Steerfarm__Welcome *)m->body);
+        return 0;
     case STEERFARM__MESSAGE_TYPE__ASSIGN: on_assign(l, m); return 0;
-    case STEERFARM__MESSAGE_TYPE__VERDICT: on_verdict(l, (const Steerfarm__Verdict *)m->body); return 0;
+    case STEERFARM__MESSAGE_TYPE__VERDICT:
+        on_verdict(l, (const Steerfarm__Verdict *)m->body);
+        return 0;
     case STEERFARM__MESSAGE_TYPE__REVOKE: {
         const Steerfarm__Revoke *r = (const Steerfarm__Revoke *)m->body;
         for (size_t i = 0; i < r->n_leases; i++) {
@@ -330,7 +346,8 @@ static int on_message(struct link *l, struct wire_message *m, struct steer_error
     case STEERFARM__MESSAGE_TYPE__PONG: return 0;
     case STEERFARM__MESSAGE_TYPE__DRAIN: drain_begin(l, "asked by the broker"); return 0;
     case STEERFARM__MESSAGE_TYPE__REPLACED:
-        return steer_fail(err, STEER_REPLACED, "another worker with the id \"%s\" has taken over", l->options->worker);
+        return steer_fail(err, STEER_REPLACED, "another worker with the id \"%s\" has taken over",
+                          l->options->worker);
     case STEERFARM__MESSAGE_TYPE__REFUSED: {
         const Steerfarm__Refused *r = (const Steerfarm__Refused *)m->body;
         log_event(LOG_WARN, "worker.refused", "code=%s text=%s", r->code, log_quote(r->text));
@@ -343,7 +360,9 @@ static int on_message(struct link *l, struct wire_message *m, struct steer_error
         if (l->welcomed || r->has_retry_after_ms) return 0;
         return steer_fail(err, code, "the broker refused this worker: %s", r->text);
     }
-    default: log_event(LOG_WARN, "message.unexpected", "type=%s", wire_type_name(m->type)); return 0;
+    default:
+        log_event(LOG_WARN, "message.unexpected", "type=%s", wire_type_name(m->type));
+        return 0;
     }
 }
 
@@ -369,7 +388,8 @@ static int receive_all(struct link *l, struct steer_error *err)
                 continue;
             }
             parts[count] = part;
-            frames[count] = (struct wire_frame){zmq_msg_data(parts + count), zmq_msg_size(parts + count)};
+            frames[count] =
+                (struct wire_frame){zmq_msg_data(parts + count), zmq_msg_size(parts + count)};
             count++;
         }
         if (!count) return 0;
@@ -377,13 +397,15 @@ static int receive_all(struct link *l, struct steer_error *err)
         struct steer_error bad = {0};
         int code = 0;
         if (excess || wire_parse(&m, frames, (size_t)count, &bad)) {
-            log_event(LOG_WARN, "message.bad", "reason=%s", log_quote(excess ? "too many frames" : bad.text));
+            log_event(LOG_WARN, "message.bad", "reason=%s",
+                      log_quote(excess ? "too many frames" : bad.text));
         } else {
             l->heard_ms = now_ms();
             code = on_message(l, &m, err);
         }
         wire_free(&m);
-        for (int i = 0; i < count; i++) zmq_msg_close(parts + i);
+        for (int i = 0; i < count; i++)
+            zmq_msg_close(parts + i);
         if (code) return code;
     }
 }
@@ -400,7 +422,8 @@ static void take_finished(struct link *l)
             continue;
         }
         h->done = d;
-        log_event(d->code ? LOG_WARN : LOG_INFO, d->code ? "image.failed" : "image.done", "job=%s index=%u ms=%" PRIu64 " reason=%s", h->job, h->index,
+        log_event(d->code ? LOG_WARN : LOG_INFO, d->code ? "image.failed" : "image.done",
+                  "job=%s index=%u ms=%" PRIu64 " reason=%s", h->job, h->index,
                   d->timing.total_us / 1000, log_quote(d->error.text));
         if (l->welcomed) send_result(l, h);
     }
@@ -410,14 +433,19 @@ int link_run(struct engine *e, const struct link_options *options, struct steer_
 {
     struct link *l = calloc(1, sizeof *l);
     if (!l) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    *l = (struct link){.options = options, .engine = e, .heartbeat_ms = HEARTBEAT_MS, .lease_ms = 10 * HEARTBEAT_MS};
+    *l = (struct link){.options = options,
+                       .engine = e,
+                       .heartbeat_ms = HEARTBEAT_MS,
+                       .lease_ms = 10 * HEARTBEAT_MS};
     int code = 0;
     if (getrandom(&l->incarnation, sizeof l->incarnation, 0) != sizeof l->incarnation)
         l->incarnation = (uint64_t)getpid() << 32 ^ now_ms();
-    /* Incarnations must grow, so that the broker can tell the newer of two: the clock goes first. */
+    /* Incarnations must grow, so that the broker can tell the newer of two: the clock goes first.
+     */
     struct timespec wall;
     clock_gettime(CLOCK_REALTIME, &wall);
-    l->incarnation = ((uint64_t)wall.tv_sec << 24 | (uint64_t)(wall.tv_nsec >> 20) << 12) | (l->incarnation & 0xfff);
+    l->incarnation = ((uint64_t)wall.tv_sec << 24 | (uint64_t)(wall.tv_nsec >> 20) << 12) |
+                     (l->incarnation & 0xfff);
     if (!(l->context = zmq_ctx_new()) || (code = socket_open(l, err))) goto done;
 
     while (!code) {
@@ -433,18 +461,22 @@ int link_run(struct engine *e, const struct link_options *options, struct steer_
         if (l->welcomed && now >= l->renewed_ms + l->lease_ms / 4) send_renew(l);
         drain_tell(l);
         if (l->draining && !l->held_count) break;
-        if (l->draining && !l->welcomed && *options->drain > 1) break; /* asked twice: do not wait for the broker */
+        if (l->draining && !l->welcomed && *options->drain > 1)
+            break; /* asked twice: do not wait for the broker */
 
-        zmq_pollitem_t items[] = {{l->socket, 0, ZMQ_POLLIN, 0}, {NULL, options->engine_wake, ZMQ_POLLIN, 0}};
+        zmq_pollitem_t items[] = {{l->socket, 0, ZMQ_POLLIN, 0},
+                                  {NULL, options->engine_wake, ZMQ_POLLIN, 0}};
         if (zmq_poll(items, 2, 200) < 0 && errno != EINTR) {
-            code = steer_fail(err, STEER_IO, "waiting for the broker failed: %s", zmq_strerror(errno));
+            code =
+                steer_fail(err, STEER_IO, "waiting for the broker failed: %s", zmq_strerror(errno));
             break;
         }
         take_finished(l);
         code = receive_all(l, err);
     }
 done:
-    while (l->held_count) held_remove(l, l->held);
+    while (l->held_count)
+        held_remove(l, l->held);
     if (l->socket) zmq_close(l->socket);
     if (l->context) zmq_ctx_term(l->context);
     free(l);

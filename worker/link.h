@@ -26,7 +26,7 @@ struct link_options {
 
 /* Runs until drained (0), replaced by a newer worker of the same id (STEER_REPLACED) or refused for
  * good (the broker's code). A broker that is away is waited for. */
-int link_run(struct engine *e, const struct link_options *options, struct steer_error *err)
-    STEER_MUSTCHECK;
+int link_run(struct engine *e, const struct link_options *options,
+             struct steer_error *err) STEER_MUSTCHECK;
 
 #endif

@@ -60,7 +60,8 @@ static uint32_t float_bits(float f)
     return bits;
 }
 
-/* torch's build fuses these multiply-adds; fmaf rounds the same with and without the instruction. */
+/* torch's build fuses these multiply-adds; fmaf rounds the same with and without the instruction.
+ */
 static float mul_add(float a, float b, float c)
 {
     return fmaf(a, b, c);
@@ -81,7 +82,8 @@ static float log_block(float x)
         x -= 1;
     }
     float z = x * x, y = p[0];
-    for (int i = 1; i < 9; i++) y = mul_add(y, x, p[i]);
+    for (int i = 1; i < 9; i++)
+        y = mul_add(y, x, p[i]);
     y = y * x;
     y = mul_add(y, z, e * -2.12194440e-4f);
     y = mul_add(-z, .5f, y);
@@ -127,10 +129,13 @@ static void normal_block(float *x)
 void random_normal(struct random *r, float *out, size_t count)
 {
     if (count >= 16) {
-        for (size_t i = 0; i < count; i++) out[i] = uniform_f32(r);
-        for (size_t i = 0; i + 16 <= count; i += 16) normal_block(out + i);
+        for (size_t i = 0; i < count; i++)
+            out[i] = uniform_f32(r);
+        for (size_t i = 0; i + 16 <= count; i += 16)
+            normal_block(out + i);
         if (count % 16) { /* the last 16 are drawn anew */
-            for (size_t i = count - 16; i < count; i++) out[i] = uniform_f32(r);
+            for (size_t i = count - 16; i < count; i++)
+                out[i] = uniform_f32(r);
             normal_block(out + count - 16);
         }
         return;

@@ -12,7 +12,7 @@
 #include "json.h"
 
 #define HEADER_BYTES_MAX ((uint64_t)100 << 20) /* as the reference implementation */
-#define SHARDS_MAX 1024
+#define SHARDS_MAX       1024
 
 struct mapped {
     char *name; /* as the index names it */
@@ -30,7 +30,7 @@ struct tensors {
 static const struct {
     const char *name;
     size_t bytes;
-} dtypes[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F64", 8}, {"I64", 8}, {"I32", 4},
+} dtypes[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F64", 8},  {"I64", 8},         {"I32", 4},
               {"I16", 2}, {"I8", 1},  {"U8", 1},   {"BOOL", 1}, {"another type", 0}};
 
 const char *tensor_dtype_name(enum tensor_dtype dtype)
@@ -43,18 +43,23 @@ const char *tensor_dtype_name(enum tensor_dtype dtype)
 static int file_map(struct mapped *ret, const char *path, struct steer_error *err)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return steer_fail(err, errno == ENOENT ? STEER_BAD_MODEL : STEER_IO, "tensor file %s: %s", path, strerror(errno));
+    if (fd < 0)
+        return steer_fail(err, errno == ENOENT ? STEER_BAD_MODEL : STEER_IO, "tensor file %s: %s",
+                          path, strerror(errno));
     struct stat st;
     int code = 0;
     if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
         code = steer_fail(err, STEER_BAD_MODEL, "tensor file %s is not a file", path);
     } else if (st.st_size < 8) {
-        code = steer_fail(err, STEER_BAD_MODEL, "tensor file %s has %lld bytes: too short for a header", path, (long long)st.st_size);
+        code = steer_fail(err, STEER_BAD_MODEL,
+                          "tensor file %s has %lld bytes: too short for a header", path,
+                          (long long)st.st_size);
     } else {
         ret->size = (size_t)st.st_size;
         void *map = mmap(NULL, ret->size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (map == MAP_FAILED)
-            code = steer_fail(err, STEER_IO, "tensor file %s cannot be mapped: %s", path, strerror(errno));
+            code = steer_fail(err, STEER_IO, "tensor file %s cannot be mapped: %s", path,
+                              strerror(errno));
         else
             ret->data = map;
     }
@@ -83,44 +88,57 @@ static int bad(struct steer_error *err, const char *path, const char *name, cons
 }
 
 /* One entry of the header: {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}. */
-static int view_parse(struct tensor_view *v, const char *name, const json_t *entry, const struct mapped *file, size_t start, const char *path,
+static int view_parse(struct tensor_view *v, const char *name, const json_t *entry,
+                      const struct mapped *file, size_t start, const char *path,
                       struct steer_error *err)
 {
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
-    const json_t *shape = json_object_get(entry, "shape"), *offsets = json_object_get(entry, "data_offsets");
+    const json_t *shape = json_object_get(entry, "shape"),
+                 *offsets = json_object_get(entry, "data_offsets");
     if (!dtype || !json_is_array(shape) || !json_is_array(offsets) || json_array_size(offsets) != 2)
         return bad(err, path, name, "expected dtype, shape and two data_offsets");
     if (json_array_size(shape) > TENSOR_RANK_MAX) return bad(err, path, name, "over 8 dimensions");
-    *v = (struct tensor_view){.name = name, .dtype = TENSOR_OTHER, .rank = (int)json_array_size(shape)};
+    *v = (struct tensor_view){
+        .name = name, .dtype = TENSOR_OTHER, .rank = (int)json_array_size(shape)};
     for (int i = 0; i < TENSOR_OTHER; i++)
         if (strcmp(dtype, dtypes[i].name) == 0) v->dtype = (enum tensor_dtype)i;
     uint64_t bytes = dtypes[v->dtype].bytes;
     for (int i = 0; i < v->rank; i++) {
         const json_t *n = json_array_get(shape, (size_t)i);
-        if (!json_is_integer(n) || json_integer_value(n) < 0 || __builtin_mul_overflow(bytes, (uint64_t)json_integer_value(n), &bytes))
+        if (!json_is_integer(n) || json_integer_value(n) < 0 ||
+            __builtin_mul_overflow(bytes, (uint64_t)json_integer_value(n), &bytes))
             return bad(err, path, name, "a shape that is not possible");
         v->shape[i] = json_integer_value(n);
     }
     const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
     uint64_t data_bytes = file->size - start;
-    if (!json_is_integer(first) || !json_is_integer(last) || json_integer_value(first) < 0 || json_integer_value(last) < json_integer_value(first))
+    if (!json_is_integer(first) || !json_is_integer(last) || json_integer_value(first) < 0 ||
+        json_integer_value(last) < json_integer_value(first))
         return bad(err, path, name, "data_offsets that are not possible");
     if ((uint64_t)json_integer_value(last) > data_bytes)
-        return steer_fail(err, STEER_BAD_MODEL, "%s: tensor \"%.200s\" ends at byte %lld of its data, but the file has only %llu (truncated?)", path, name,
-                          (long long)json_integer_value(last), (unsigned long long)data_bytes);
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: tensor \"%.200s\" ends at byte %lld of its data, but the file has "
+                          "only %llu (truncated?)",
+                          path, name, (long long)json_integer_value(last),
+                          (unsigned long long)data_bytes);
     v->bytes = (size_t)(json_integer_value(last) - json_integer_value(first));
-    if (v->dtype != TENSOR_OTHER && v->bytes != bytes) return bad(err, path, name, "its data_offsets do not span what its shape needs");
+    if (v->dtype != TENSOR_OTHER && v->bytes != bytes)
+        return bad(err, path, name, "its data_offsets do not span what its shape needs");
     v->data = file->data + start + (size_t)json_integer_value(first);
     return 0;
 }
 
-static int file_read(struct tensors *t, struct mapped *file, const char *path, struct steer_error *err)
+static int file_read(struct tensors *t, struct mapped *file, const char *path,
+                     struct steer_error *err)
 {
     uint64_t header = 0;
-    for (int i = 7; i >= 0; i--) header = header << 8 | file->data[i];
+    for (int i = 7; i >= 0; i--)
+        header = header << 8 | file->data[i];
     if (header > HEADER_BYTES_MAX || header > file->size - 8)
-        return steer_fail(err, STEER_BAD_MODEL, "%s: its header has %llu bytes, but the file only %zu (not safetensors, or truncated)", path,
-                          (unsigned long long)header, file->size);
+        return steer_fail(
+            err, STEER_BAD_MODEL,
+            "%s: its header has %llu bytes, but the file only %zu (not safetensors, or truncated)",
+            path, (unsigned long long)header, file->size);
     json_t *root = NULL;
     int code = json_bytes_load(&root, (const char *)file->data + 8, (size_t)header, path, err);
     if (code) return code;
@@ -170,7 +188,8 @@ static int shards_add(struct tensors *t, const char *index_path, struct steer_er
     const json_t *map = json_object_get(root, "weight_map");
     const char *slash = strrchr(index_path, '/');
     int dir = slash ? (int)(slash - index_path) : 1;
-    if (!json_is_object(map)) code = steer_fail(err, STEER_BAD_MODEL, "%s: expected a \"weight_map\"", index_path);
+    if (!json_is_object(map))
+        code = steer_fail(err, STEER_BAD_MODEL, "%s: expected a \"weight_map\"", index_path);
     const char *name;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)map, name, value)
@@ -178,18 +197,23 @@ static int shards_add(struct tensors *t, const char *index_path, struct steer_er
         const char *shard = json_string_value(value);
         if (code) break;
         if (!shard || !*shard || strchr(shard, '/') || shard[0] == '.') {
-            code = steer_fail(err, STEER_BAD_MODEL, "%s: \"%.200s\" is in \"%.200s\": expected a file's name beside the index", index_path, name, shard ? shard : "");
+            code = steer_fail(
+                err, STEER_BAD_MODEL,
+                "%s: \"%.200s\" is in \"%.200s\": expected a file's name beside the index",
+                index_path, name, shard ? shard : "");
             break;
         }
         int known = 0;
-        for (size_t i = 0; i < t->files_count && !known; i++) known = strcmp(t->files[i].name, shard) == 0;
+        for (size_t i = 0; i < t->files_count && !known; i++)
+            known = strcmp(t->files[i].name, shard) == 0;
         if (known) continue;
         if (t->files_count == SHARDS_MAX) {
             code = steer_fail(err, STEER_BAD_MODEL, "%s: over %d shards", index_path, SHARDS_MAX);
             break;
         }
         char path[2048];
-        if ((size_t)snprintf(path, sizeof path, "%.*s/%s", dir, slash ? index_path : ".", shard) >= sizeof path)
+        if ((size_t)snprintf(path, sizeof path, "%.*s/%s", dir, slash ? index_path : ".", shard) >=
+            sizeof path)
             code = steer_fail(err, STEER_BAD_MODEL, "%s: a shard's path is too long", index_path);
         else
             code = file_add(t, shard, path, err);
@@ -203,10 +227,12 @@ int tensors_open(struct tensors **ret, const char *path, struct steer_error *err
     struct tensors *t = calloc(1, sizeof *t);
     if (!t) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     size_t n = strlen(path);
-    int code = n > 5 && strcmp(path + n - 5, ".json") == 0 ? shards_add(t, path, err) : file_add(t, path, path, err);
+    int code = n > 5 && strcmp(path + n - 5, ".json") == 0 ? shards_add(t, path, err)
+                                                           : file_add(t, path, path, err);
     if (!code && t->count) qsort(t->views, t->count, sizeof *t->views, by_name);
     for (size_t i = 1; i < t->count && !code; i++)
-        if (strcmp(t->views[i - 1].name, t->views[i].name) == 0) code = bad(err, path, t->views[i].name, "it is there twice");
+        if (strcmp(t->views[i - 1].name, t->views[i].name) == 0)
+            code = bad(err, path, t->views[i].name, "it is there twice");
     if (code) {
         tensors_close(t);
         return code;
@@ -222,7 +248,8 @@ void tensors_close(struct tensors *t)
         if (t->files[i].data) munmap(t->files[i].data, t->files[i].size);
         free(t->files[i].name);
     }
-    for (size_t i = 0; i < t->count; i++) free((char *)(uintptr_t)t->views[i].name);
+    for (size_t i = 0; i < t->count; i++)
+        free((char *)(uintptr_t)t->views[i].name);
     free(t->files);
     free(t->views);
     free(t);
@@ -247,26 +274,32 @@ const struct tensor_view *tensors_find(const struct tensors *t, const char *name
 static const char *shape_text(char out[160], int rank, const int64_t *shape)
 {
     size_t n = (size_t)snprintf(out, 160, "[");
-    for (int i = 0; i < rank && n < 140; i++) n += (size_t)snprintf(out + n, 160 - n, i ? ", %lld" : "%lld", (long long)shape[i]);
+    for (int i = 0; i < rank && n < 140; i++)
+        n += (size_t)snprintf(out + n, 160 - n, i ? ", %lld" : "%lld", (long long)shape[i]);
     snprintf(out + n, 160 - n, "]");
     return out;
 }
 
-int tensors_get(const struct tensors *t, const char *name, int rank, const int64_t *shape, struct tensor_view *ret, struct steer_error *err)
+int tensors_get(const struct tensors *t, const char *name, int rank, const int64_t *shape,
+                struct tensor_view *ret, struct steer_error *err)
 {
     const struct tensor_view *v = tensors_find(t, name);
     char wanted[160], found[160];
     shape_text(wanted, rank, shape);
-    if (!v) return steer_fail(err, STEER_BAD_MODEL, "tensor \"%s\" is missing: expected shape %s", name, wanted);
+    if (!v)
+        return steer_fail(err, STEER_BAD_MODEL, "tensor \"%s\" is missing: expected shape %s", name,
+                          wanted);
     if (v->rank != rank || memcmp(v->shape, shape, (size_t)rank * sizeof *shape) != 0)
-        return steer_fail(err, STEER_BAD_MODEL, "tensor \"%s\" has shape %s: expected %s", name, shape_text(found, v->rank, v->shape), wanted);
+        return steer_fail(err, STEER_BAD_MODEL, "tensor \"%s\" has shape %s: expected %s", name,
+                          shape_text(found, v->rank, v->shape), wanted);
     *ret = *v;
     return 0;
 }
 
 /* ---- writing ---- */
 
-int tensors_write(const char *path, const struct tensor_out *tensors, size_t count, struct steer_error *err)
+int tensors_write(const char *path, const struct tensor_out *tensors, size_t count,
+                  struct steer_error *err)
 {
     json_t *root = json_object();
     size_t at = 0, sizes[64];
@@ -279,7 +312,9 @@ int tensors_write(const char *path, const struct tensor_out *tensors, size_t cou
             bytes *= (size_t)tensors[i].shape[k];
         }
         json_object_set_new(root, tensors[i].name,
-                            json_pack("{s:s, s:o, s:[I, I]}", "dtype", dtypes[tensors[i].dtype].name, "shape", shape, "data_offsets", (json_int_t)at, (json_int_t)(at + bytes)));
+                            json_pack("{s:s, s:o, s:[I, I]}", "dtype",
+                                      dtypes[tensors[i].dtype].name, "shape", shape, "data_offsets",
+                                      (json_int_t)at, (json_int_t)(at + bytes)));
         sizes[i] = bytes;
         at += bytes;
     }
@@ -293,10 +328,13 @@ int tensors_write(const char *path, const struct tensor_out *tensors, size_t cou
         /* Padded with spaces, so that the data begins at a multiple of 8. */
         size_t length = strlen(header), padded = (length + 7) & ~(size_t)7;
         uint8_t head[8];
-        for (int i = 0; i < 8; i++) head[i] = (uint8_t)((uint64_t)padded >> 8 * i);
+        for (int i = 0; i < 8; i++)
+            head[i] = (uint8_t)((uint64_t)padded >> 8 * i);
         failed |= fwrite(head, 1, 8, f) != 8 || fwrite(header, 1, length, f) != length;
-        for (size_t i = length; i < padded; i++) failed |= fputc(' ', f) == EOF;
-        for (size_t i = 0; i < count; i++) failed |= fwrite(tensors[i].data, 1, sizes[i], f) != sizes[i];
+        for (size_t i = length; i < padded; i++)
+            failed |= fputc(' ', f) == EOF;
+        for (size_t i = 0; i < count; i++)
+            failed |= fwrite(tensors[i].data, 1, sizes[i], f) != sizes[i];
         failed |= fclose(f) != 0;
     }
     int why = errno;

@@ -1,9 +1,9 @@
 /* safetensors.h - tensor files of strangers, mapped and bound by name and exact shape.
  *
- * A file is [u64 header bytes][JSON header][data]; the format is Hugging Face's safetensors. A set is
- * one file, or the shards that an index file ("weight_map") names. Header length, offsets and shapes
- * come from the file: each is checked against its size, without overflow, before anything is read.
- * The mapping is private and read-only; views point into it and live until tensors_close. */
+ * A file is [u64 header bytes][JSON header][data]; the format is Hugging Face's safetensors. A set
+ * is one file, or the shards that an index file ("weight_map") names. Header length, offsets and
+ * shapes come from the file: each is checked against its size, without overflow, before anything is
+ * read. The mapping is private and read-only; views point into it and live until tensors_close. */
 #ifndef WORKER_SAFETENSORS_H
 #define WORKER_SAFETENSORS_H
 #include <stddef.h>
@@ -40,8 +40,8 @@ struct tensor_view {
 
 struct tensors;
 
-/* path ends in .safetensors, or in .json for an index of shards beside it. STEER_BAD_MODEL, STEER_IO
- * or STEER_NO_MEMORY, naming the file and what is wrong with it. */
+/* path ends in .safetensors, or in .json for an index of shards beside it. STEER_BAD_MODEL,
+ * STEER_IO or STEER_NO_MEMORY, naming the file and what is wrong with it. */
 int tensors_open(struct tensors **ret, const char *path, struct steer_error *err) STEER_MUSTCHECK;
 void tensors_close(struct tensors *t); /* NULL is fine */
 size_t tensors_count(const struct tensors *t);

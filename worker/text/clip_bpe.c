@@ -11,10 +11,10 @@
 
 #include "../json.h"
 
-#define VOCAB_MAX (1 << 20)
+#define VOCAB_MAX        (1 << 20)
 #define MERGES_BYTES_MAX ((size_t)64 << 20)
-#define TOKEN_BYTES_MAX 1024
-#define SPECIALS_MAX 512
+#define TOKEN_BYTES_MAX  1024
+#define SPECIALS_MAX     512
 
 struct word {
     char *text; /* NULL: free */
@@ -41,7 +41,8 @@ struct clip_bpe {
     struct special specials[SPECIALS_MAX];
     int specials_count;
     int32_t bos, eos, pad, unk; /* unk -1: none */
-    int32_t byte_id[256], byte_end_id[256]; /* of one byte; at a word's end. -1: not in the vocabulary */
+    int32_t byte_id[256],
+        byte_end_id[256]; /* of one byte; at a word's end. -1: not in the vocabulary */
     int length, vocab;
 };
 
@@ -50,13 +51,15 @@ struct clip_bpe {
 static uint64_t hash_bytes(const char *text, size_t n)
 {
     uint64_t h = UINT64_C(14695981039346656037);
-    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)text[i]) * UINT64_C(1099511628211);
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ (unsigned char)text[i]) * UINT64_C(1099511628211);
     return h ^ h >> 29;
 }
 
 static int32_t word_id(const struct clip_bpe *t, const char *text, size_t n)
 {
-    for (size_t i = hash_bytes(text, n) & (t->words_room - 1); t->words[i].text; i = (i + 1) & (t->words_room - 1))
+    for (size_t i = hash_bytes(text, n) & (t->words_room - 1); t->words[i].text;
+         i = (i + 1) & (t->words_room - 1))
         if (strncmp(t->words[i].text, text, n) == 0 && !t->words[i].text[n]) return t->words[i].id;
     return -1;
 }
@@ -72,7 +75,8 @@ static struct merge *merge_slot(const struct clip_bpe *t, int32_t left, int32_t 
 {
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     size_t i = hash_pair(pair) & (t->merges_room - 1);
-    while (t->merges[i].pair != UINT64_MAX && t->merges[i].pair != pair) i = (i + 1) & (t->merges_room - 1);
+    while (t->merges[i].pair != UINT64_MAX && t->merges[i].pair != pair)
+        i = (i + 1) & (t->merges_room - 1);
     return t->merges + i;
 }
 
@@ -86,7 +90,8 @@ static const struct merge *merge_find(const struct clip_bpe *t, int32_t left, in
 static size_t room_for(size_t count)
 {
     size_t room = 64;
-    while (room < 2 * count + 2) room *= 2;
+    while (room < 2 * count + 2)
+        room *= 2;
     return room;
 }
 
@@ -96,7 +101,8 @@ static int byte_char(int byte)
     int printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
     if (printable) return byte;
     int n = 0;
-    for (int b = 0; b < byte; b++) n += !((b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae);
+    for (int b = 0; b < byte; b++)
+        n += !((b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae);
     return 256 + n;
 }
 
@@ -110,7 +116,8 @@ static int vocab_read(struct clip_bpe *t, const char *path, struct steer_error *
     size_t count = json_object_size(root);
     if (!count || count > VOCAB_MAX) {
         json_decref(root);
-        return steer_fail(err, STEER_BAD_MODEL, "%s: %zu tokens: expected 1 to %d", path, count, VOCAB_MAX);
+        return steer_fail(err, STEER_BAD_MODEL, "%s: %zu tokens: expected 1 to %d", path, count,
+                          VOCAB_MAX);
     }
     t->words_room = room_for(count);
     t->words = calloc(t->words_room, sizeof *t->words);
@@ -120,13 +127,18 @@ static int vocab_read(struct clip_bpe *t, const char *path, struct steer_error *
     json_object_foreach(root, key, value)
     {
         if (code) break;
-        if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) >= VOCAB_MAX) {
-            code = steer_fail(err, STEER_BAD_MODEL, "%s: token \"%.80s\": expected an id from 0 to %d", path, key, VOCAB_MAX - 1);
+        if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+            json_integer_value(value) >= VOCAB_MAX) {
+            code =
+                steer_fail(err, STEER_BAD_MODEL, "%s: token \"%.80s\": expected an id from 0 to %d",
+                           path, key, VOCAB_MAX - 1);
             break;
         }
         size_t i = hash_bytes(key, strlen(key)) & (t->words_room - 1);
-        while (t->words[i].text) i = (i + 1) & (t->words_room - 1);
-        if (!(t->words[i].text = strdup(key))) code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+        while (t->words[i].text)
+            i = (i + 1) & (t->words_room - 1);
+        if (!(t->words[i].text = strdup(key)))
+            code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
         t->words[i].id = (int32_t)json_integer_value(value);
         if (t->words[i].id >= t->vocab) t->vocab = t->words[i].id + 1;
     }
@@ -137,12 +149,16 @@ static int vocab_read(struct clip_bpe *t, const char *path, struct steer_error *
 static int text_file_read(char **ret, size_t *ret_size, const char *path, struct steer_error *err)
 {
     FILE *f = fopen(path, "rbe");
-    if (!f) return steer_fail(err, errno == ENOENT ? STEER_BAD_MODEL : STEER_IO, "%s: %s", path, strerror(errno));
+    if (!f)
+        return steer_fail(err, errno == ENOENT ? STEER_BAD_MODEL : STEER_IO, "%s: %s", path,
+                          strerror(errno));
     struct stat st;
     char *data = NULL;
     int code = 0;
-    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode) || st.st_size < 0 || (size_t)st.st_size > MERGES_BYTES_MAX)
-        code = steer_fail(err, STEER_BAD_MODEL, "%s: expected a file of at most %zu bytes", path, MERGES_BYTES_MAX);
+    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode) || st.st_size < 0 ||
+        (size_t)st.st_size > MERGES_BYTES_MAX)
+        code = steer_fail(err, STEER_BAD_MODEL, "%s: expected a file of at most %zu bytes", path,
+                          MERGES_BYTES_MAX);
     else if (!(data = malloc((size_t)st.st_size + 1)))
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
     if (!code) {
@@ -154,21 +170,24 @@ static int text_file_read(char **ret, size_t *ret_size, const char *path, struct
     return code;
 }
 
-/* "left right" a line; the first line may be "#version: ...", any other that begins with # is a pair. */
+/* "left right" a line; the first line may be "#version: ...", any other that begins with # is a
+ * pair. */
 static int merges_read(struct clip_bpe *t, const char *path, struct steer_error *err)
 {
     char *data = NULL;
     size_t size = 0, lines = 1;
     int code = text_file_read(&data, &size, path, err);
     if (code) return code;
-    for (size_t i = 0; i < size; i++) lines += data[i] == '\n';
+    for (size_t i = 0; i < size; i++)
+        lines += data[i] == '\n';
     t->merges_room = room_for(lines);
     t->merges = malloc(t->merges_room * sizeof *t->merges);
     if (!t->merges) {
         free(data);
         return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     }
-    for (size_t i = 0; i < t->merges_room; i++) t->merges[i].pair = UINT64_MAX;
+    for (size_t i = 0; i < t->merges_room; i++)
+        t->merges[i].pair = UINT64_MAX;
 
     int32_t rank = 0;
     int number = 0;
@@ -181,26 +200,34 @@ static int merges_read(struct clip_bpe *t, const char *path, struct steer_error 
         if (!n || (number == 1 && n >= 8 && memcmp(line, "#version", 8) == 0)) continue;
         char *space = memchr(line, ' ', n), joined[2 * TOKEN_BYTES_MAX];
         size_t left = space ? (size_t)(space - line) : 0, right = space ? n - left - 1 : 0;
-        if (!left || !right || left > TOKEN_BYTES_MAX || right > TOKEN_BYTES_MAX || memchr(space + 1, ' ', right)) {
-            code = steer_fail(err, STEER_BAD_MODEL, "%s, line %d: expected two tokens with a space between", path, number);
+        if (!left || !right || left > TOKEN_BYTES_MAX || right > TOKEN_BYTES_MAX ||
+            memchr(space + 1, ' ', right)) {
+            code =
+                steer_fail(err, STEER_BAD_MODEL,
+                           "%s, line %d: expected two tokens with a space between", path, number);
             break;
         }
         memcpy(joined, line, left);
         memcpy(joined + left, space + 1, right);
-        int32_t a = word_id(t, line, left), b = word_id(t, space + 1, right), c = word_id(t, joined, left + right);
+        int32_t a = word_id(t, line, left), b = word_id(t, space + 1, right),
+                c = word_id(t, joined, left + right);
         if (a < 0 || b < 0 || c < 0) {
-            code = steer_fail(err, STEER_BAD_MODEL, "%s, line %d: \"%.*s\" is of a token that vocab.json does not have", path, number, n > 80 ? 80 : (int)n, line);
+            code = steer_fail(err, STEER_BAD_MODEL,
+                              "%s, line %d: \"%.*s\" is of a token that vocab.json does not have",
+                              path, number, n > 80 ? 80 : (int)n, line);
             break;
         }
         struct merge *m = merge_slot(t, a, b);
-        if (m->pair == UINT64_MAX) *m = (struct merge){(uint64_t)(uint32_t)a << 32 | (uint32_t)b, rank, c};
+        if (m->pair == UINT64_MAX)
+            *m = (struct merge){(uint64_t)(uint32_t)a << 32 | (uint32_t)b, rank, c};
         rank++;
     }
     free(data);
     return code;
 }
 
-static int special_add(struct clip_bpe *t, const char *text, int normalized, struct steer_error *err)
+static int special_add(struct clip_bpe *t, const char *text, int normalized,
+                       struct steer_error *err)
 {
     size_t n = strlen(text);
     if (!n) return 0;
@@ -208,7 +235,8 @@ static int special_add(struct clip_bpe *t, const char *text, int normalized, str
         if (strcmp(t->specials[i].text, text) == 0) return 0;
     int32_t id = word_id(t, text, n);
     if (id < 0) return 0; /* a token without an id of its own cannot be in a text */
-    if (t->specials_count == SPECIALS_MAX) return steer_fail(err, STEER_BAD_MODEL, "over %d special tokens", SPECIALS_MAX);
+    if (t->specials_count == SPECIALS_MAX)
+        return steer_fail(err, STEER_BAD_MODEL, "over %d special tokens", SPECIALS_MAX);
     struct special *s = t->specials + t->specials_count;
     *s = (struct special){strdup(text), n, id, normalized};
     if (!s->text) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
@@ -226,11 +254,15 @@ static const char *token_text(const json_t *value, int *normalized)
     return json_string_value(json_object_get(value, "content"));
 }
 
-static int specials_read(struct clip_bpe *t, const json_t *config, const json_t *map, const char *dir, struct steer_error *err)
+static int specials_read(struct clip_bpe *t, const json_t *config, const json_t *map,
+                         const char *dir, struct steer_error *err)
 {
     static const struct {
         const char *key, *fallback;
-    } names[] = {{"bos_token", "<|startoftext|>"}, {"eos_token", "<|endoftext|>"}, {"pad_token", "<|endoftext|>"}, {"unk_token", "<|endoftext|>"}};
+    } names[] = {{"bos_token", "<|startoftext|>"},
+                 {"eos_token", "<|endoftext|>"},
+                 {"pad_token", "<|endoftext|>"},
+                 {"unk_token", "<|endoftext|>"}};
     int32_t *ids[] = {&t->bos, &t->eos, &t->pad, &t->unk};
     const json_t *decoder = json_object_get(config, "added_tokens_decoder");
     const char *key;
@@ -251,7 +283,8 @@ static int specials_read(struct clip_bpe *t, const json_t *config, const json_t 
         }
         *ids[i] = word_id(t, text, strlen(text));
         if (*ids[i] < 0 && i < 3)
-            return steer_fail(err, STEER_BAD_MODEL, "%s: %s \"%.80s\" is not in vocab.json", dir, names[i].key, text);
+            return steer_fail(err, STEER_BAD_MODEL, "%s: %s \"%.80s\" is not in vocab.json", dir,
+                              names[i].key, text);
         code = special_add(t, text, normalized, err);
     }
     return code;
@@ -287,7 +320,8 @@ int clip_bpe_open(struct clip_bpe **ret, const char *dir, struct steer_error *er
         /* transformers writes 1e30 where no length was set. */
         const json_t *length = json_object_get(config, "model_max_length");
         double most = json_number_value(length);
-        if (json_is_number(length) && most >= 2 && most <= CLIP_BPE_TOKENS_MAX) t->length = (int)most;
+        if (json_is_number(length) && most >= 2 && most <= CLIP_BPE_TOKENS_MAX)
+            t->length = (int)most;
         byte_ids(t);
     }
     json_decref(config);
@@ -303,8 +337,10 @@ int clip_bpe_open(struct clip_bpe **ret, const char *dir, struct steer_error *er
 void clip_bpe_close(struct clip_bpe *t)
 {
     if (!t) return;
-    for (size_t i = 0; t->words && i < t->words_room; i++) free(t->words[i].text);
-    for (int i = 0; i < t->specials_count; i++) free(t->specials[i].text);
+    for (size_t i = 0; t->words && i < t->words_room; i++)
+        free(t->words[i].text);
+    for (int i = 0; i < t->specials_count; i++)
+        free(t->specials[i].text);
     free(t->words);
     free(t->merges);
     free(t);
@@ -379,7 +415,8 @@ static struct candidate heap_pop(struct heap *h)
     return top;
 }
 
-static void candidate_push(const struct clip_bpe *t, struct heap *h, const struct symbol *s, int place)
+static void candidate_push(const struct clip_bpe *t, struct heap *h, const struct symbol *s,
+                           int place)
 {
     if (place < 0 || s[place].next < 0) return;
     const struct merge *m = merge_find(t, s[place].id, s[s[place].next].id);
@@ -402,7 +439,8 @@ static int word_merge(const struct clip_bpe *t, const uint8_t *bytes, size_t n, 
         s[i].before = (int)i - 1;
         if (s[i].id < 0) s[i].id = t->unk >= 0 ? -2 : -1; /* -2: becomes the unknown token */
     }
-    for (size_t i = 0; i < n; i++) candidate_push(t, &heap, s, (int)i);
+    for (size_t i = 0; i < n; i++)
+        candidate_push(t, &heap, s, (int)i);
     while (heap.count) {
         struct candidate c = heap_pop(&heap);
         struct symbol *left = s + c.place;
@@ -430,8 +468,9 @@ static int word_merge(const struct clip_bpe *t, const uint8_t *bytes, size_t n, 
 
 static int is_space(int32_t c)
 {
-    return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202f || c == 0x205f || c == 0x3000;
+    return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
+           c == 0x205f || c == 0x3000;
 }
 
 enum kind { KIND_SPACE, KIND_LETTER, KIND_NUMBER, KIND_OTHER };
@@ -473,7 +512,8 @@ static size_t contraction(const uint8_t *text, size_t size)
 
 /* The alternatives of the splitting expression in order: a contraction, letters, one number, other
  * signs. The signs swallow an apostrophe that is not first. */
-static int text_split(const struct clip_bpe *t, const uint8_t *text, size_t size, struct output *out)
+static int text_split(const struct clip_bpe *t, const uint8_t *text, size_t size,
+                      struct output *out)
 {
     size_t i = 0;
     while (i < size && out->count <= out->most) {
@@ -507,9 +547,12 @@ static int text_split(const struct clip_bpe *t, const uint8_t *text, size_t size
 static uint8_t *normalize(const uint8_t *text, size_t size, size_t *ret_size)
 {
     utf8proc_uint8_t *nfc = NULL;
-    utf8proc_ssize_t n = utf8proc_map(text, (utf8proc_ssize_t)size, &nfc, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    utf8proc_ssize_t n =
+        utf8proc_map(text, (utf8proc_ssize_t)size, &nfc, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
     if (n < 0) return NULL;
-    uint8_t *out = malloc(3 * (size_t)n + 4); /* a lower letter is at most one and a half times as long; U+0130 twice */
+    uint8_t *out =
+        malloc(3 * (size_t)n +
+               4); /* a lower letter is at most one and a half times as long; U+0130 twice */
     size_t at = 0;
     for (utf8proc_ssize_t i = 0; out && i < n;) {
         int32_t c;
@@ -528,20 +571,25 @@ static uint8_t *normalize(const uint8_t *text, size_t size, size_t *ret_size)
 }
 
 /* The longest special token of that sort that begins at text. */
-static const struct special *special_at(const struct clip_bpe *t, const uint8_t *text, size_t size, int normalized)
+static const struct special *special_at(const struct clip_bpe *t, const uint8_t *text, size_t size,
+                                        int normalized)
 {
     const struct special *best = NULL;
     for (int i = 0; i < t->specials_count; i++) {
         const struct special *s = t->specials + i;
-        if (s->normalized == normalized && s->bytes <= size && memcmp(s->text, text, s->bytes) == 0 && (!best || s->bytes > best->bytes)) best = s;
+        if (s->normalized == normalized && s->bytes <= size &&
+            memcmp(s->text, text, s->bytes) == 0 && (!best || s->bytes > best->bytes))
+            best = s;
     }
     return best;
 }
 
-static int piece_encode(const struct clip_bpe *t, const uint8_t *text, size_t size, int normalized, struct output *out);
+static int piece_encode(const struct clip_bpe *t, const uint8_t *text, size_t size, int normalized,
+                        struct output *out);
 
 /* What lies between special tokens, on its way to the next stage. */
-static int between_encode(const struct clip_bpe *t, const uint8_t *text, size_t size, int normalized, struct output *out)
+static int between_encode(const struct clip_bpe *t, const uint8_t *text, size_t size,
+                          int normalized, struct output *out)
 {
     if (!size) return 0;
     if (normalized) return text_split(t, text, size, out);
@@ -553,7 +601,8 @@ static int between_encode(const struct clip_bpe *t, const uint8_t *text, size_t 
     return code;
 }
 
-static int piece_encode(const struct clip_bpe *t, const uint8_t *text, size_t size, int normalized, struct output *out)
+static int piece_encode(const struct clip_bpe *t, const uint8_t *text, size_t size, int normalized,
+                        struct output *out)
 {
     size_t start = 0;
     for (size_t i = 0; i < size;) {
@@ -571,10 +620,12 @@ static int piece_encode(const struct clip_bpe *t, const uint8_t *text, size_t si
     return between_encode(t, text + start, size - start, normalized, out);
 }
 
-int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids, int length, size_t *ret_cut, struct steer_error *err)
+int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids,
+                    int length, size_t *ret_cut, struct steer_error *err)
 {
     const uint8_t *bytes = (const uint8_t *)text;
-    if (length < 2 || length > CLIP_BPE_TOKENS_MAX) return steer_fail(err, STEER_INTERNAL, "%d tokens wanted", length);
+    if (length < 2 || length > CLIP_BPE_TOKENS_MAX)
+        return steer_fail(err, STEER_INTERNAL, "%d tokens wanted", length);
     struct output out = {ids + 1, 0, length - 2};
     *ret_cut = 0;
     /* Word by word as white space parts them: no rule crosses it, and the first word that does not
@@ -585,7 +636,8 @@ int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int
         size_t n = 0;
         if (i < size) {
             n = char_at(bytes + i, size - i, &c);
-            if (c == 0xfffd && n == 1) return steer_fail(err, STEER_BAD_TEXT, "the prompt is not UTF-8 at byte %zu", i);
+            if (c == 0xfffd && n == 1)
+                return steer_fail(err, STEER_BAD_TEXT, "the prompt is not UTF-8 at byte %zu", i);
         }
         if (!is_space(c) && i < size) {
             i += n;
@@ -605,6 +657,7 @@ int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int
     int used = out.count < out.most ? out.count : out.most;
     ids[0] = t->bos;
     ids[1 + used] = t->eos;
-    for (int k = used + 2; k < length; k++) ids[k] = t->pad;
+    for (int k = used + 2; k < length; k++)
+        ids[k] = t->pad;
     return 0;
 }

@@ -1,6 +1,7 @@
 /* clip_bpe.h - CLIP's tokenizer from vocab.json and merges.txt, as transformers 5's CLIPTokenizer
- * (the fast one) splits: NFC, white space folded, lower case letter by letter, words and signs apart,
- * byte-level pairs merged by rank, "</w>" at the end of a word. Special tokens are seen in the text. */
+ * (the fast one) splits: NFC, white space folded, lower case letter by letter, words and signs
+ * apart, byte-level pairs merged by rank, "</w>" at the end of a word. Special tokens are seen in
+ * the text. */
 #ifndef WORKER_CLIP_BPE_H
 #define WORKER_CLIP_BPE_H
 #include <stddef.h>
