@@ -31,6 +31,11 @@ void stored_to_f32(float *out, struct stored s, size_t first, size_t count);
 void *weight_packed(const struct weight *w, uint64_t key);
 /* Makes room for a form; the bytes count towards compute_bytes. NULL: out of memory. */
 void *weight_pack(struct weight *w, uint64_t key, size_t bytes);
+/* Forgets a form that nobody points at any more. */
+void weight_unpack(struct weight *w, uint64_t key);
+
+/* Keys of the dense forms; backends' keys are hashes of layouts, far above. */
+enum { WEIGHT_MATRIX_F32 = 1, WEIGHT_VECTOR_F32 = 2 };
 /* All parts' matrices as one dense f32 [out, in * size * size], and biases as f32 [out] (zeros
  * where there is none). Cached under keys of their own. NULL: out of memory. */
 const float *weight_matrix_f32(struct weight *w);

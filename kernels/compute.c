@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compute.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/onednn.h"
+#include "plan.h"
+
+/* The cgroup's quota in whole processors, or 0 when there is none. */
+static int cgroup_quota(void)
+{
+    long long quota = 0, period = 0;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (f) {
+        if (fscanf(f, "%lld %lld", &quota, &period) != 2) quota = 0;
+        fclose(f);
+    } else {
+        FILE *q = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re");
+        FILE *d = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
+        if (!q || !d || fscanf(q, "%lld", &quota) != 1 || fscanf(d, "%lld", &period) != 1)
+            quota = 0;
+        if (q) fclose(q);
+        if (d) fclose(d);
+    }
+    if (quota <= 0 || period <= 0) return 0;
+    return quota < period ? 1 : (int)(quota / period);
+}
+
+static int threads_allowed(void)
+{
+    cpu_set_t set;
+    int count = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+    int quota = cgroup_quota();
+    return quota && quota < count ? quota : count;
+}
+
+static uint32_t text_hash(const char *text) /* FNV-1a */
+{
+    uint32_t hash = 2166136261u;
+    for (; *text; text++)
+        hash = (hash ^ (unsigned char)*text) * 16777619u;
+    return hash;
+}
+
+static int tuning_read(char **ret, const char *file, struct steer_error *err)
+{
+    FILE *f = fopen(file, "re");
+    if (!f) return steer_fail(err, STEER_NOT_FOUND, "%s: cannot be read", file);
+    char *text = calloc(1, TUNING_BYTES_MAX + 1);
+    size_t size = text ? fread(text, 1, TUNING_BYTES_MAX + 1, f) : 0;
+    fclose(f);
+    if (text && size <= TUNING_BYTES_MAX) {
+        text[size] = 0;
+        *ret = text;
+        return 0;
+    }
+    free(text);
+    return text ? steer_fail(err, STEER_BAD_VALUE, "%s: over %d bytes", file, TUNING_BYTES_MAX)
+                : steer_fail(err, STEER_NO_MEMORY, "out of memory");
+}
+
+int compute_open(struct compute **ret, const struct compute_options *options,
+                 struct steer_error *err)
+{
+    const struct backend *backend = strcmp(options->backend, "ref") == 0   ? &backend_ref
+                                    : strcmp(options->backend, "cpu") == 0 ? &backend_cpu
+                                                                           : NULL;
+    if (!backend)
+        return steer_fail(err, STEER_UNSUPPORTED, "backend \"%s\": expected cpu or ref",
+                          options->backend);
+    if (options->precision == PRECISION_BF16 && (backend == &backend_ref || !compute_bf16_native()))
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "bf16 on backend \"%s\" needs a processor with AVX-512; use f32",
+                          backend->name);
+    struct compute *c = calloc(1, sizeof *c);
+    if (!c) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    int code = 0;
+    c->backend = backend;
+    c->precision = options->precision;
+    c->threads = options->threads > 0 ? options->threads : threads_allowed();
+    if (options->tuning && (code = tuning_read(&c->tuning, options->tuning, err))) goto fail;
+    const char *precision = c->precision == PRECISION_BF16 ? "bf16" : "f32";
+    if (backend == &backend_ref) {
+        snprintf(c->numerics, sizeof c->numerics, "ref-%s", precision);
+    } else {
+        if ((code = onednn_open(c, err))) goto fail;
+        snprintf(c->numerics, sizeof c->numerics, "cpu-%s-%s-t%d-%s-%08x", onednn_isa(), precision,
+                 c->threads, onednn_version(), c->tuning ? text_hash(c->tuning) : 0);
+    }
+    *ret = c;
+    return 0;
+fail:
+    compute_close(c);
+    return code;
+}
+
+void compute_close(struct compute *c)
+{
+    if (!c) return;
+    onednn_close(c);
+    free(c->tuning);
+    free(c);
+}
+
+int compute_bf16_native(void)
+{
+    return onednn_bf16_native();
+}
+
+const char *compute_numerics(const struct compute *c)
+{
+    return c->numerics;
+}
+
+int compute_threads(const struct compute *c)
+{
+    return c->threads;
+}
+
+size_t compute_bytes(const struct compute *c)
+{
+    return c->bytes;
+}
+
+enum compute_type compute_bound_type(const struct compute *c)
+{
+    return c->precision == PRECISION_BF16 ? TYPE_BF16 : TYPE_F32;
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "weight.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "plan.h"
+
+static float f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
+    uint32_t bits;
+    if (exponent == 31) {
+        bits = sign | 0x7f800000 | fraction << 13;
+    } else if (exponent) {
+        bits = sign | (exponent + 112) << 23 | fraction << 13;
+    } else { /* subnormal: fraction * 2^-24, exact in f32 */
+        float value = (float)fraction * 0x1p-24f;
+        memcpy(&bits, &value, sizeof bits);
+        bits |= sign;
+    }
+    float out;
+    memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+void stored_to_f32(float *out, struct stored s, size_t first, size_t count)
+{
+    const uint16_t *half = (const uint16_t *)s.data + first;
+    switch (s.type) {
+    case TYPE_F16:
+        for (size_t i = 0; i < count; i++)
+            out[i] = f16_to_f32(half[i]);
+        return;
+    case TYPE_BF16:
+        for (size_t i = 0; i < count; i++) {
+            uint32_t bits = (uint32_t)half[i] << 16;
+            memcpy(out + i, &bits, sizeof bits);
+        }
+        return;
+    case TYPE_F32:
+    case TYPE_I32:
+    case TYPE_U8: memcpy(out, (const float *)s.data + first, count * sizeof *out); return;
+    }
+}
+
+static int weight_new(struct weight **ret, struct compute *c, enum weight_kind kind)
+{
+    struct weight *w = calloc(1, sizeof *w);
+    if (!w) return STEER_NO_MEMORY;
+    w->compute = c;
+    w->kind = kind;
+    w->parts = 1;
+    *ret = w;
+    return 0;
+}
+
+int weight_linear(struct weight **ret, struct compute *c, int parts, const struct stored *matrices,
+                  const struct stored *biases, const int *out, int in)
+{
+    struct weight *w;
+    int code = weight_new(&w, c, WEIGHT_LINEAR);
+    if (code) return code;
+    w->parts = parts;
+    w->in = in;
+    w->size = 1;
+    for (int i = 0; i < parts; i++) {
+        w->matrix[i] = matrices[i];
+        if (biases) w->vector[i] = biases[i];
+        w->part_out[i] = out[i];
+        w->out += out[i];
+    }
+    *ret = w;
+    return 0;
+}
+
+int weight_conv(struct weight **ret, struct compute *c, struct stored kernel, struct stored bias,
+                int out, int in, int size)
+{
+    struct weight *w;
+    int code = weight_new(&w, c, WEIGHT_CONV);
+    if (code) return code;
+    w->matrix[0] = kernel;
+    w->vector[0] = bias;
+    w->out = w->part_out[0] = out;
+    w->in = in;
+    w->size = size;
+    *ret = w;
+    return 0;
+}
+
+int weight_norm(struct weight **ret, struct compute *c, struct stored scale, struct stored shift,
+                int channels)
+{
+    struct weight *w;
+    int code = weight_new(&w, c, WEIGHT_NORM);
+    if (code) return code;
+    w->matrix[0] = scale;
+    w->vector[0] = shift;
+    w->out = w->part_out[0] = channels;
+    w->in = channels;
+    w->size = 0; /* the scale is [channels], not a matrix */
+    *ret = w;
+    return 0;
+}
+
+int weight_table(struct weight **ret, struct compute *c, struct stored table, int rows,
+                 int channels)
+{
+    struct weight *w;
+    int code = weight_new(&w, c, WEIGHT_TABLE);
+    if (code) return code;
+    w->matrix[0] = table;
+    w->out = w->part_out[0] = rows;
+    w->in = channels;
+    w->size = 1;
+    *ret = w;
+    return 0;
+}
+
+void weight_free(struct weight *w)
+{
+    if (!w) return;
+    while (w->packed) {
+        struct packed *p = w->packed;
+        w->packed = p->next;
+        w->compute->bytes -= p->bytes;
+        free(p->data);
+        free(p);
+    }
+    free(w);
+}
+
+static size_t part_elements(const struct weight *w, int part)
+{
+    if (w->kind == WEIGHT_NORM) return (size_t)w->in;
+    return (size_t)w->part_out[part] * (size_t)w->in * (size_t)(w->size * w->size);
+}
+
+void weight_drop(struct weight *w)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    if (!w->packed) return;
+    for (int i = 0; i < w->parts; i++) {
+        uintptr_t first = (uintptr_t)w->matrix[i].data;
+        uintptr_t last = first + part_elements(w, i) * compute_type_bytes(w->matrix[i].type);
+        /* Only whole pages: a neighbour's bytes would merely be read from the file again. */
+        first = (first + page - 1) & ~(page - 1);
+        last &= ~(page - 1);
+        if (last > first) (void)madvise((void *)first, last - first, MADV_DONTNEED);
+    }
+}
+
+void *weight_packed(const struct weight *w, uint64_t key)
+{
+    for (struct packed *p = w->packed; p; p = p->next)
+        if (p->key == key) return p->data;
+    return NULL;
+}
+
+void *weight_pack(struct weight *w, uint64_t key, size_t bytes)
+{
+    struct packed *p = malloc(sizeof *p);
+    void *data = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    if (!p || !data) {
+        free(p);
+        free(data);
+        return NULL;
+    }
+    *p = (struct packed){.next = w->packed, .key = key, .data = data, .bytes = bytes};
+    w->packed = p;
+    w->compute->bytes += bytes;
+    return data;
+}
+
+void weight_unpack(struct weight *w, uint64_t key)
+{
+    for (struct packed **at = &w->packed; *at; at = &(*at)->next) {
+        struct packed *p = *at;
+        if (p->key != key) continue;
+        *at = p->next;
+        w->compute->bytes -= p->bytes;
+        free(p->data);
+        free(p);
+        return;
+    }
+}
+
+const float *weight_matrix_f32(struct weight *w)
+{
+    float *data = weight_packed(w, WEIGHT_MATRIX_F32);
+    if (data) return data;
+    size_t count = 0, at = 0;
+    for (int i = 0; i < w->parts; i++)
+        count += part_elements(w, i);
+    if (!(data = weight_pack(w, WEIGHT_MATRIX_F32, count * sizeof *data))) return NULL;
+    for (int i = 0; i < w->parts; i++) {
+        stored_to_f32(data + at, w->matrix[i], 0, part_elements(w, i));
+        at += part_elements(w, i);
+    }
+    return data;
+}
+
+int weight_has_vector(const struct weight *w)
+{
+    for (int i = 0; i < w->parts; i++)
+        if (w->vector[i].data) return 1;
+    return 0;
+}
+
+const float *weight_vector_f32(struct weight *w)
+{
+    float *data = weight_packed(w, WEIGHT_VECTOR_F32);
+    if (data) return data;
+    if (!(data = weight_pack(w, WEIGHT_VECTOR_F32, (size_t)w->out * sizeof *data))) return NULL;
+    for (int i = 0, at = 0; i < w->parts; at += w->part_out[i++]) {
+        if (w->vector[i].data)
+            stored_to_f32(data + at, w->vector[i], 0, (size_t)w->part_out[i]);
+        else
+            memset(data + at, 0, (size_t)w->part_out[i] * sizeof *data);
+    }
+    return data;
+}
