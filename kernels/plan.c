@@ -257,8 +257,7 @@ int plan_run(struct plan *p, const struct plan_watch *watch, struct steer_error 
         struct step *s = p->steps + i;
         double before = p->profiling ? seconds_now() : 0;
         int code = s->run(p, s);
-        if (code)
-            return steer_fail(err, code, "operation %d (%s) failed", i, op_name(s->op.kind));
+        if (code) return steer_fail(err, code, "operation %d (%s) failed", i, op_name(s->op.kind));
         if (p->profiling) s->seconds += seconds_now() - before;
         if (watch && watch->tick && watch->tick(watch->data, i + 1, p->steps_count))
             return steer_fail(err, STEER_CANCELLED, "cancelled");
@@ -282,15 +281,15 @@ int plan_operations(const struct plan *p)
 struct op_report plan_report(const struct plan *p, int i)
 {
     static const char *const types[2][2] = {{"f32>f32", "f32>bf16"}, {"bf16>f32", "bf16>bf16"}};
-    static const char *const layouts[2][2] = {{"nhwc", "nhwc>nChw16c"}, {"nChw16c>nhwc", "nChw16c"}};
+    static const char *const layouts[2][2] = {{"nhwc", "nhwc>nChw16c"},
+                                              {"nChw16c>nhwc", "nChw16c"}};
     const struct step *s = p->steps + i;
     const struct place *in = p->places + s->op.in[0], *out = p->places + s->op.out;
     return (struct op_report){
         .op = op_name(s->op.kind),
         .primitive = s->primitive,
-        .type = out->type == TYPE_U8
-                    ? "f32>u8"
-                    : types[in->type == TYPE_BF16][out->type == TYPE_BF16],
+        .type =
+            out->type == TYPE_U8 ? "f32>u8" : types[in->type == TYPE_BF16][out->type == TYPE_BF16],
         .layout = layouts[in->layout][out->layout],
         .out = out->shape,
         .gflop = s->gflop,

@@ -18,11 +18,11 @@ struct place {
     struct shape shape;
     enum compute_type type;
     enum layout layout;
-    int root;  /* itself, or the tensor that a view looks at */
-    int pitch; /* elements from a pixel to the next */
+    int root;      /* itself, or the tensor that a view looks at */
+    int pitch;     /* elements from a pixel to the next */
     size_t offset; /* bytes in the arena; of a view: its first element's */
     size_t image_bytes;
-    int first, last; /* steps between which a root must keep its bytes */
+    int first, last;    /* steps between which a root must keep its bytes */
     const void **bound; /* ROLE_BOUND: an address per image */
 };
 

@@ -15,8 +15,7 @@ static float activate(float x, enum activation act)
     case ACT_NONE: return x;
     case ACT_SILU: return x / (1 + expf(-x));
     case ACT_GELU: return 0.5f * x * (1 + erff(x * 0.70710678f));
-    case ACT_GELU_TANH:
-        return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case ACT_GELU_TANH: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
     case ACT_QUICK_GELU: return x / (1 + expf(-1.702f * x));
     case ACT_RELU: return x > 0 ? x : 0;
     case ACT_TANH: return tanhf(x);
@@ -76,7 +75,9 @@ static int conv(struct plan *p, struct step *s)
                         for (int q = 0; q < in.c; q++) /* kernel [out, in, k, k] */
                             sum += (double)x[q] *
                                    kernel[(((size_t)o * (size_t)in.c + (size_t)q) * (size_t)k +
-                                           (size_t)r) * (size_t)k + (size_t)c];
+                                           (size_t)r) *
+                                              (size_t)k +
+                                          (size_t)c];
                     }
                 y[o] = activate((float)sum, op->act);
             }
@@ -371,14 +372,14 @@ static int to_u8(struct plan *p, struct step *s)
 int ref_prepare(struct plan *p, struct step *s, struct steer_error *err)
 {
     static int (*const functions[OP_KINDS])(struct plan *, struct step *) = {
-        [OP_LINEAR] = linear,           [OP_CONV] = conv,
-        [OP_GROUP_NORM] = group_norm,   [OP_LAYER_NORM] = layer_norm,
-        [OP_ATTENTION] = attention,     [OP_GUIDED_ATTENTION] = guided_attention,
-        [OP_ACTIVATION] = elementwise,  [OP_ADD] = elementwise,
-        [OP_AFFINE] = elementwise,      [OP_GEGLU] = elementwise,
-        [OP_CONCAT] = concat,           [OP_RESIZE] = resize,
-        [OP_EMBEDDING] = embedding,     [OP_SINUSOID] = sinusoid,
-        [OP_SOFT_CLAMP] = elementwise,  [OP_TO_U8] = to_u8};
+        [OP_LINEAR] = linear,          [OP_CONV] = conv,
+        [OP_GROUP_NORM] = group_norm,  [OP_LAYER_NORM] = layer_norm,
+        [OP_ATTENTION] = attention,    [OP_GUIDED_ATTENTION] = guided_attention,
+        [OP_ACTIVATION] = elementwise, [OP_ADD] = elementwise,
+        [OP_AFFINE] = elementwise,     [OP_GEGLU] = elementwise,
+        [OP_CONCAT] = concat,          [OP_RESIZE] = resize,
+        [OP_EMBEDDING] = embedding,    [OP_SINUSOID] = sinusoid,
+        [OP_SOFT_CLAMP] = elementwise, [OP_TO_U8] = to_u8};
     int attends = s->op.kind == OP_ATTENTION || s->op.kind == OP_GUIDED_ATTENTION;
     if (attends && p->places[s->op.out].shape.c / s->op.heads > ATTENTION_HEAD_MAX)
         return steer_fail(err, STEER_UNSUPPORTED, "a head of %d: expected at most %d",

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Attention in tiles (FlashAttention's order): 48 queries against 64 keys at a time, a running
+ * maximum and sum per row, everything accumulated in f32.
+ *
+ * Guided attention is the same loop over two segments of keys under one read of the queries; each
+ * segment keeps its own maximum, sum and values, and they meet only in the last line, so a negative
+ * whose logits lie far below the positive's is still normalised by itself (METHOD.md section 1).
+ *
+ * Keys are packed transposed, [head][tile][D][64], values [head][key][D rounded up to lanes]. */
+#include "cpu.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "vector.h"
+
+enum { ROWS = 48, ROW_GROUP = 6, KEYS = 64 };
+
+static size_t round_up(size_t x, size_t to)
+{
+    return (x + to - 1) / to * to;
+}
+
+/* Floats that one segment of keys takes when packed. */
+static size_t packed_floats(int heads, int keys, int d)
+{
+    size_t padded = round_up((size_t)keys, KEYS);
+    return (size_t)heads * padded * ((size_t)d + round_up((size_t)d, LANES));
+}
+
+/* Floats that one thread works in. */
+static size_t thread_floats(int heads, int d)
+{
+    size_t dp = round_up((size_t)d, LANES);
+    size_t tile = ROWS * ((size_t)d + KEYS + 2 * dp + 4);
+    return round_up(tile + 2 * ROWS * (size_t)heads * (size_t)d, LANES);
+}
+
+struct segment {
+    int keys, tiles;
+    const float *kt, *v; /* packed */
+    const float *mask;   /* NULL: none */
+    double bias;         /* added to every logit */
+};
+
+/* Shapes and places of one image's attention. */
+struct job {
+    const struct plan *p;
+    const struct op *op;
+    int image, heads, d, dp, rows, causal;
+    float scale;
+    struct segment positive, negative;
+};
+
+/* A thread's workspace. */
+struct work {
+    float *q, *s, *o[2], *m[2], *l[2], *zt, *zp;
+};
+
+static struct work work_of(float *base, const struct job *j)
+{
+    struct work w;
+    w.q = base;
+    w.s = w.q + ROWS * j->d;
+    w.o[0] = w.s + ROWS * KEYS;
+    w.o[1] = w.o[0] + ROWS * j->dp;
+    w.m[0] = w.o[1] + ROWS * j->dp;
+    w.m[1] = w.m[0] + ROWS;
+    w.l[0] = w.m[1] + ROWS;
+    w.l[1] = w.l[0] + ROWS;
+    w.zt = w.l[1] + ROWS;
+    w.zp = w.zt + ROWS * j->heads * j->d;
+    return w;
+}
+
+/* C[6][16 vectors] (+)= A[6][depth] B[depth][16 vectors]; the one inner loop of it all. */
+INLINE void multiply(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
+                     int depth, const int vectors, const int add)
+{
+    v16 sum[ROW_GROUP][4];
+    for (int r = 0; r < ROW_GROUP; r++)
+        for (int v = 0; v < vectors; v++)
+            sum[r][v] = add ? load(c + (size_t)r * ldc + (size_t)v * LANES) : splat(0);
+    for (int k = 0; k < depth; k++) {
+        v16 row[4];
+        for (int v = 0; v < vectors; v++)
+            row[v] = load(b + (size_t)k * ldb + (size_t)v * LANES);
+        for (int r = 0; r < ROW_GROUP; r++) {
+            v16 x = splat(a[(size_t)r * lda + (size_t)k]);
+            for (int v = 0; v < vectors; v++)
+                sum[r][v] += x * row[v];
+        }
+    }
+    for (int r = 0; r < ROW_GROUP; r++)
+        for (int v = 0; v < vectors; v++)
+            store(c + (size_t)r * ldc + (size_t)v * LANES, sum[r][v]);
+}
+
+static void logits(float *s, const float *q, const float *kt, int d)
+{
+    for (int r = 0; r < ROWS; r += ROW_GROUP)
+        multiply(s + r * KEYS, KEYS, q + r * d, (size_t)d, kt, KEYS, d, 4, 0);
+}
+
+static void values_add(float *o, const float *s, const float *v, int dp, int keys)
+{
+    for (int r = 0; r < ROWS; r += ROW_GROUP) {
+        int c = 0;
+        for (; c + 4 * LANES <= dp; c += 4 * LANES)
+            multiply(o + r * dp + c, (size_t)dp, s + r * KEYS, KEYS, v + c, (size_t)dp, keys, 4, 1);
+        switch ((dp - c) / LANES) {
+        case 1:
+            multiply(o + r * dp + c, (size_t)dp, s + r * KEYS, KEYS, v + c, (size_t)dp, keys, 1, 1);
+            break;
+        case 2:
+            multiply(o + r * dp + c, (size_t)dp, s + r * KEYS, KEYS, v + c, (size_t)dp, keys, 2, 1);
+            break;
+        case 3:
+            multiply(o + r * dp + c, (size_t)dp, s + r * KEYS, KEYS, v + c, (size_t)dp, keys, 3, 1);
+            break;
+        default: break;
+        }
+    }
+}
+
+/* Turns a row's logits of one tile into weights under the running maximum; what was summed before
+ * is scaled down to it. valid: keys of this tile that the row sees. */
+INLINE void row_softmax(float *s, float *o, float *m, float *l, int dp, int valid,
+                        const float *mask, float bias)
+{
+    v16 x[KEYS / LANES], most = splat(-INFINITY);
+    v16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int i = 0; i < KEYS / LANES; i++) {
+        x[i] = load(s + i * LANES) + bias;
+        if (mask)
+            x[i] += load_part(mask + i * LANES, TYPE_F32,
+                              valid - i * LANES < 0       ? 0
+                              : valid - i * LANES > LANES ? LANES
+                                                          : valid - i * LANES);
+        x[i] = pick(lane < splat((float)(valid - i * LANES)), x[i], splat(-INFINITY));
+        most = vmax(most, x[i]);
+    }
+    float before = *m, now = max_lanes(most);
+    now = now > before ? now : before;
+    if (now == -INFINITY) { /* nothing seen yet */
+        memset(s, 0, KEYS * sizeof *s);
+        return;
+    }
+    if (now != before) {
+        float shrink = before == -INFINITY ? 0 : expf(before - now);
+        for (int c = 0; c < dp; c += LANES)
+            store(o + c, load(o + c) * shrink);
+        *l *= shrink;
+        *m = now;
+    }
+    v16 sum = splat(0);
+    for (int i = 0; i < KEYS / LANES; i++) {
+        v16 e = vexp(x[i] - now);
+        store(s + i * LANES, e);
+        sum += e;
+    }
+    *l += sum_lanes(sum);
+}
+
+/* Adds up one head's segment for the queries in w->q. */
+static void segment_sum(const struct job *j, const struct segment *g, int head, int first,
+                        int count, struct work *w, int which)
+{
+    float *o = w->o[which], *m = w->m[which], *l = w->l[which];
+    size_t padded = (size_t)g->tiles * KEYS;
+    const float *kt = g->kt + (size_t)head * padded * (size_t)j->d;
+    const float *v = g->v + (size_t)head * padded * (size_t)j->dp;
+    memset(o, 0, (size_t)(ROWS * j->dp) * sizeof *o);
+    for (int r = 0; r < ROWS; r++) {
+        m[r] = -INFINITY;
+        l[r] = 0;
+    }
+    for (int t = 0; t < g->tiles; t++) {
+        int seen = g->keys - t * KEYS < KEYS ? g->keys - t * KEYS : KEYS;
+        if (j->causal && t * KEYS > first + count - 1) break;
+        logits(w->s, w->q, kt + (size_t)t * KEYS * (size_t)j->d, j->d);
+        for (int r = 0; r < count; r++) {
+            int valid = seen;
+            if (j->causal && first + r + 1 - t * KEYS < valid) valid = first + r + 1 - t * KEYS;
+            row_softmax(w->s + r * KEYS, o + r * j->dp, m + r, l + r, j->dp, valid < 0 ? 0 : valid,
+                        g->mask ? g->mask + t * KEYS : NULL, (float)g->bias);
+        }
+        values_add(o, w->s, v + (size_t)t * KEYS * (size_t)j->dp, j->dp, seen);
+    }
+}
+
+static const char *element(const struct job *j, int tensor, int row, int channel)
+{
+    const struct place *at = j->p->places + tensor;
+    return (const char *)place_image(j->p, tensor, j->image) +
+           ((size_t)row * (size_t)at->pitch + (size_t)channel) * compute_type_bytes(at->type);
+}
+
+/* Queries first.. of one head, scaled; rows beyond count are zeros. */
+static void queries_read(const struct job *j, int head, int first, int count, float *q)
+{
+    enum compute_type type = j->p->places[j->op->in[0]].type;
+    for (int r = 0; r < ROWS; r++)
+        for (int c = 0; c < j->d; c += LANES) {
+            int n = j->d - c < LANES ? j->d - c : LANES;
+            v16 x = splat(0);
+            if (r < count)
+                x = load_typed(element(j, j->op->in[0], first + r, head * j->d + c), type, n);
+            store_part(q + r * j->d + c, TYPE_F32, x * j->scale, n);
+        }
+}
+
+static void row_store(const struct job *j, int row, int channel, const float *from, int count)
+{
+    enum compute_type type = j->p->places[j->op->out].type;
+    char *to = (char *)(uintptr_t)element(j, j->op->out, row, channel);
+    for (int c = 0; c < count; c += LANES) {
+        int n = count - c < LANES ? count - c : LANES;
+        v16 x = load_part(from + c, TYPE_F32, n);
+        store_typed(to + (size_t)c * compute_type_bytes(type), type, x, n);
+    }
+}
+
+static float inverse(float l)
+{
+    return l > 0 ? 1 / l : 0;
+}
+
+/* The row of this head under the method; NAG's waits in zt and zp until all heads are there. */
+static void row_combine(const struct job *j, struct work *w, int r, int head, const float *param)
+{
+    float *a = w->o[0] + r * j->dp;
+    const float *n = w->o[1] + r * j->dp;
+    float lp = w->l[0][r], ln = w->l[1][r], alpha = param[GUIDANCE_ALPHA];
+    if (j->op->method == GUIDANCE_NASA) {
+        float ip = inverse(lp), in = inverse(ln);
+        for (int c = 0; c < j->dp; c += LANES)
+            store(a + c, load(a + c) * ip - alpha * (load(n + c) * in));
+    } else if (j->op->method == GUIDANCE_VSF) {
+        float mp = w->m[0][r], mn = w->m[1][r], most = mp > mn ? mp : mn;
+        float wp = mp == -INFINITY ? 0 : expf(mp - most),
+              wn = mn == -INFINITY ? 0 : expf(mn - most);
+        float all = inverse(lp * wp + ln * wn);
+        for (int c = 0; c < j->dp; c += LANES)
+            store(a + c, (load(a + c) * wp - alpha * wn * load(n + c)) * all);
+    } else {
+        float ip = inverse(lp), in = inverse(ln), phi = param[GUIDANCE_PHI];
+        size_t at = ((size_t)r * (size_t)j->heads + (size_t)head) * (size_t)j->d;
+        for (int c = 0; c < j->d; c++) {
+            float zp = a[c] * ip;
+            w->zp[at + (size_t)c] = zp;
+            w->zt[at + (size_t)c] = zp + phi * (zp - n[c] * in);
+        }
+    }
+}
+
+/* NAG: the 1-norms go over all channels of a token, so they come after the last head. */
+static void row_nag(const struct job *j, struct work *w, int r, const float *param)
+{
+    int channels = j->heads * j->d;
+    float *zt = w->zt + r * channels;
+    const float *zp = w->zp + r * channels;
+    double norm_t = 0, norm_p = 0;
+    for (int c = 0; c < channels; c++) {
+        norm_t += fabsf(zt[c]);
+        norm_p += fabsf(zp[c]);
+    }
+    double ratio = norm_t / (norm_p + 1e-6), tau = param[GUIDANCE_TAU];
+    float shrink = ratio > tau ? (float)(tau / ratio) : 1, beta = param[GUIDANCE_BETA];
+    for (int c = 0; c < channels; c++)
+        zt[c] = beta * shrink * zt[c] + (1 - beta) * zp[c];
+}
+
+static void block_plain(const struct job *j, struct work *w, int head, int first, int count)
+{
+    queries_read(j, head, first, count, w->q);
+    segment_sum(j, &j->positive, head, first, count, w, 0);
+    for (int r = 0; r < count; r++) {
+        float *o = w->o[0] + r * j->dp, scale = inverse(w->l[0][r]);
+        for (int c = 0; c < j->dp; c += LANES)
+            store(o + c, load(o + c) * scale);
+        row_store(j, first + r, head * j->d, o, j->d);
+    }
+}
+
+static void block_guided(const struct job *j, struct work *w, int first, int count)
+{
+    const float *param = place_image(j->p, j->op->in[7], j->image);
+    int nag = j->op->method == GUIDANCE_NAG;
+    for (int head = 0; head < j->heads; head++) {
+        queries_read(j, head, first, count, w->q);
+        segment_sum(j, &j->positive, head, first, count, w, 0);
+        segment_sum(j, &j->negative, head, first, count, w, 1);
+        for (int r = 0; r < count; r++) {
+            row_combine(j, w, r, head, param);
+            if (!nag) row_store(j, first + r, head * j->d, w->o[0] + r * j->dp, j->d);
+        }
+    }
+    for (int r = 0; nag && r < count; r++) {
+        row_nag(j, w, r, param);
+        row_store(j, first + r, 0, w->zt + r * j->heads * j->d, j->heads * j->d);
+    }
+}
+
+/* One tile of one head: keys transposed, values with their rows padded; zeros after the last. */
+static void tile_pack(const struct job *j, int k, int v, float *kt, float *vp, int head, int tile,
+                      int keys)
+{
+    enum compute_type type = j->p->places[k].type;
+    size_t bytes = compute_type_bytes(type);
+    for (int i = 0; i < KEYS; i++) {
+        int key = tile * KEYS + i;
+        const char *from = key < keys ? element(j, k, key, head * j->d) : NULL;
+        const char *value = key < keys ? element(j, v, key, head * j->d) : NULL;
+        for (int c = 0; c < j->d; c += LANES) {
+            int n = j->d - c < LANES ? j->d - c : LANES;
+            float lanes[LANES];
+            store(lanes, from ? load_typed(from + (size_t)c * bytes, type, n) : splat(0));
+            for (int x = 0; x < n; x++)
+                kt[(size_t)(c + x) * KEYS + (size_t)i] = lanes[x];
+            store(vp + (size_t)i * (size_t)j->dp + (size_t)c,
+                  value ? load_typed(value + (size_t)c * bytes, type, n) : splat(0));
+        }
+    }
+}
+
+static void segment_pack(const struct job *j, struct segment *g, int k, int v, int mask,
+                         float **scratch)
+{
+    g->keys = j->p->places[k].shape.w;
+    g->tiles = (g->keys + KEYS - 1) / KEYS;
+    g->mask = mask >= 0 ? place_image(j->p, mask, j->image) : NULL;
+    size_t padded = (size_t)g->tiles * KEYS;
+    float *kt = *scratch, *vp = kt + (size_t)j->heads * padded * (size_t)j->d;
+    *scratch += packed_floats(j->heads, g->keys, j->d);
+    g->kt = kt;
+    g->v = vp;
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < j->heads * g->tiles; i++) {
+        size_t head = (size_t)(i / g->tiles), at = (size_t)(i % g->tiles) * KEYS;
+        tile_pack(j, k, v, kt + (head * padded + at) * (size_t)j->d,
+                  vp + (head * padded + at) * (size_t)j->dp, (int)head, i % g->tiles, g->keys);
+    }
+}
+
+static struct job job_of(const struct plan *p, const struct op *op, int image)
+{
+    struct job j = {.p = p, .op = op, .image = image, .heads = op->heads, .causal = op->causal};
+    j.rows = p->places[op->in[0]].shape.w;
+    j.d = p->places[op->in[0]].shape.c / op->heads;
+    j.dp = (int)round_up((size_t)j.d, LANES);
+    j.scale = (float)op->scale;
+    return j;
+}
+
+int ISA(attention)(struct plan *p, struct step *s)
+{
+    const struct op *op = &s->op;
+    for (int b = 0; b < p->places[op->out].shape.b; b++) {
+        struct job j = job_of(p, op, b);
+        float *scratch = (float *)p->scratch;
+        segment_pack(&j, &j.positive, op->in[1], op->in[2], op->in[3], &scratch);
+        size_t each = thread_floats(j.heads, j.d);
+        int blocks = (j.rows + ROWS - 1) / ROWS;
+#pragma omp parallel for schedule(static)
+        for (int i = 0; i < j.heads * blocks; i++) {
+            struct work w = work_of(scratch + (size_t)omp_get_thread_num() * each, &j);
+            int first = i % blocks * ROWS, left = j.rows - first;
+            block_plain(&j, &w, i / blocks, first, left < ROWS ? left : ROWS);
+        }
+        p->counters.q_rows_read += (uint64_t)j.rows;
+        p->counters.out_rows_stored += (uint64_t)j.rows;
+    }
+    return 0;
+}
+
+int ISA(guided_attention)(struct plan *p, struct step *s)
+{
+    const struct op *op = &s->op;
+    for (int b = 0; b < p->places[op->out].shape.b; b++) {
+        struct job j = job_of(p, op, b);
+        float *scratch = (float *)p->scratch;
+        segment_pack(&j, &j.positive, op->in[1], op->in[2], op->in[3], &scratch);
+        segment_pack(&j, &j.negative, op->in[4], op->in[5], op->in[6], &scratch);
+        const float *param = place_image(p, op->in[7], b);
+        if (op->method == GUIDANCE_VSF) j.negative.bias = -(double)param[GUIDANCE_OFFSET];
+        size_t each = thread_floats(j.heads, j.d);
+        int blocks = (j.rows + ROWS - 1) / ROWS;
+        uint64_t rows = 0;
+#pragma omp parallel for schedule(static) reduction(+ : rows)
+        for (int i = 0; i < blocks; i++) {
+            struct work w = work_of(scratch + (size_t)omp_get_thread_num() * each, &j);
+            int left = j.rows - i * ROWS, count = left < ROWS ? left : ROWS;
+            block_guided(&j, &w, i * ROWS, count);
+            rows += (uint64_t)count;
+        }
+        p->counters.q_rows_read += rows;
+        p->counters.out_rows_stored += rows;
+    }
+    return 0;
+}
+
+#ifdef CPU_ISA_FIRST /* once, not per instruction set */
+size_t attention_scratch(const struct plan *p, const struct op *op)
+{
+    int d = p->tensors[op->in[0]].shape.c / op->heads;
+    size_t floats = packed_floats(op->heads, p->tensors[op->in[1]].shape.w, d) +
+                    (size_t)p->compute->threads * thread_floats(op->heads, d);
+    if (op->kind == OP_GUIDED_ATTENTION)
+        floats += packed_floats(op->heads, p->tensors[op->in[4]].shape.w, d);
+    return floats * sizeof(float) + 64;
+}
+#endif

@@ -1,0 +1,25 @@
+/* cpu.h - our own kernels of the cpu backend, one table per instruction set.
+ *
+ * attention.c, norm.c and elementwise.c are written on 16-lane vectors (vector.h) and compiled for
+ * AVX-512, AVX2 + FMA and plain x86-64; the processor decides at start. */
+#ifndef KERNELS_CPU_H
+#define KERNELS_CPU_H
+#include "../plan.h"
+
+typedef int (*step_run)(struct plan *p, struct step *s);
+
+struct cpu_kernels {
+    const char *name; /* "ours:avx512" */
+    step_run attention, guided_attention, group_norm, layer_norm, elementwise, geglu, concat,
+        resize;
+};
+extern const struct cpu_kernels cpu_kernels_avx512, cpu_kernels_avx2, cpu_kernels_sse2;
+
+/* Bytes of plan scratch that a step needs. */
+size_t attention_scratch(const struct plan *p, const struct op *op);
+size_t group_norm_scratch(const struct plan *p, const struct op *op);
+
+/* The table's word on a 3x3 convolution of that shape, or `otherwise` where it is silent. */
+int tuning_winograd(const struct compute *c, int in, int out, int h, int w, int otherwise);
+
+#endif

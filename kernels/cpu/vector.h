@@ -1,0 +1,200 @@
+/* vector.h - 16 floats at a time, by the compiler's vector types, for whatever instruction set the
+ * file is compiled for. Included by kernels only. */
+#ifndef KERNELS_CPU_VECTOR_H
+#define KERNELS_CPU_VECTOR_H
+#include <stdint.h>
+#include <string.h>
+
+#include "../plan.h"
+#include "cpu.h"
+
+#define LANES 16
+/* One name per instruction set: ISA(norm) is norm_avx512. */
+#define ISA_JOIN(a, b) a##_##b
+#define ISA_NAME(a, b) ISA_JOIN(a, b)
+#define ISA(name)      ISA_NAME(name, CPU_ISA)
+#define ISA_TEXT_OF(x) #x
+#define ISA_TEXT_IN(x) ISA_TEXT_OF(x)
+#define ISA_TEXT       ISA_TEXT_IN(CPU_ISA)
+#define INLINE         static inline __attribute__((always_inline, unused))
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef float v16_any __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t i16 __attribute__((vector_size(64)));
+typedef uint32_t u16 __attribute__((vector_size(64)));
+typedef uint16_t h16 __attribute__((vector_size(32), aligned(2), may_alias));
+
+int ISA(attention)(struct plan *p, struct step *s);
+int ISA(guided_attention)(struct plan *p, struct step *s);
+int ISA(group_norm)(struct plan *p, struct step *s);
+int ISA(layer_norm)(struct plan *p, struct step *s);
+int ISA(elementwise)(struct plan *p, struct step *s);
+int ISA(geglu)(struct plan *p, struct step *s);
+int ISA(concat)(struct plan *p, struct step *s);
+int ISA(resize)(struct plan *p, struct step *s);
+
+/* Where 16 channels (or the last few) of a pixel begin, in either layout; elements. */
+INLINE size_t block_at(const struct place *at, int block, size_t pixel)
+{
+    size_t pixels = (size_t)at->shape.h * (size_t)at->shape.w;
+    if (at->layout == LAYOUT_BLOCKED) return ((size_t)block * pixels + pixel) * LANES;
+    return pixel * (size_t)at->pitch + (size_t)block * LANES;
+}
+
+INLINE v16 splat(float x)
+{
+    return x - (v16){0};
+}
+
+INLINE v16 load(const float *p)
+{
+    return *(const v16_any *)p;
+}
+
+INLINE void store(float *p, v16 x)
+{
+    *(v16_any *)p = x;
+}
+
+INLINE v16 load_bf16(const uint16_t *p)
+{
+    u16 wide = __builtin_convertvector(*(const h16 *)p, u16) << 16;
+    return (v16)wide;
+}
+
+/* To nearest, ties to even; NaN stays NaN. */
+INLINE void store_bf16(uint16_t *p, v16 x)
+{
+    u16 bits = (u16)x;
+    u16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    u16 nan = (u16)(x != x);
+    rounded = (rounded & ~nan) | (nan & 0x7fc0);
+    *(h16 *)p = __builtin_convertvector(rounded, h16);
+}
+
+/* count < LANES values, zeros after them. */
+INLINE v16 load_part(const void *p, enum compute_type type, int count)
+{
+    float f[LANES] = {0};
+    if (type == TYPE_BF16) {
+        uint16_t h[LANES] = {0};
+        memcpy(h, p, (size_t)count * sizeof *h);
+        return load_bf16(h);
+    }
+    memcpy(f, p, (size_t)count * sizeof *f);
+    return load(f);
+}
+
+INLINE void store_part(void *p, enum compute_type type, v16 x, int count)
+{
+    if (type == TYPE_BF16) {
+        uint16_t h[LANES];
+        store_bf16(h, x);
+        memcpy(p, h, (size_t)count * sizeof *h);
+    } else {
+        float f[LANES];
+        store(f, x);
+        memcpy(p, f, (size_t)count * sizeof *f);
+    }
+}
+
+INLINE v16 load_typed(const void *p, enum compute_type type, int count)
+{
+    if (count < LANES) return load_part(p, type, count);
+    return type == TYPE_BF16 ? load_bf16(p) : load(p);
+}
+
+INLINE void store_typed(void *p, enum compute_type type, v16 x, int count)
+{
+    if (count < LANES)
+        store_part(p, type, x, count);
+    else if (type == TYPE_BF16)
+        store_bf16(p, x);
+    else
+        store(p, x);
+}
+
+INLINE v16 pick(i16 mask, v16 yes, v16 no)
+{
+    return (v16)(((i16)yes & mask) | ((i16)no & ~mask));
+}
+
+INLINE v16 vmax(v16 a, v16 b)
+{
+    return pick(a > b, a, b);
+}
+
+INLINE v16 vmin(v16 a, v16 b)
+{
+    return pick(a < b, a, b);
+}
+
+INLINE float sum_lanes(v16 x)
+{
+    float f[LANES];
+    store(f, x);
+    for (int step = 8; step; step /= 2)
+        for (int i = 0; i < step; i++)
+            f[i] += f[i + step];
+    return f[0];
+}
+
+INLINE float max_lanes(v16 x)
+{
+    float f[LANES], most;
+    store(f, x);
+    most = f[0];
+    for (int i = 1; i < LANES; i++)
+        most = f[i] > most ? f[i] : most;
+    return most;
+}
+
+/* e^x to 2 units in the last place: x = n ln 2 + r, a polynomial for e^r (Cephes' coefficients),
+ * 2^n by the exponent bits. 0 below -87.3, so that a masked logit weighs nothing. */
+INLINE v16 vexp(v16 x)
+{
+    v16 low = splat(-87.33654f), high = splat(88.37626f);
+    i16 tiny = x < low;
+    v16 clamped = vmin(vmax(x, low), high);
+    v16 magic = splat(12582912.f); /* 1.5 * 2^23: adding it rounds to an integer */
+    v16 n = (clamped * 1.44269504f + magic) - magic;
+    v16 r = clamped - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    v16 y = splat(1.9875691500e-4f);
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * (r * r) + r + 1.f;
+    i16 exponent = (__builtin_convertvector(n, i16) + 127) << 23;
+    y = y * (v16)exponent;
+    return pick(tiny, splat(0), y);
+}
+
+INLINE v16 vsilu(v16 x)
+{
+    return x / (vexp(-x) + 1.f);
+}
+
+/* Abramowitz and Stegun 7.1.26, to 1.5e-7. */
+INLINE v16 verf(v16 x)
+{
+    i16 negative = x < splat(0);
+    v16 a = pick(negative, -x, x);
+    v16 t = 1.f / (a * 0.3275911f + 1.f);
+    v16 y = splat(1.061405429f);
+    y = y * t - 1.453152027f;
+    y = y * t + 1.421413741f;
+    y = y * t - 0.284496736f;
+    y = y * t + 0.254829592f;
+    y = 1.f - y * t * vexp(-(a * a));
+    return pick(negative, -y, y);
+}
+
+INLINE v16 vgelu(v16 x)
+{
+    return x * 0.5f * (verf(x * 0.70710678f) + 1.f);
+}
+
+#endif

@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Backend cpu against ref, operation by operation, on random, tiny, odd and extreme inputs.
+ * Limits are relative errors norm2(got - ref) / norm2(ref); measured worst values stand beside
+ * them. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "compute.h"
+
+static struct compute *ref, *cpu, *cpu16;
+static uint32_t state = 1;
+
+static float uniform(void) /* -1..1 */
+{
+    state = state * 1664525u + 1013904223u;
+    return (float)(state >> 8) / 8388608.0f - 1;
+}
+
+static float *numbers(size_t count, float scale)
+{
+    float *x = malloc(count * sizeof *x);
+    assert_non_null(x);
+    for (size_t i = 0; i < count; i++)
+        x[i] = uniform() * scale;
+    return x;
+}
+
+/* One operation under test: records it on a graph; its weights are made for the compute given. */
+struct rig {
+    struct compute *c;
+    struct graph *g;
+    struct tensor in[8];
+    const float *data[8];
+    int inputs;
+    struct weight *w[2];
+    int weights;
+};
+
+static struct tensor input(struct rig *r, struct shape s, const float *data)
+{
+    char name[16];
+    snprintf(name, sizeof name, "in%d", r->inputs);
+    r->in[r->inputs] = graph_input(r->g, name, s, TYPE_F32);
+    r->data[r->inputs] = data;
+    return r->in[r->inputs++];
+}
+
+typedef struct tensor (*recipe)(struct rig *r, const void *what);
+
+/* Runs the operation on c and returns its output, dense f32. */
+static float *evaluate(struct compute *c, recipe make, const void *what, size_t *ret_count)
+{
+    struct rig r = {.c = c, .g = graph_new()};
+    struct steer_error err = {0};
+    struct plan *p = NULL;
+    assert_non_null(r.g);
+    struct tensor out = make(&r, what);
+    graph_output(r.g, out, "out", 0);
+    int code = compute_plan(&p, c, r.g, &err);
+    if (code) fail_msg("%s", err.text);
+    for (int i = 0; i < r.inputs; i++) {
+        struct shape s = graph_shape(r.g, r.in[i]);
+        memcpy(plan_data(p, r.in[i]), r.data[i],
+               (size_t)s.b * (size_t)s.h * (size_t)s.w * (size_t)s.c * sizeof(float));
+    }
+    code = plan_run(p, NULL, &err);
+    if (code) fail_msg("%s", err.text);
+    struct shape s = graph_shape(r.g, out);
+    *ret_count = (size_t)s.b * (size_t)s.h * (size_t)s.w * (size_t)s.c;
+    float *copy = malloc(*ret_count * sizeof *copy);
+    assert_non_null(copy);
+    memcpy(copy, plan_data(p, out), *ret_count * sizeof *copy);
+    plan_free(p);
+    graph_free(r.g);
+    for (int i = 0; i < r.weights; i++)
+        weight_free(r.w[i]);
+    return copy;
+}
+
+static double distance(const float *got, const float *want, size_t count)
+{
+    double d = 0, n = 0;
+    for (size_t i = 0; i < count; i++) {
+        d += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+        n += (double)want[i] * want[i];
+    }
+    return n > 0 ? sqrt(d / n) : sqrt(d);
+}
+
+static double error_of(struct compute *c, recipe make, const void *what)
+{
+    size_t n, m;
+    float *want = evaluate(ref, make, what, &n), *got = evaluate(c, make, what, &m);
+    assert_int_equal(n, m);
+    double e = distance(got, want, n);
+    free(want);
+    free(got);
+    return e;
+}
+
+/* Prints the worst of a list, and holds it to its limit. */
+static void hold(const char *name, double worst, double limit)
+{
+    print_message("%-28s %.2e (limit %.0e)\n", name, worst, limit);
+    if (!(worst <= limit)) fail_msg("%s: %g is over %g", name, worst, limit);
+}
+
+/* ---- linear and conv, between group norms so that layouts and bf16 come into play ---- */
+
+struct layer {
+    int h, w, in, out, size, stride;
+    enum activation act;
+    int per_image;
+    const float *x, *scale, *shift, *matrix, *bias, *vector;
+};
+
+static struct tensor record_layer(struct rig *r, const void *what)
+{
+    const struct layer *l = what;
+    struct stored scale = {l->scale, TYPE_F32}, shift = {l->shift, TYPE_F32};
+    struct stored matrix = {l->matrix, TYPE_F32}, bias = {l->bias, TYPE_F32};
+    assert_int_equal(weight_norm(r->w, r->c, scale, shift, l->in), 0);
+    struct tensor x = input(r, (struct shape){2, l->h, l->w, l->in}, l->x);
+    r->weights = 2;
+    x = op_group_norm(r->g, x, r->w[0], l->in % 4 ? 1 : 4, 1e-5, ACT_SILU);
+    if (!l->size) {
+        assert_int_equal(weight_linear(r->w + 1, r->c, 1, &matrix, &bias, &l->out, l->in), 0);
+        return op_linear(r->g, x, r->w[1], l->act);
+    }
+    assert_int_equal(weight_conv(r->w + 1, r->c, matrix, bias, l->out, l->in, l->size), 0);
+    struct tensor vector = TENSOR_NONE;
+    if (l->per_image) vector = input(r, (struct shape){2, 1, 1, l->out}, l->vector);
+    x = op_conv(r->g, x, r->w[1], l->stride, l->size / 2, vector, l->act);
+    return op_add(r->g, op_activation(r->g, x, ACT_RELU), x);
+}
+
+static void test_layers(void **unused)
+{
+    (void)unused;
+    static const struct layer list[] = {
+        {1, 77, 32, 96, 0, 1, ACT_NONE, 0, 0, 0, 0, 0, 0, 0},
+        {3, 5, 17, 23, 0, 1, ACT_SILU, 0, 0, 0, 0, 0, 0, 0},
+        {1, 1, 64, 64, 0, 1, ACT_GELU, 0, 0, 0, 0, 0, 0, 0},
+        {7, 9, 64, 48, 0, 1, ACT_QUICK_GELU, 0, 0, 0, 0, 0, 0, 0},
+        {4, 4, 16, 16, 0, 1, ACT_GELU_TANH, 0, 0, 0, 0, 0, 0, 0},
+        {13, 9, 4, 20, 3, 1, ACT_NONE, 0, 0, 0, 0, 0, 0, 0},
+        {13, 9, 20, 4, 3, 1, ACT_NONE, 1, 0, 0, 0, 0, 0, 0},
+        {12, 12, 64, 96, 3, 1, ACT_NONE, 1, 0, 0, 0, 0, 0, 0},
+        {17, 19, 64, 64, 3, 1, ACT_RELU, 1, 0, 0, 0, 0, 0, 0},
+        {13, 9, 32, 32, 3, 2, ACT_NONE, 0, 0, 0, 0, 0, 0, 0},
+        {12, 8, 48, 32, 3, 2, ACT_SILU, 0, 0, 0, 0, 0, 0, 0},
+        {6, 6, 96, 160, 1, 1, ACT_NONE, 0, 0, 0, 0, 0, 0, 0},
+        {5, 3, 7, 9, 5, 1, ACT_TANH, 0, 0, 0, 0, 0, 0, 0},
+        {1, 1, 16, 16, 3, 1, ACT_NONE, 0, 0, 0, 0, 0, 0, 0},
+    };
+    double worst = 0, worst16 = 0;
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        struct layer l = list[i];
+        size_t taps = l.size ? (size_t)(l.size * l.size) : 1;
+        float *x = numbers((size_t)(2 * l.h * l.w * l.in), 3), *scale = numbers((size_t)l.in, 1);
+        float *shift = numbers((size_t)l.in, 1), *bias = numbers((size_t)l.out, 1);
+        float *matrix = numbers((size_t)(l.out * l.in) * taps, 0.1f);
+        float *vector = numbers((size_t)(2 * l.out), 1);
+        l.x = x, l.scale = scale, l.shift = shift, l.matrix = matrix, l.bias = bias;
+        l.vector = vector;
+        double e = error_of(cpu, record_layer, &l);
+        if (e > worst) worst = e;
+        if (cpu16 && (e = error_of(cpu16, record_layer, &l)) > worst16) worst16 = e;
+        free(x), free(scale), free(shift), free(bias), free(matrix), free(vector);
+    }
+    hold("linear, conv f32", worst, 5e-6);
+    if (cpu16) hold("linear, conv bf16", worst16, 1e-2);
+}
+
+/* ---- norms with a large mean, resize, concat, geglu ---- */
+
+struct shaped {
+    int kind, h, w, c;
+    const float *x, *y, *scale, *shift;
+};
+
+static struct tensor record_shaped(struct rig *r, const void *what)
+{
+    const struct shaped *s = what;
+    struct stored scale = {s->scale, TYPE_F32}, shift = {s->shift, TYPE_F32};
+    struct tensor x = input(r, (struct shape){2, s->h, s->w, s->c}, s->x), y;
+    switch (s->kind) {
+    case 0:
+        assert_int_equal(weight_norm(r->w, r->c, scale, shift, s->c), 0);
+        r->weights = 1;
+        return op_layer_norm(r->g, x, r->w[0], 1e-5);
+    case 1:
+        assert_int_equal(weight_norm(r->w, r->c, scale, shift, s->c), 0);
+        r->weights = 1;
+        return op_group_norm(r->g, x, r->w[0], 2, 1e-6, ACT_NONE);
+    case 2:
+        y = input(r, (struct shape){2, s->h, s->w, s->c}, s->y);
+        return op_concat(r->g, op_add(r->g, x, y), op_activation(r->g, y, ACT_SILU));
+    case 3: return op_resize(r->g, op_activation(r->g, x, ACT_TANH), 2 * s->h - 1, 2 * s->w + 1);
+    case 4: return op_geglu(r->g, x);
+    case 5: return op_soft_clamp(r->g, op_affine(r->g, x, 1.7, -0.3));
+    default: return op_activation(r->g, op_activation(r->g, x, ACT_GELU), ACT_GELU_TANH);
+    }
+}
+
+static void test_shaped(void **unused)
+{
+    (void)unused;
+    double worst = 0;
+    for (int kind = 0; kind < 7; kind++)
+        for (int i = 0; i < 6; i++) {
+            static const int sizes[6][3] = {{1, 1, 2},   {3, 5, 14},  {7, 2, 48},
+                                            {16, 9, 32}, {1, 77, 96}, {33, 31, 18}};
+            struct shaped s = {kind, sizes[i][0], sizes[i][1], sizes[i][2], 0, 0, 0, 0};
+            size_t count = (size_t)(2 * s.h * s.w * s.c);
+            float *x = numbers(count, 4), *y = numbers(count, 4);
+            float *scale = numbers((size_t)s.c, 1), *shift = numbers((size_t)s.c, 1);
+            for (size_t k = 0; kind < 2 && k < count; k++)
+                x[k] += 50; /* a mean far above the deviation */
+            s.x = x, s.y = y, s.scale = scale, s.shift = shift;
+            double e = error_of(cpu, record_shaped, &s);
+            if (e > worst) worst = e;
+            free(x), free(y), free(scale), free(shift);
+        }
+    hold("norms, sums, shapes", worst, 5e-5);
+}
+
+/* ---- attention ---- */
+
+struct attend {
+    int rows, keys, negatives, heads, d, causal, masked;
+    enum guidance_method method;
+    float params[2 * GUIDANCE_PARAMS];
+    const float *q, *k, *v, *kn, *vn, *mask, *mask_n;
+};
+
+static struct tensor record_attend(struct rig *r, const void *what)
+{
+    const struct attend *a = what;
+    int c = a->heads * a->d;
+    double scale = 1 / sqrt((double)a->d);
+    struct tensor q = input(r, (struct shape){2, 1, a->rows, c}, a->q);
+    struct text_keys pos = {.mask = TENSOR_NONE}, neg = {.mask = TENSOR_NONE};
+    pos.k = input(r, (struct shape){2, 1, a->keys, c}, a->k);
+    pos.v = input(r, (struct shape){2, 1, a->keys, c}, a->v);
+    if (a->masked) pos.mask = input(r, (struct shape){2, 1, 1, a->keys}, a->mask);
+    if (a->method == GUIDANCE_NONE)
+        return op_attention(r->g, q, pos.k, pos.v, a->heads, scale, a->causal, pos.mask);
+    neg.k = input(r, (struct shape){2, 1, a->negatives, c}, a->kn);
+    neg.v = input(r, (struct shape){2, 1, a->negatives, c}, a->vn);
+    if (a->masked) neg.mask = input(r, (struct shape){2, 1, 1, a->negatives}, a->mask_n);
+    struct tensor params = input(r, (struct shape){2, 1, 1, GUIDANCE_PARAMS}, a->params);
+    return op_guided_attention(r->g, q, pos, neg, a->heads, scale, a->method, params);
+}
+
+static void attend_fill(struct attend *a, float logits)
+{
+    size_t c = (size_t)(a->heads * a->d) * 2;
+    a->q = numbers(c * (size_t)a->rows, logits);
+    a->k = numbers(c * (size_t)a->keys, 1);
+    a->v = numbers(c * (size_t)a->keys, 1);
+    a->kn = numbers(c * (size_t)a->negatives, 1);
+    a->vn = numbers(c * (size_t)a->negatives, 1);
+    float *mask = numbers(2 * (size_t)a->keys, 0), *mask_n = numbers(2 * (size_t)a->negatives, 0);
+    for (int i = 0; i < 2 * a->keys; i++)
+        mask[i] = i % 3 ? 0 : -INFINITY;
+    for (int i = 0; i < 2 * a->negatives; i++) /* the second image's negative is fully masked */
+        mask_n[i] = i % 4 && i < a->negatives ? 0 : -INFINITY;
+    a->mask = mask;
+    a->mask_n = mask_n;
+    static const float params[GUIDANCE_PARAMS] = {[GUIDANCE_ALPHA] = 0.7f,
+                                                  [GUIDANCE_OFFSET] = 0.5f,
+                                                  [GUIDANCE_PHI] = 4,
+                                                  [GUIDANCE_TAU] = 1.2f,
+                                                  [GUIDANCE_BETA] = 0.4f};
+    for (int i = 0; i < 2 * GUIDANCE_PARAMS; i++)
+        a->params[i] = params[i % GUIDANCE_PARAMS] * (i < GUIDANCE_PARAMS ? 1 : 0.5f);
+}
+
+static void attend_free(struct attend *a)
+{
+    const float *all[] = {a->q, a->k, a->v, a->kn, a->vn, a->mask, a->mask_n};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free((void *)(uintptr_t)all[i]);
+}
+
+static void test_attention(void **unused)
+{
+    (void)unused;
+    static const int shapes[][5] = {
+        /* rows keys negatives heads D */
+        {1, 1, 1, 1, 8},      {5, 3, 7, 2, 40},       {48, 64, 64, 3, 32},  {49, 77, 77, 5, 40},
+        {100, 65, 24, 2, 64}, {117, 129, 77, 2, 160}, {64, 200, 1, 1, 512}, {30, 77, 120, 4, 17}};
+    double worst[4] = {0};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int method = GUIDANCE_NONE; method <= GUIDANCE_VSF; method++)
+            for (int variant = 0; variant < 3; variant++) {
+                struct attend a = {shapes[i][0],
+                                   shapes[i][1],
+                                   shapes[i][2],
+                                   shapes[i][3],
+                                   shapes[i][4],
+                                   variant == 1 && method == GUIDANCE_NONE,
+                                   variant == 2,
+                                   (enum guidance_method)method,
+                                   {0},
+                                   0,
+                                   0,
+                                   0,
+                                   0,
+                                   0,
+                                   0,
+                                   0};
+                if (a.causal) a.keys = a.rows;
+                attend_fill(&a, variant == 1 ? 60 : 3); /* 60: nearly one-hot softmaxes */
+                double e = error_of(cpu, record_attend, &a);
+                if (e > worst[method]) worst[method] = e;
+                attend_free(&a);
+            }
+    hold("attention f32", worst[GUIDANCE_NONE], 1e-5);
+    hold("nasa f32", worst[GUIDANCE_NASA], 1e-5);
+    hold("nag f32", worst[GUIDANCE_NAG], 1e-5);
+    hold("vsf f32", worst[GUIDANCE_VSF], 1e-5);
+}
+
+/* The negative's logits lie 100 below the positive's: normalised by itself it counts in full. */
+static void test_far_negative(void **unused)
+{
+    (void)unused;
+    struct attend a = {9, 4, 4, 1, 16, 0, 0, GUIDANCE_NASA, {0}, 0, 0, 0, 0, 0, 0, 0};
+    attend_fill(&a, 1);
+    float *q = (float *)(uintptr_t)a.q, *k = (float *)(uintptr_t)a.k;
+    float *kn = (float *)(uintptr_t)a.kn;
+    for (int i = 0; i < 2 * 9 * 16; i++)
+        q[i] = 5;
+    for (int i = 0; i < 2 * 4 * 16; i++)
+        k[i] = 2.5f + 0.1f * k[i], kn[i] = -2.5f + 0.1f * kn[i];
+    hold("a negative 100 below", error_of(cpu, record_attend, &a), 1e-5);
+    attend_free(&a);
+}
+
+/* ---- METHOD.md's invariants, on both backends ---- */
+
+static float *attend_on(struct compute *c, const struct attend *a, enum guidance_method method,
+                        const float *params, size_t *n)
+{
+    struct attend b = *a;
+    b.method = method;
+    if (params)
+        for (int i = 0; i < 2 * GUIDANCE_PARAMS; i++)
+            b.params[i] = params[i % GUIDANCE_PARAMS];
+    return evaluate(c, record_attend, &b, n);
+}
+
+static void invariants_on(struct compute *c)
+{
+    size_t n;
+    struct attend a = {37, 21, 21, 3, 24, 0, 0, GUIDANCE_NASA, {0}, 0, 0, 0, 0, 0, 0, 0};
+    attend_fill(&a, 3);
+    float *plain = attend_on(c, &a, GUIDANCE_NONE, NULL, &n);
+
+    float zero[GUIDANCE_PARAMS] = {0};
+    float *got = attend_on(c, &a, GUIDANCE_NASA, zero, &n);
+    assert_memory_equal(got, plain, n * sizeof *got); /* alpha 0 is none, to the bit */
+    free(got);
+
+    /* Affine in alpha: Z(0.25) lies a quarter of the way from Z(0) to Z(1). */
+    float one[GUIDANCE_PARAMS] = {[GUIDANCE_ALPHA] = 1}, part[GUIDANCE_PARAMS] = {0.25f};
+    float *z1 = attend_on(c, &a, GUIDANCE_NASA, one, &n);
+    float *zq = attend_on(c, &a, GUIDANCE_NASA, part, &n);
+    double off = 0;
+    for (size_t i = 0; i < n; i++)
+        off = fmax(off, fabs(zq[i] - (plain[i] + 0.25 * (z1[i] - plain[i]))));
+    assert_true(off < 1e-5);
+    free(zq);
+
+    /* NASA(alpha) is NAG's Zt / (1 + phi) for alpha = phi / (1 + phi): tau huge, beta 1, phi 3. */
+    float nag[GUIDANCE_PARAMS] = {[GUIDANCE_PHI] = 3, [GUIDANCE_TAU] = 1e9f, [GUIDANCE_BETA] = 1};
+    float three[GUIDANCE_PARAMS] = {0.75f};
+    float *zt = attend_on(c, &a, GUIDANCE_NAG, nag, &n);
+    float *zn = attend_on(c, &a, GUIDANCE_NASA, three, &n);
+    for (size_t i = 0; i < n; i++)
+        zt[i] /= 4;
+    assert_true(distance(zt, zn, n) < 1e-5);
+    free(zt), free(zn);
+
+    /* NAG is none with beta 0, and with phi 0 and tau >= 1. */
+    float beta0[GUIDANCE_PARAMS] = {[GUIDANCE_PHI] = 3, [GUIDANCE_TAU] = 2};
+    float phi0[GUIDANCE_PARAMS] = {[GUIDANCE_TAU] = 1, [GUIDANCE_BETA] = 0.5f};
+    got = attend_on(c, &a, GUIDANCE_NAG, beta0, &n);
+    assert_true(distance(got, plain, n) < 1e-6);
+    free(got);
+    got = attend_on(c, &a, GUIDANCE_NAG, phi0, &n);
+    assert_true(distance(got, plain, n) < 1e-6);
+    free(got);
+
+    /* NAG: the 1-norm never grows beyond tau times the positive's. */
+    float grow[GUIDANCE_PARAMS] = {[GUIDANCE_PHI] = 8, [GUIDANCE_TAU] = 1.5f, [GUIDANCE_BETA] = 1};
+    got = attend_on(c, &a, GUIDANCE_NAG, grow, &n);
+    size_t channels = (size_t)(a.heads * a.d);
+    for (size_t row = 0; row < n / channels; row++) {
+        double t = 0, p = 0;
+        for (size_t i = 0; i < channels; i++)
+            t += fabs(got[row * channels + i]), p += fabs(plain[row * channels + i]);
+        assert_true(t <= 1.5 * p * (1 + 1e-5));
+    }
+    free(got);
+
+    /* The same text twice. */
+    struct attend same = a;
+    same.kn = a.k, same.vn = a.v;
+    float nasa3[GUIDANCE_PARAMS] = {0.3f};
+    got = attend_on(c, &same, GUIDANCE_NASA, nasa3, &n);
+    float *vsf = attend_on(c, &same, GUIDANCE_VSF, nasa3, &n);
+    float *still = attend_on(c, &same, GUIDANCE_NAG, grow, &n);
+    assert_true(distance(still, plain, n) < 1e-5);
+    for (size_t i = 0; i < n; i++)
+        got[i] /= 0.7f, vsf[i] /= 0.35f; /* (1 - a) Z+ and (1 - a)/2 Z+ */
+    assert_true(distance(got, plain, n) < 1e-5);
+    assert_true(distance(vsf, plain, n) < 1e-5);
+    free(got), free(vsf), free(still), free(z1), free(plain);
+    attend_free(&a);
+}
+
+static void test_invariants(void **unused)
+{
+    (void)unused;
+    invariants_on(ref);
+    invariants_on(cpu);
+}
+
+/* Masked negative tokens change nothing when they change. */
+static void test_masked_tokens(void **unused)
+{
+    (void)unused;
+    for (int method = GUIDANCE_NASA; method <= GUIDANCE_VSF; method++) {
+        struct attend a = {20,  9, 12, 2, 16, 0, 1, (enum guidance_method)method,
+                           {0}, 0, 0,  0, 0,  0, 0, 0};
+        attend_fill(&a, 3);
+        size_t n;
+        float *before = evaluate(cpu, record_attend, &a, &n);
+        float *kn = (float *)(uintptr_t)a.kn, *vn = (float *)(uintptr_t)a.vn;
+        for (int j = 0; j < 24; j++)
+            for (int c = 0; a.mask_n[j] < 0 && c < 32; c++)
+                kn[j * 32 + c] = 7 * uniform(), vn[j * 32 + c] = 7 * uniform();
+        float *after = evaluate(cpu, record_attend, &a, &n);
+        assert_memory_equal(before, after, n * sizeof *before);
+        free(before), free(after);
+        attend_free(&a);
+    }
+}
+
+/* Guided attention reads each query once and stores each row once, whatever the method. */
+static void test_one_read_one_store(void **unused)
+{
+    (void)unused;
+    struct attend a = {100, 77, 77, 4, 40, 0, 0, GUIDANCE_NASA, {0}, 0, 0, 0, 0, 0, 0, 0};
+    attend_fill(&a, 1);
+    struct rig r = {.c = cpu, .g = graph_new()};
+    struct plan *p;
+    graph_output(r.g, record_attend(&r, &a), "out", 0);
+    assert_int_equal(compute_plan(&p, cpu, r.g, NULL), 0);
+    for (int i = 0; i < r.inputs; i++) {
+        struct shape s = graph_shape(r.g, r.in[i]);
+        memcpy(plan_data(p, r.in[i]), r.data[i], (size_t)(s.b * s.w * s.c) * sizeof(float));
+    }
+    assert_int_equal(plan_run(p, NULL, NULL), 0);
+    assert_int_equal(plan_counters(p).q_rows_read, 200);
+    assert_int_equal(plan_counters(p).out_rows_stored, 200);
+    plan_free(p);
+    graph_free(r.g);
+    attend_free(&a);
+}
+
+/* A batch of images gives each the bytes it has alone. */
+static void test_company(void **unused)
+{
+    (void)unused;
+    struct layer l = {16, 16, 64, 64, 3, 1, ACT_SILU, 1, 0, 0, 0, 0, 0, 0};
+    size_t half = (size_t)(l.h * l.w * l.in), n;
+    float *x = numbers(2 * half, 3), *scale = numbers(64, 1), *shift = numbers(64, 1);
+    float *bias = numbers(64, 1), *matrix = numbers(64 * 64 * 9, 0.1f), *vector = numbers(128, 1);
+    l.x = x, l.scale = scale, l.shift = shift, l.matrix = matrix, l.bias = bias, l.vector = vector;
+    float *first = evaluate(cpu, record_layer, &l, &n);
+    float *turned = malloc(2 * half * sizeof *turned), turned_vector[128];
+    assert_non_null(turned);
+    memcpy(turned, x + half, half * sizeof *x), memcpy(turned + half, x, half * sizeof *x);
+    memcpy(turned_vector, vector + 64, 256), memcpy(turned_vector + 64, vector, 256);
+    l.x = turned, l.vector = turned_vector;
+    float *second = evaluate(cpu, record_layer, &l, &n);
+    assert_memory_equal(first, second + n / 2, n / 2 * sizeof *first);
+    assert_memory_equal(first + n / 2, second, n / 2 * sizeof *first);
+    free(x), free(scale), free(shift), free(bias), free(matrix), free(vector), free(turned);
+    free(first), free(second);
+}
+
+static int setup(void **unused)
+{
+    (void)unused;
+    struct steer_error err = {0};
+    struct compute_options o = {.backend = "ref", .threads = 2};
+    if (compute_open(&ref, &o, &err)) return -1;
+    o.backend = "cpu";
+    if (compute_open(&cpu, &o, &err)) return -1;
+    o.precision = PRECISION_BF16;
+    if (compute_bf16_native() && compute_open(&cpu16, &o, &err)) return -1;
+    return 0;
+}
+
+static int teardown(void **unused)
+{
+    (void)unused;
+    compute_close(ref);
+    compute_close(cpu);
+    compute_close(cpu16);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_layers),
+        cmocka_unit_test(test_shaped),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_far_negative),
+        cmocka_unit_test(test_invariants),
+        cmocka_unit_test(test_masked_tokens),
+        cmocka_unit_test(test_one_read_one_store),
+        cmocka_unit_test(test_company),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

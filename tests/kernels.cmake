@@ -1,0 +1,1 @@
+steer_test(kernel kernels steer_kernels)
