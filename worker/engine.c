@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "encode.h"
-#include "job.h"
+#include "job_plan.h"
 #include "log.h"
 #include "pipeline.h"
 
@@ -37,7 +37,7 @@ struct picture {
     struct picture *next;
     struct done *done; /* filled but for the image */
     uint8_t *pixels;
-    struct image_meta_owned *meta;
+    struct image_meta *meta;
     uint64_t received_us;
 };
 
@@ -146,7 +146,7 @@ static void *encoder_main(void *data)
 
         struct done *d = p->done;
         uint64_t start = now_us();
-        d->code = image_encode(&d->image, &d->image_bytes, p->pixels, &p->meta->meta, &d->error);
+        d->code = image_encode(&d->image, &d->image_bytes, p->pixels, p->meta, &d->error);
         uint64_t end = now_us();
         d->retryable = 1;
         Steerfarm__Timing *t = &d->timing;
@@ -159,7 +159,7 @@ static void *encoder_main(void *data)
         d->header.bytes = d->image_bytes;
         d->header.crc32 = d->code ? 0 : wire_crc32(d->image, d->image_bytes);
         free(p->pixels);
-        free(p->meta);
+        job_meta_free(p->meta);
         free(p);
         done_push(e, d);
     }
@@ -315,11 +315,10 @@ static int hand_on(struct engine *e, const struct batch *b, int i, const struct 
     const Steerfarm__Assignment *a = b->assign->images[i];
     struct picture *p = calloc(1, sizeof *p);
     struct done *d = done_new(a);
-    struct image_meta_owned *meta =
-        job_meta(a->job, a->lease->index, plan, r->model->hash, numerics);
+    struct image_meta *meta = job_meta(a->job, plan, r->model->hash, numerics);
     if (!p || !d || !meta) {
         free(p);
-        free(meta);
+        job_meta_free(meta);
         done_free(d);
         return STEER_NO_MEMORY;
     }
@@ -361,6 +360,18 @@ static int hand_on(struct engine *e, const struct batch *b, int i, const struct 
     return 0;
 }
 
+/* A failure that another worker, or this one later, may not have. */
+static int code_retryable(int code)
+{
+    switch (code) {
+    case STEER_BAD_VALUE:
+    case STEER_BAD_TEXT:
+    case STEER_BAD_SIZE:
+    case STEER_UNKNOWN_RECIPE: return 0;
+    default: return 1;
+    }
+}
+
 static int render_batch(struct engine *e, struct batch *b, struct steer_error *err)
 {
     const Steerfarm__Assign *assign = b->assign;
@@ -374,7 +385,7 @@ static int render_batch(struct engine *e, struct batch *b, struct steer_error *e
                     : first->has_precision && first->precision == STEERFARM__PRECISION__BF16
                         ? PRECISION_BF16
                         : (int)e->options.compute.precision;
-    struct resident *r;
+    struct resident *r = NULL;
     int code = resident_get(e, first->model, precision, &r, err);
     if (code) return code;
     if (first->model_hash && *first->model_hash && strcmp(first->model_hash, r->model->hash) != 0)
@@ -392,8 +403,12 @@ static int render_batch(struct engine *e, struct batch *b, struct steer_error *e
     for (size_t i = 0; i < assign->n_images && !code; i++) {
         const Steerfarm__Assignment *a = assign->images[i];
         if (is_revoked(e, b, (int)i)) continue;
-        code = job_plan_make(plans + count, r->model, a->job, a->lease->index, err);
-        if (code) break;
+        struct steer_error bad = {0};
+        int wrong = job_plan_make(plans + count, r->model, a->job, a->lease->index, &bad);
+        if (wrong) { /* its company is none the worse for it */
+            fail_image(e, a, wrong, code_retryable(wrong), &bad);
+            continue;
+        }
         images[count] = plans[count].image;
         images[count].pixels =
             malloc((size_t)plans[count].shape.width * (size_t)plans[count].shape.height * 3);
@@ -423,18 +438,6 @@ static void batch_free(struct batch *b)
     if (!b) return;
     wire_free(&b->message);
     free(b);
-}
-
-/* A failure that another worker, or this one later, may not have. */
-static int code_retryable(int code)
-{
-    switch (code) {
-    case STEER_BAD_VALUE:
-    case STEER_BAD_TEXT:
-    case STEER_BAD_SIZE:
-    case STEER_UNKNOWN_RECIPE: return 0;
-    default: return 1;
-    }
 }
 
 /* The device is opened on the thread that uses it: its OpenMP team belongs to that thread. */

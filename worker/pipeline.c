@@ -247,6 +247,7 @@ struct run {
     size_t latents; /* floats of one image */
     struct schedule *schedule;
     const struct render_watch *watch;
+    int dumped;
 };
 
 static int run_tick(void *data, int done, int operations)
@@ -282,7 +283,8 @@ static int run_prepare(struct run *r, struct steer_error *err)
     int code = schedule_new(&r->schedule, &r->shape->recipe->sampler, r->shape->steps, err);
     if (code) return code;
     r->calls = schedule_calls(r->schedule);
-    int negative = r->shape->cfg || r->shape->method != GUIDANCE_NONE;
+    /* A dump shows what an absent negative would be too. */
+    int negative = r->shape->cfg || r->shape->method != GUIDANCE_NONE || r->dumped;
     /* Entries in use by this batch must not be evicted by it. */
     text_cache_pin(p->texts);
     for (int i = 0; i < r->count; i++) {
@@ -354,22 +356,22 @@ static int denoise_pass(struct run *r, struct slot *s, int under_negative, struc
 /* ---- dump ---- */
 
 /* Copies [pixels, channels] to [channels, ...], or a plain array when channels is 0. */
-static int dump_add(struct dump *d, const char *name, int is_tokens, const void *data, int channels,
-                    int rank, const int64_t *shape, struct steer_error *err)
+static int dump_add(struct dump *d, const char *name, enum compute_type type, const void *data,
+                    int channels, int rank, const int64_t *shape, struct steer_error *err)
 {
     size_t count = 1;
     for (int i = 0; i < rank; i++)
         count *= (size_t)shape[i];
     struct dump_tensor *t = d->tensors + d->count;
-    *t = (struct dump_tensor){.is_tokens = is_tokens, .rank = rank};
-    if (!(t->data = malloc(count * 4)))
+    *t = (struct dump_tensor){.type = type, .rank = rank};
+    if (!(t->data = malloc(count * compute_type_bytes(type))))
         return steer_fail(err, STEER_NO_MEMORY, "out of memory for a dump");
     snprintf(t->name, sizeof t->name, "%s", name);
     memcpy(t->shape, shape, (size_t)rank * sizeof *shape);
     if (channels)
         to_channels_first(t->data, data, channels, (int)(count / (size_t)channels));
     else
-        memcpy(t->data, data, count * 4);
+        memcpy(t->data, data, count * compute_type_bytes(type));
     d->count++;
     return 0;
 }
@@ -388,9 +390,9 @@ static int dump_text(struct run *r, struct dump *d, const struct text_entry *ent
     char name[24];
     int64_t tokens[] = {m->tokens}, states[] = {m->tokens, m->clip.channels};
     snprintf(name, sizeof name, "tokens.%s", which);
-    int code = dump_add(d, name, 1, entry->ids, 0, 1, tokens, err);
+    int code = dump_add(d, name, TYPE_I32, entry->ids, 0, 1, tokens, err);
     snprintf(name, sizeof name, "text.%s", which);
-    return code ? code : dump_add(d, name, 0, entry->states, 0, 2, states, err);
+    return code ? code : dump_add(d, name, TYPE_F32, entry->states, 0, 2, states, err);
 }
 
 static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err)
@@ -403,7 +405,8 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
     if (!code && shape->cfg)
         code = slot_get(r->p, &plain, PLAN_DENOISE, shape->width, shape->height, r->count,
                         GUIDANCE_NONE, err);
-    if (!code && dump) code = dump_add(dump, "latents.start", 0, r->own[0].x, 0, 3, latents, err);
+    if (!code && dump)
+        code = dump_add(dump, "latents.start", TYPE_F32, r->own[0].x, 0, 3, latents, err);
     if (code) return code;
     float init = (float)schedule_init_scale(r->schedule);
     for (int i = 0; i < r->count && init != 1; i++)
@@ -413,13 +416,13 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
         if ((code = denoise_pass(r, guided, 0, err))) return code;
         if (shape->cfg && (code = denoise_pass(r, plain, 1, err))) return code;
         if (dump && r->call == 0 &&
-            (code = dump_add(dump, "denoise.out.0", 0, r->own[0].out, 0, 3, latents, err)))
+            (code = dump_add(dump, "denoise.out.0", TYPE_F32, r->own[0].out, 0, 3, latents, err)))
             return code;
         for (int i = 0; i < r->count; i++)
             if ((code = sampler_step(r->own[i].sampler, r->call, r->own[i].out, r->own[i].x)))
                 return steer_fail(err, code, "sampling failed at call %d", r->call);
     }
-    return dump ? dump_add(dump, "latents.final", 0, r->own[0].x, 0, 3, latents, err) : 0;
+    return dump ? dump_add(dump, "latents.final", TYPE_F32, r->own[0].x, 0, 3, latents, err) : 0;
 }
 
 static int run_decode(struct run *r, struct dump *dump, struct steer_error *err)
@@ -440,7 +443,9 @@ static int run_decode(struct run *r, struct dump *dump, struct steer_error *err)
         memcpy(r->images[i].pixels, pixels + (size_t)i * bytes, bytes);
     if (!dump) return 0;
     int64_t image[] = {3, shape->height, shape->width};
-    return dump_add(dump, "vae.out", 0, plan_data(s->plan, s->decode.out), 3, 3, image, err);
+    code = dump_add(dump, "vae.out", TYPE_F32, plan_data(s->plan, s->decode.out), 3, 3, image, err);
+    int64_t seen[3] = {image[1], image[2], 3};
+    return code ? code : dump_add(dump, "image", TYPE_U8, pixels, 0, 3, seen, err);
 }
 
 int pipeline_render(struct pipeline *p, const struct render_shape *shape,
@@ -448,6 +453,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
                     const struct render_watch *watch, struct steer_error *err)
 {
     struct run r = {.p = p, .shape = shape, .images = images, .count = count, .watch = watch};
+    r.dumped = dump != NULL;
     int code = model_size_check(p->model, shape->width, shape->height, err);
     if (code) return code;
     r.channels = p->model->unet.in_channels;
@@ -458,8 +464,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
 
     code = run_prepare(&r, err);
     if (!code && dump) code = dump_text(&r, dump, r.own[0].positive, "pos", err);
-    if (!code && dump && r.own[0].negative)
-        code = dump_text(&r, dump, r.own[0].negative, "neg", err);
+    if (!code && dump) code = dump_text(&r, dump, r.own[0].negative, "neg", err);
     uint64_t start = now_us(), denoised = start;
     if (!code) code = run_denoise(&r, dump, err);
     denoised = now_us();

@@ -51,10 +51,11 @@ struct render_image {
 };
 
 /* Tensors of a batch of one, for people who debug a checkpoint; names as
- * docs/models.md lists them. Channels first, no batch axis, freed with dump_free. */
+ * docs/models.md lists them. Channels first (the image [H, W, 3]), no batch axis, freed with
+ * dump_free. */
 struct dump_tensor {
     char name[24];
-    int is_tokens; /* i32, else f32 */
+    enum compute_type type; /* f32; tokens i32, image u8 */
     int rank;
     int64_t shape[4];
     void *data;

@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""Makes the golden models and tensors of tests/golden: small random weights, and what diffusers 0.42.1,
+transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with those versions:
+
+    python tests/golden/make.py            all cases, into tests/golden/data
+    python tests/golden/make.py NAME DIR   one case, elsewhere
+
+Each case is a model folder (model/) and, per run, a file of reference tensors with the names of
+`steer-worker render --dump-tensors`, and args.txt: the flags of the run.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DPMSolverMultistepScheduler,
+                       EulerDiscreteScheduler, LCMScheduler, PNDMScheduler, StableDiffusionPipeline,
+                       UNet2DConditionModel)
+from diffusers.models.attention_processor import Attention
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+HERE = Path(__file__).parent
+
+
+# ---- models ----
+
+def tokenizer_make(folder, length):
+    """Byte-level BPE with a few merges, in CLIP's files."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    merges = [("a", "t</w>"), ("c", "at</w>"), ("d", "o"), ("do", "g</w>"), ("t", "h"), ("th", "e</w>"), ("r", "e"),
+              ("re", "d</w>"), ("b", "l"), ("bl", "u"), ("blu", "e</w>"), ("o", "n</w>")]
+    vocab = {t: i for i, t in enumerate(letters + [l + "</w>" for l in letters] + ["".join(m) for m in merges])}
+    for token in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[token] = len(vocab)
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+               "pad_token": "<|endoftext|>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}))
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def lively(model, scale=1.0):
+    """Random weights that make every branch count: norms away from 1 and 0, biases away from 0."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.add_(torch.randn_like(p) * 0.3 * scale)
+            else:
+                p.mul_(1.3 * scale)
+    return model.eval()
+
+
+def text_make(tok, length, width, layers, heads, act):
+    return lively(CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tok), hidden_size=width, intermediate_size=2 * width + 8, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=length, hidden_act=act, bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id, pad_token_id=tok.eos_token_id)))
+
+
+CASES = {}
+
+
+def case(f):
+    CASES[f.__name__] = f
+    return f
+
+
+@case
+def small(folder):
+    """The shape of SD1.5, everything smaller; odd head counts, DDIM."""
+    tok = tokenizer_make(folder / "tokenizer", 16)
+    return dict(
+        tokenizer=tok, text_encoder=text_make(tok, 16, 40, 2, 5, "quick_gelu"),
+        unet=lively(UNet2DConditionModel(
+            sample_size=8, block_out_channels=(16, 24, 32), layers_per_block=2, norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=40,
+            attention_head_dim=(2, 3, 4))),
+        vae=lively(AutoencoderKL(
+            block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=4, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)),
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                                set_alpha_to_one=False, steps_offset=1),
+        dtypes=dict(text_encoder=torch.float32, unet=torch.float16, vae=torch.float32))
+
+
+@case
+def odd(folder):
+    """Linear projections, two transformers a block, one layer a block, a VAE of 8 channels; v-prediction; PNDM."""
+    tok = tokenizer_make(folder / "tokenizer", 13)
+    return dict(
+        tokenizer=tok, text_encoder=text_make(tok, 13, 24, 3, 3, "gelu"),
+        unet=lively(UNet2DConditionModel(
+            sample_size=6, block_out_channels=(24, 40), layers_per_block=1, norm_num_groups=4, in_channels=8,
+            out_channels=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=24, attention_head_dim=2,
+            use_linear_projection=True, transformer_layers_per_block=2, norm_eps=1e-6, flip_sin_to_cos=True)),
+        vae=lively(AutoencoderKL(
+            block_out_channels=(8, 12, 20, 24), layers_per_block=2, norm_num_groups=4, latent_channels=8,
+            scaling_factor=0.31, down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4)),
+        scheduler=PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
+                                set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"),
+        dtypes=dict(text_encoder=torch.bfloat16, unet=torch.float16, vae=torch.float32))
+
+
+@case
+def tiny(folder):
+    """AutoencoderTiny, LCM, weights in fp16."""
+    tok = tokenizer_make(folder / "tokenizer", 20)
+    return dict(
+        tokenizer=tok, text_encoder=text_make(tok, 20, 32, 2, 4, "quick_gelu"),
+        unet=lively(UNet2DConditionModel(
+            sample_size=9, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=16,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=32,
+            attention_head_dim=(1, 2))),
+        vae=lively(AutoencoderTiny(encoder_block_out_channels=(16, 16, 16, 16), decoder_block_out_channels=(16, 16, 16, 16),
+                                   num_encoder_blocks=(1, 2, 1, 2), num_decoder_blocks=(2, 1, 2, 1)), 0.9),
+        scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                               set_alpha_to_one=True, steps_offset=1, clip_sample=False),
+        dtypes=dict(text_encoder=torch.float16, unet=torch.bfloat16, vae=torch.float16))
+
+
+def model_save(parts, folder):
+    for name, dtype in parts["dtypes"].items():
+        parts[name].to(dtype).save_pretrained(folder / name)
+        parts[name].float()  # the reference computes in f32 with what the file holds
+    parts["tokenizer"].save_pretrained(folder / "tokenizer")
+    parts["scheduler"].save_pretrained(folder / "scheduler")
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "feature_extractor": [None, None],
+             "requires_safety_checker": False, "safety_checker": [None, None],
+             "scheduler": ["diffusers", type(parts["scheduler"]).__name__], "text_encoder": ["transformers", "CLIPTextModel"],
+             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+             "vae": ["diffusers", type(parts["vae"]).__name__]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+# ---- guidance in attention, written from METHOD.md independently of the engine ----
+
+class Guided:
+    """An attention processor: cross-attention under a method, on diffusers' own modules."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        s, x = self.state, hidden_states
+        batch, heads = x.shape[0], attn.heads
+        context = x if encoder_hidden_states is None else encoder_hidden_states
+        split = lambda t: t.unflatten(-1, (heads, -1)).transpose(1, 2)
+        q, k, v = (split(f(c)) for f, c in ((attn.to_q, x), (attn.to_k, context), (attn.to_v, context)))
+        logits = lambda k: q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        z = logits(k).softmax(-1) @ v
+        if encoder_hidden_states is not None and s["method"] != "none":
+            kn, vn = split(attn.to_k(s["negative"])), split(attn.to_v(s["negative"]))
+            zn = logits(kn).softmax(-1) @ vn
+            if s["method"] == "nasa":
+                z = z - s["alpha"] * zn
+            elif s["method"] == "vsf":
+                both = torch.cat([logits(k), logits(kn) - s["offset"]], -1).softmax(-1)
+                z = both @ torch.cat([v, -s["alpha"] * vn], 2)
+            elif s["method"] == "nag":
+                flat = lambda t: t.transpose(1, 2).flatten(2)
+                zp, t = flat(z), flat(z + s["phi"] * (z - zn))
+                ratio = t.abs().sum(-1, True) / (zp.abs().sum(-1, True) + 1e-6)
+                t = t * torch.where(ratio > s["tau"], s["tau"] / ratio, torch.ones_like(ratio))
+                z = split(s["beta"] * t + (1 - s["beta"]) * zp)
+        return attn.to_out[0](z.transpose(1, 2).flatten(2))
+
+
+def reference(parts, run):
+    """The tensors of one run. The pipeline's own loop, step by step."""
+    tok, text, unet, vae = (parts[k] for k in ("tokenizer", "text_encoder", "unet", "vae"))
+    length = tok.model_max_length
+    out = {}
+
+    def encode(prompt, name):
+        ids = tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        out[f"tokens.{name}"] = ids[0].int()
+        states = text(ids).last_hidden_state
+        out[f"text.{name}"] = states[0]
+        return states
+
+    pos = encode(run["prompt"], "pos")
+    neg = encode(run.get("negative", ""), "neg")
+    state = dict(method=run.get("guidance", "none"), negative=neg, alpha=run.get("alpha", 0.1),
+                 offset=run.get("offset", 0.0), phi=run.get("phi", 2), tau=run.get("tau", 2.5), beta=run.get("beta", 0.375))
+    plain = dict(state, method="none")
+    unet.set_attn_processor(Guided(state))
+    scale = run.get("guidance-scale", 1.0)
+    w, h = run["size"]
+    generator = torch.Generator("cpu").manual_seed(run["seed"])
+    latents = torch.randn(1, unet.config.in_channels, h // 8, w // 8, generator=generator)
+    out["latents.start"] = latents[0].clone()
+
+    def denoise(x, t, first):
+        y = unet(x, t, pos).sample
+        if scale != 1.0:
+            state.update(method="none")
+            minus = unet(x, t, neg).sample
+            state.update(method=run.get("guidance", "none"))
+            y = minus + scale * (y - minus)
+        if first:
+            out["denoise.out.0"] = y[0].clone()
+        return y
+
+    scheduler = run["scheduler"](parts["scheduler"])
+    if run.get("flow"):
+        latents = latents + denoise(latents, torch.tensor(1000.0), True)
+    elif run.get("one"):
+        t = run["one"]
+        abar = scheduler.alphas_cumprod[t]
+        eps = denoise(latents, torch.tensor(t), True)
+        latents = (latents - (1 - abar) ** 0.5 * eps) / abar**0.5
+    else:
+        scheduler.set_timesteps(run["steps"])
+        latents = latents * scheduler.init_noise_sigma
+        kwargs = {"generator": generator} if isinstance(scheduler, LCMScheduler) else {}
+        for i, t in enumerate(scheduler.timesteps):
+            y = denoise(scheduler.scale_model_input(latents, t), t, i == 0)
+            step = scheduler.step(y, t, latents, return_dict=False, **kwargs)
+            latents = step[0]
+    out["latents.final"] = latents[0]
+    decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    out["vae.out"] = decoded[0]
+    out["image"] = ((decoded[0] / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).to(torch.uint8)
+    return {k: v.contiguous() for k, v in out.items()}
+
+
+own = lambda s: s
+SD = dict(prompt="the red cat on the blue Dog", negative="a dog, blurry", size=(64, 64), seed=7, scheduler=own)
+DDIM = lambda s: DDIMScheduler.from_config(s.config, clip_sample=False, steps_offset=1)
+DPM = lambda s: DPMSolverMultistepScheduler.from_config(s.config, steps_offset=1)
+EULER = lambda s: EulerDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
+TRAILING = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing")
+
+RUNS = {
+    "small": {
+        "ddim": dict(SD, recipe="ddim", steps=3, guidance="none", scheduler=DDIM, negative=""),
+        "cfg": dict(SD, recipe="ddim", steps=2, guidance="none", scheduler=DDIM, **{"guidance-scale": 4.0}),
+        "euler": dict(SD, recipe="euler", steps=4, guidance="nasa", alpha=0.2, scheduler=EULER),
+        "dpm": dict(SD, recipe="dpmsolver++", steps=5, guidance="vsf", alpha=0.5, offset=0.3, scheduler=DPM),
+        "trailing": dict(SD, recipe="euler-trailing", steps=2, guidance="nag", phi=3, tau=1.2, beta=0.4,
+                         scheduler=TRAILING, size=(104, 72)),
+        "instaflow": dict(SD, recipe="instaflow", steps=1, flow=True, guidance="nasa", alpha=0.3, seed=2**32 + 5),
+        "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, one=999, guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
+        "both": dict(SD, recipe="ddim", steps=2, guidance="nasa", alpha=0.4, scheduler=DDIM, **{"guidance-scale": 3.0}),
+    },
+    "odd": {
+        "pndm": dict(SD, recipe="sd15", steps=6, guidance="nasa", alpha=0.2),
+        "pndm-cfg": dict(SD, recipe="sd15", steps=4, guidance="none", size=(72, 104), **{"guidance-scale": 7.5}),
+    },
+    "tiny": {
+        "lcm": dict(SD, recipe="lcm", steps=4, guidance="nag", phi=2, tau=2.5, beta=0.375, size=(72, 72)),
+    },
+}
+
+
+def build(name, folder):
+    torch.manual_seed(sum(map(ord, name)))
+    folder = Path(folder)
+    parts = CASES[name](folder / "model")
+    model_save(parts, folder / "model")
+    for run, spec in RUNS[name].items():
+        with torch.no_grad():
+            tensors = reference(parts, spec)
+        (folder / run).mkdir()
+        save_file(tensors, folder / run / "expected.safetensors")
+        flags = []
+        for key in ("prompt", "negative", "recipe", "guidance", "guidance-scale", "alpha", "offset", "phi", "tau", "beta",
+                    "steps", "seed"):
+            if key in spec and spec[key] != "":
+                flags += [f"--{key}", str(spec[key])]
+        flags += ["--size", "{}x{}".format(*spec["size"])]
+        (folder / run / "args.txt").write_text("\n".join(flags) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        build(sys.argv[1], sys.argv[2])
+    else:
+        import shutil
+
+        shutil.rmtree(HERE / "data", ignore_errors=True)
+        for name in CASES:
+            build(name, HERE / "data" / name)

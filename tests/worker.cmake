@@ -1,0 +1,1 @@
+steer_test(engine golden steer_worker)

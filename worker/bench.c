@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+/* steer-worker bench: the stages of a model by the clock, beside the machine's peak. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include "../proto/job.h"
+#include "commands.h"
+#include "cpu/onednn.h"
+#include "job_args.h"
+#include "job_plan.h"
+#include "offer.h"
+
+enum { RUNS_MAX = 1000, STAGES = 4 };
+
+struct bench_args {
+    const char *model;
+    uint64_t batch, runs;
+    int ops, json;
+};
+
+static int set_model(void *target, const char *value, struct steer_error *err)
+{
+    (void)err;
+    ((struct bench_args *)target)->model = value;
+    return 0;
+}
+
+static int set_batch(void *target, const char *value, struct steer_error *err)
+{
+    return args_u64(&((struct bench_args *)target)->batch, value, 1, STEER_BATCH_MAX, err);
+}
+
+static int set_runs(void *target, const char *value, struct steer_error *err)
+{
+    return args_u64(&((struct bench_args *)target)->runs, value, 1, RUNS_MAX, err);
+}
+
+static int set_ops(void *target, const char *value, struct steer_error *err)
+{
+    (void)value;
+    (void)err;
+    ((struct bench_args *)target)->ops = 1;
+    return 0;
+}
+
+static int set_json(void *target, const char *value, struct steer_error *err)
+{
+    (void)value;
+    (void)err;
+    ((struct bench_args *)target)->json = 1;
+    return 0;
+}
+
+static const struct args_option options[] = {
+    {"model", "DIR", "a diffusers model folder", set_model},
+    {"batch", "N", "images of one forward pass (default 1)", set_batch},
+    {"runs", "N", "timed runs after the first (default 5)", set_runs},
+    {"ops", NULL, "a row per operation", set_ops},
+    {"json", NULL, "one JSON object (always so)", set_json},
+    {NULL, NULL, NULL, NULL},
+};
+
+static double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static json_t *spread(double *ms, int count)
+{
+    qsort(ms, (size_t)count, sizeof *ms, by_value);
+    double median = count % 2 ? ms[count / 2] : (ms[count / 2 - 1] + ms[count / 2]) / 2;
+    return json_pack("{s:f, s:f}", "min_ms", ms[0], "median_ms", median);
+}
+
+static double plan_gflop(const struct plan *p)
+{
+    double sum = 0;
+    for (int i = 0; p && i < plan_operations(p); i++)
+        sum += plan_report(p, i).gflop;
+    return sum;
+}
+
+static void ops_add(json_t *list, const char *stage, const struct plan *p)
+{
+    for (int i = 0; p && i < plan_operations(p); i++) {
+        struct op_report r = plan_report(p, i);
+        char shape[64];
+        snprintf(shape, sizeof shape, "%dx%dx%dx%d", r.out.b, r.out.h, r.out.w, r.out.c);
+        json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:f, s:f}", "stage",
+                                              stage, "op", r.op, "primitive", r.primitive, "type",
+                                              r.type, "layout", r.layout, "out", shape, "gflop",
+                                              r.gflop, "ms", r.ms));
+    }
+}
+
+/* What one thread's FMA units can do, times the threads: the ceiling beside oneDNN's best. */
+__attribute__((target("avx2,fma"))) static double fma_gflops(int threads)
+{
+    enum { LOOPS = 20000000 };
+    typedef float v8 __attribute__((vector_size(32)));
+    double begin = now_ms();
+    float total = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+    {
+        v8 sum[12] = {{0}}, a = {1e-9f, 1e-9f, 1e-9f, 1e-9f, 1e-9f, 1e-9f, 1e-9f, 1e-9f}, b = a;
+        for (int i = 0; i < LOOPS; i++)
+            for (int k = 0; k < 12; k++)
+                __asm__("vfmadd231ps %1, %2, %0" : "+x"(sum[k]) : "x"(a), "x"(b));
+        for (int k = 0; k < 12; k++)
+            total += sum[k][0];
+    }
+    double seconds = 1e-3 * (now_ms() - begin);
+    return total < 1e9f ? 12.0 * 16 * LOOPS * threads / seconds * 1e-9 : 0;
+}
+
+struct bench {
+    struct compute *compute;
+    struct model *model;
+    struct pipeline *pipeline;
+    Steerfarm__Model *offer;
+    struct job_plan plan;
+    struct render_image images[STEER_BATCH_MAX];
+    struct image_meta *meta;
+    double load_ms, first_ms;
+};
+
+static void bench_close(struct bench *b)
+{
+    for (int i = 0; i < STEER_BATCH_MAX; i++)
+        free(b->images[i].pixels);
+    job_meta_free(b->meta);
+    pipeline_free(b->pipeline);
+    offer_free(b->offer);
+    model_close(b->model);
+    compute_close(b->compute);
+}
+
+static int bench_open(struct bench *b, const struct bench_args *a, const struct machine_args *m,
+                      struct job_args *j, struct job_resolved *resolved, struct steer_error *err)
+{
+    double begun = now_ms();
+    struct compute_options o = {.backend = m->backend,
+                                .precision = precision_of(m, j->job.precision),
+                                .threads = m->threads,
+                                .tuning = m->tuning};
+    int code = compute_open(&b->compute, &o, err);
+    if (code || (code = model_open(&b->model, a->model, b->compute, err))) return code;
+    if (!(b->offer = offer_make(b->model)))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    j->job.model = b->model->name;
+    if ((code = pipeline_new(&b->pipeline, b->model, b->compute, pipeline_limits_default())) ||
+        (code = job_resolve(resolved, &j->job, b->offer, 1, err)) ||
+        (code = job_plan_make(&b->plan, b->model, &resolved->job, 0, err)))
+        return code;
+    b->plan.shape.recipe = &b->plan.recipe;
+    for (uint64_t i = 0; i < a->batch; i++) {
+        b->images[i] = b->plan.image;
+        b->images[i].seed += i;
+        b->images[i].pixels =
+            malloc((size_t)b->plan.shape.width * (size_t)b->plan.shape.height * 3);
+        if (!b->images[i].pixels) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    }
+    b->meta = job_meta(&resolved->job, &b->plan, b->model->hash, compute_numerics(b->compute));
+    b->load_ms = now_ms() - begun;
+    return b->meta ? 0 : steer_fail(err, STEER_NO_MEMORY, "out of memory");
+}
+
+/* One batch; ret: text, denoise, decode, encode in milliseconds. */
+static int run_once(struct bench *b, const struct bench_args *a, int run, double ret[STAGES],
+                    struct steer_error *err)
+{
+    int count = (int)a->batch;
+    char prompt[64]; /* a new text each run, so that the text stage is not read from the cache */
+    snprintf(prompt, sizeof prompt, "a photograph of an astronaut, number %d", run);
+    for (int i = 0; i < count; i++)
+        b->images[i].prompt = prompt;
+    int code = pipeline_render(b->pipeline, &b->plan.shape, b->images, count, NULL, NULL, err);
+    memset(ret, 0, STAGES * sizeof *ret);
+    for (int i = 0; i < count && !code; i++) {
+        uint8_t *file;
+        size_t bytes;
+        double begin = now_ms();
+        if ((code = image_encode(&file, &bytes, b->images[i].pixels, b->meta, err))) break;
+        free(file);
+        ret[3] += now_ms() - begin;
+        ret[0] += 1e-3 * (double)(b->images[i].times.tokenize_us + b->images[i].times.text_us);
+    }
+    ret[1] = 1e-3 * (double)b->images[0].times.denoise_us;
+    ret[2] = 1e-3 * (double)b->images[0].times.decode_us;
+    return code;
+}
+
+static json_t *peaks(const struct bench *b)
+{
+    int threads = compute_threads(b->compute);
+    return json_pack("{s:f, s:f, s:f}", "fma_f32", fma_gflops(threads), "onednn_f32",
+                     onednn_peak(b->compute, TYPE_F32, 5), "onednn_bf16",
+                     compute_bf16_native() ? onednn_peak(b->compute, TYPE_BF16, 5) : 0.0);
+}
+
+static int bench_run(struct bench *b, const struct bench_args *a, struct steer_error *err)
+{
+    static const char *const names[STAGES] = {"text", "denoise", "decode", "encode"};
+    static double ms[STAGES][RUNS_MAX], total[RUNS_MAX];
+    struct plan *plans[3];
+    double stage[STAGES], begin = now_ms();
+    int code = run_once(b, a, -1, stage, err), runs = (int)a->runs;
+    b->first_ms = now_ms() - begin;
+    if (!code)
+        code = pipeline_plans(b->pipeline, &b->plan.shape, (int)a->batch, plans, plans + 1,
+                              plans + 2, err);
+    if (code) return code;
+    for (int i = 0; i < 3; i++)
+        if (plans[i]) plan_profile(plans[i], 1);
+    for (int run = 0; run < runs && !code; run++) {
+        begin = now_ms();
+        code = run_once(b, a, run, stage, err);
+        total[run] = now_ms() - begin;
+        for (int i = 0; i < STAGES; i++)
+            ms[i][run] = stage[i];
+    }
+    if (code) return code;
+
+    int passes = b->plan.shape.steps * (b->plan.shape.cfg ? 2 : 1);
+    json_t *stages = json_object(), *ops = json_array();
+    for (int i = 0; i < STAGES; i++) {
+        json_t *s = spread(ms[i], runs);
+        double gflop = i < 3 ? plan_gflop(plans[i]) * (i == 1 ? passes : 1) : 0;
+        json_object_set_new(s, "gflop", json_real(gflop));
+        json_object_set_new(stages, names[i], s);
+        if (a->ops && i < 3) ops_add(ops, names[i], plans[i]);
+    }
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    char size[32];
+    snprintf(size, sizeof size, "%dx%d", b->plan.shape.width, b->plan.shape.height);
+    const char *numerics = compute_numerics(b->compute);
+    json_t *out = json_pack(
+        "{s:s, s:s, s:i, s:i, s:s, s:f, s:s, s:i, s:i, s:s, s:f, s:f, s:I, s:o, s:o, s:o}", "model",
+        b->model->name, "size", size, "batch", (int)a->batch, "steps", b->plan.shape.steps,
+        "guidance", guidance_method_name(b->plan.shape.method), "guidance_scale",
+        b->plan.image.guidance.scale, "precision", strstr(numerics, "-bf16-") ? "bf16" : "f32",
+        "threads", compute_threads(b->compute), "runs", runs, "numerics", numerics, "load_ms",
+        b->load_ms, "first_image_ms", b->first_ms, "peak_rss_bytes",
+        (json_int_t)usage.ru_maxrss * 1024, "stages", stages, "total", spread(total, runs),
+        "peak_gflops", peaks(b));
+    if (a->ops) json_object_set(out, "ops", ops);
+    json_decref(ops);
+    json_dumpf(out, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(out);
+    return 0;
+}
+
+int command_bench(int argc, char **argv, struct steer_error *err)
+{
+    struct bench_args a = {.batch = 1, .runs = 5};
+    struct machine_args m;
+    struct job_args j;
+    struct job_resolved resolved;
+    int words, help;
+    machine_args_init(&m);
+    job_args_init(&j);
+    const struct args_group groups[] = {{"Bench", options, &a},
+                                        {"Image", job_args_image, &j},
+                                        {"Guidance", job_args_guidance, &j},
+                                        {"Machine", machine_args_options, &m},
+                                        {NULL, NULL, NULL}};
+    int code = args_parse(groups, argc, argv, &words, &help, err);
+    if (code) return code;
+    if (help) {
+        printf("steer-worker bench --model DIR --json [options]\n");
+        args_help(stdout, groups);
+        args_help_exits(stdout);
+        return 0;
+    }
+    if (words) return steer_fail(err, STEER_USAGE, "unexpected \"%s\" (see --help)", argv[0]);
+    if (!a.model) return steer_fail(err, STEER_USAGE, "--model DIR is needed (see --help)");
+    static char prompt[] = "a photograph of an astronaut", negative[] = "blurry, low quality";
+    if (!j.job.prompt) j.job.prompt = prompt;
+    int guided = j.guidance.has_method && j.guidance.method != STEERFARM__METHOD__NONE;
+    if (!j.job.negative_prompt && guided) j.job.negative_prompt = negative;
+    struct bench b = {0};
+    code = bench_open(&b, &a, &m, &j, &resolved, err);
+    if (!code) code = bench_run(&b, &a, err);
+    bench_close(&b);
+    return code;
+}

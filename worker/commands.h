@@ -1,0 +1,28 @@
+/* commands.h - what `steer-worker` does, one file a command; main.c only chooses. */
+#ifndef WORKER_COMMANDS_H
+#define WORKER_COMMANDS_H
+#include "args.h"
+#include "compute.h"
+#include "error.h"
+#include "steer.pb-c.h"
+
+/* Flags that every command has. */
+struct machine_args {
+    const char *models, *tuning, *backend;
+    int threads;
+    enum compute_precision precision; /* what AUTO means here: bf16 where it is native */
+};
+void machine_args_init(struct machine_args *a);
+extern const struct args_option machine_args_options[];
+
+/* AUTO resolved on this machine. */
+enum compute_precision precision_of(const struct machine_args *a, Steerfarm__Precision asked);
+
+/* argv without program and command; 0 or a code, *err says why. */
+int command_serve(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
+int command_render(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
+int command_bench(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
+int command_tune(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
+int command_devices(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
+
+#endif

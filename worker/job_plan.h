@@ -1,0 +1,31 @@
+/* job_plan.h - a resolved wire job as the pipeline wants it, and what its image says of itself.
+ *
+ * Whoever accepts a job (the broker, or `steer-worker render`) has resolved every default by
+ * job_resolve (proto/job.h). Here only what the model itself knows is checked once more: bytes that
+ * came by the network are hostile. */
+#ifndef WORKER_JOB_PLAN_H
+#define WORKER_JOB_PLAN_H
+#include "encode.h"
+#include "pipeline.h"
+#include "steer.pb-c.h"
+
+struct job_plan {
+    struct recipe recipe;
+    struct render_shape
+        shape; /* shape.recipe: the caller points it at the recipe, once it stays put */
+    struct render_image image; /* texts borrow from the job */
+};
+
+/* Image `index` of job. One sentence for what this model cannot do. */
+int job_plan_make(struct job_plan *ret, const struct model *m, const Steerfarm__Job *job,
+                  uint32_t index, struct steer_error *err) STEER_MUSTCHECK;
+/* 1 when images of both may share a forward pass. */
+int job_plans_share(const struct job_plan *a, const struct job_plan *b);
+
+/* What is written into the image (its own seed, so that it is rendered again as image 0); freed
+ * with job_meta_free. NULL: out of memory. */
+struct image_meta *job_meta(const Steerfarm__Job *job, const struct job_plan *plan,
+                            const char *model_hash, const char *numerics);
+void job_meta_free(struct image_meta *m); /* NULL is fine */
+
+#endif

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <stdio.h>
+#include <string.h>
+
+#include "commands.h"
+#include "cpu/onednn.h"
+#include "log.h"
+
+/* ---- flags that every command has ---- */
+
+void machine_args_init(struct machine_args *a)
+{
+    *a = (struct machine_args){.backend = "cpu"};
+    a->precision = compute_bf16_native() ? PRECISION_BF16 : PRECISION_F32;
+}
+
+static int set_models(void *target, const char *value, struct steer_error *err)
+{
+    (void)err;
+    ((struct machine_args *)target)->models = value;
+    return 0;
+}
+
+static int set_tuning(void *target, const char *value, struct steer_error *err)
+{
+    (void)err;
+    ((struct machine_args *)target)->tuning = value;
+    return 0;
+}
+
+static int set_backend(void *target, const char *value, struct steer_error *err)
+{
+    struct machine_args *a = target;
+    if (strcmp(value, "cpu") != 0 && strcmp(value, "ref") != 0)
+        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected cpu or ref", value);
+    a->backend = value;
+    if (strcmp(value, "ref") == 0) a->precision = PRECISION_F32;
+    return 0;
+}
+
+static int set_threads(void *target, const char *value, struct steer_error *err)
+{
+    uint64_t n = 0;
+    int code = args_u64(&n, value, 1, 1024, err);
+    ((struct machine_args *)target)->threads = (int)n;
+    return code;
+}
+
+static int set_log_level(void *target, const char *value, struct steer_error *err)
+{
+    (void)target;
+    int level = log_level_of(value);
+    if (level < 0)
+        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected debug, info, warn or error",
+                          value);
+    log_init((enum log_level)level);
+    return 0;
+}
+
+const struct args_option machine_args_options[] = {
+    {"threads", "N", "compute threads (default: what the cgroup and affinity allow)", set_threads},
+    {"backend", "cpu|ref", "ref is slow plain C, for checking", set_backend},
+    {"tuning", "FILE", "algorithm table of `steer-worker tune`", set_tuning},
+    {"models", "DIR", "a folder of model folders; a model's name is its folder's", set_models},
+    {"log-level", "LEVEL", "debug, info, warn or error (default info)", set_log_level},
+    {NULL, NULL, NULL, NULL},
+};
+
+enum compute_precision precision_of(const struct machine_args *a, Steerfarm__Precision asked)
+{
+    switch (asked) {
+    case STEERFARM__PRECISION__F32: return PRECISION_F32;
+    case STEERFARM__PRECISION__BF16: return PRECISION_BF16;
+    default: return a->precision;
+    }
+}
+
+int command_devices(int argc, char **argv, struct steer_error *err)
+{
+    (void)argv;
+    if (argc) return steer_fail(err, STEER_USAGE, "devices takes no arguments");
+    struct compute *c;
+    struct compute_options o = {.backend = "cpu"};
+    int code = compute_open(&c, &o, err);
+    if (code) return code;
+    printf("cpu  threads=%d  bf16=%s  numerics=%s\n", compute_threads(c),
+           compute_bf16_native() ? "native" : "no", compute_numerics(c));
+    compute_close(c);
+    return 0;
+}
+
+static const struct {
+    const char *name, *help;
+    int (*run)(int argc, char **argv, struct steer_error *err);
+} commands[] = {
+    {"serve", "render for a farm: connect to a broker and take its work", command_serve},
+    {"render", "render one job here, without a broker", command_render},
+    {"bench", "time the stages of a model", command_bench},
+    {"tune", "measure algorithms on this machine and write a table", command_tune},
+    {"devices", "what this machine can compute on", command_devices},
+};
+
+static void usage(FILE *to)
+{
+    fprintf(to, "steer-worker %s: renders images with one-step diffusion models\n\n",
+            STEER_VERSION);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        fprintf(to, "  steer-worker %-8s %s\n", commands[i].name, commands[i].help);
+    fprintf(to, "\n`steer-worker COMMAND --help` lists a command's options.\n");
+}
+
+int main(int argc, char **argv)
+{
+    struct steer_error err = {0};
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        usage(argc < 2 ? stderr : stdout);
+        return argc < 2 ? steer_code_exit(STEER_USAGE) : 0;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("steer-worker %s\n", STEER_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        if (strcmp(argv[1], commands[i].name) != 0) continue;
+        int code = commands[i].run(argc - 2, argv + 2, &err);
+        if (code) fprintf(stderr, "steer-worker %s: %s\n", argv[1], err.text);
+        return code ? steer_code_exit(code) : 0;
+    }
+    fprintf(stderr, "steer-worker: unknown command \"%s\" (see --help)\n", argv[1]);
+    return steer_code_exit(STEER_USAGE);
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "offer.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "log.h"
+
+/* Built with malloc as protobuf-c's own unpacking would, so that its free fits. */
+
+static Steerfarm__Guidance *guidance_offer(const struct guidance *g)
+{
+    static const Steerfarm__Method methods[] = {
+        [GUIDANCE_NONE] = STEERFARM__METHOD__NONE,
+        [GUIDANCE_NASA] = STEERFARM__METHOD__NASA,
+        [GUIDANCE_NAG] = STEERFARM__METHOD__NAG,
+        [GUIDANCE_VSF] = STEERFARM__METHOD__VSF,
+    };
+    Steerfarm__Guidance *o = malloc(sizeof *o);
+    if (!o) return NULL;
+    steerfarm__guidance__init(o);
+    o->has_method = o->has_alpha = o->has_phi = o->has_tau = o->has_beta = o->has_offset =
+        o->has_guidance_scale = 1;
+    o->method = methods[g->method];
+    o->alpha = g->alpha;
+    o->phi = g->phi;
+    o->tau = g->tau;
+    o->beta = g->beta;
+    o->offset = g->offset;
+    o->guidance_scale = g->scale;
+    return o;
+}
+
+struct offering {
+    const struct model *m;
+    Steerfarm__Model *offer;
+    int failed;
+};
+
+static void recipe_offer(void *data, const char *name)
+{
+    struct offering *to = data;
+    struct recipe r;
+    struct steer_error err = {0};
+    for (size_t i = 0; i < to->offer->n_recipes; i++)
+        if (strcmp(to->offer->recipes[i]->name, name) == 0) return;
+    if (to->failed || to->offer->n_recipes == STEER_RECIPES_MAX) return;
+    if (model_recipe(to->m, name, &r, &err)) {
+        log_event(LOG_DEBUG, "recipe.left_out", "model=%s recipe=%s reason=%s",
+                  log_quote(to->m->name), log_quote(name), log_quote(err.text));
+        return;
+    }
+    Steerfarm__Recipe *o = malloc(sizeof *o);
+    if (!o) {
+        to->failed = 1;
+        return;
+    }
+    steerfarm__recipe__init(o);
+    o->name = strdup(name);
+    o->guidance = guidance_offer(&r.guidance);
+    o->negative_prompt = *r.negative_prompt ? strdup(r.negative_prompt) : NULL;
+    o->has_steps = o->has_steps_min = o->has_steps_max = 1;
+    o->steps = (uint32_t)r.steps;
+    o->steps_min = (uint32_t)r.steps_min;
+    o->steps_max = (uint32_t)r.steps_max;
+    to->failed = !o->name || !o->guidance || (*r.negative_prompt && !o->negative_prompt);
+    to->offer->recipes[to->offer->n_recipes++] = o;
+}
+
+Steerfarm__Model *offer_make(const struct model *m)
+{
+    Steerfarm__Model *o = malloc(sizeof *o);
+    if (!o) return NULL;
+    steerfarm__model__init(o);
+    o->name = strdup(m->name);
+    o->hash = strdup(m->hash);
+    o->family = strdup("sd15");
+    o->recipes = calloc(STEER_RECIPES_MAX, sizeof *o->recipes);
+    o->precisions = calloc(2, sizeof *o->precisions);
+    struct offering to = {m, o, !o->name || !o->hash || !o->family || !o->recipes};
+    if (to.failed || !o->precisions) goto fail;
+    recipe_offer(&to, m->default_recipe);
+    recipe_list(recipe_offer, &to);
+    if (to.failed || !o->n_recipes) goto fail;
+    o->has_width = o->has_height = o->has_size_multiple = o->has_side_max = o->has_pixels_max =
+        o->has_text_tokens_max = o->has_memory_bytes = 1;
+    o->width = (uint32_t)m->width;
+    o->height = (uint32_t)m->height;
+    o->size_multiple = m->factor > 8 ? (uint32_t)m->factor : 8;
+    o->side_max = STEER_SIDE_MAX;
+    o->pixels_max = STEER_PIXELS_MAX;
+    o->text_tokens_max = (uint32_t)m->tokens;
+    o->memory_bytes = m->file_bytes;
+    o->precisions[o->n_precisions++] = STEERFARM__PRECISION__F32;
+    if (compute_bf16_native()) o->precisions[o->n_precisions++] = STEERFARM__PRECISION__BF16;
+    return o;
+fail:
+    offer_free(o);
+    return NULL;
+}
+
+void offer_free(Steerfarm__Model *offer)
+{
+    if (offer) steerfarm__model__free_unpacked(offer, NULL);
+}
+
+/* ---- folders ---- */
+
+static int offers_add(struct offers *o, const char *dir)
+{
+    struct steer_error err = {0};
+    struct model *m;
+    if (model_inspect(&m, dir, &err)) {
+        log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
+                  log_quote(err.text));
+        return 0;
+    }
+    Steerfarm__Model *offer = offer_make(m);
+    char *copy = strdup(dir);
+    model_close(m);
+    if (!offer || !copy) {
+        offer_free(offer);
+        free(copy);
+        return STEER_NO_MEMORY;
+    }
+    o->models[o->count] = offer;
+    o->dirs[o->count++] = copy;
+    return 0;
+}
+
+static int is_model(const char *dir)
+{
+    char path[1100];
+    snprintf(path, sizeof path, "%s/model_index.json", dir);
+    return access(path, F_OK) == 0;
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static int not_hidden(const struct dirent *d)
+{
+    return d->d_name[0] != '.';
+}
+
+int offers_scan(struct offers *ret, const char *dir, struct steer_error *err)
+{
+    struct offers o = {calloc(STEER_MODELS_MAX, sizeof *o.models),
+                       calloc(STEER_MODELS_MAX, sizeof *o.dirs), 0};
+    struct dirent **names = NULL;
+    int code = o.models && o.dirs ? 0 : STEER_NO_MEMORY, count = 0;
+    if (!code && is_model(dir)) {
+        code = offers_add(&o, dir);
+    } else if (!code) {
+        count = scandir(dir, &names, not_hidden, by_name);
+        if (count < 0)
+            code = steer_fail(err, STEER_NOT_FOUND, "model folder %s: %s", dir, strerror(errno));
+    }
+    for (int i = 0; i < count; i++) {
+        char path[1024];
+        int length = snprintf(path, sizeof path, "%s/%s", dir, names[i]->d_name);
+        if (!code && length < (int)sizeof path && is_model(path) && o.count < STEER_MODELS_MAX)
+            code = offers_add(&o, path);
+        free(names[i]);
+    }
+    free(names);
+    if (!code && !o.count)
+        code = steer_fail(err, STEER_NOT_FOUND,
+                          "no model in %s: expected folders with a model_index.json", dir);
+    if (!code) {
+        *ret = o;
+        return 0;
+    }
+    offers_free(&o);
+    if (err && !err->code) steer_fail(err, code, "out of memory");
+    return code;
+}
+
+void offers_free(struct offers *o)
+{
+    for (size_t i = 0; i < o->count; i++) {
+        offer_free(o->models[i]);
+        free(o->dirs[i]);
+    }
+    free(o->models);
+    free(o->dirs);
+    *o = (struct offers){0};
+}
+
+const char *offers_dir(const struct offers *o, const char *name)
+{
+    for (size_t i = 0; i < o->count; i++)
+        if (strcmp(o->models[i]->name, name) == 0) return o->dirs[i];
+    return NULL;
+}

@@ -1,0 +1,24 @@
+/* offer.h - what a model folder offers a farm: the catalogue entry that a HELLO carries. */
+#ifndef WORKER_OFFER_H
+#define WORKER_OFFER_H
+#include "compute.h"
+#include "model.h"
+#include "steer.pb-c.h"
+
+/* Owned by the caller: offer_free. NULL: out of memory. Recipes that the folder cannot be sampled
+ * with are left out; the folder's default comes first. */
+Steerfarm__Model *offer_make(const struct model *m);
+void offer_free(Steerfarm__Model *offer); /* NULL is fine */
+
+/* All model folders in `dir` (those with a model_index.json), or dir itself when it is one. A
+ * folder that cannot be read is logged and left out. */
+struct offers {
+    Steerfarm__Model **models;
+    char **dirs;
+    size_t count;
+};
+int offers_scan(struct offers *ret, const char *dir, struct steer_error *err) STEER_MUSTCHECK;
+void offers_free(struct offers *o);
+const char *offers_dir(const struct offers *o, const char *name); /* NULL: not offered */
+
+#endif

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+/* steer-worker render: one job through the same stages as on a farm, without a broker. */
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../proto/job.h"
+#include "commands.h"
+#include "job_args.h"
+#include "job_plan.h"
+#include "offer.h"
+#include "safetensors.h"
+
+struct render_args {
+    const char *model, *output, *dump;
+    int json;
+};
+
+#define TEXT_SETTER(field)                                                                         \
+    static int set_##field(void *target, const char *value, struct steer_error *err)               \
+    {                                                                                              \
+        (void)err;                                                                                 \
+        ((struct render_args *)target)->field = value;                                             \
+        return 0;                                                                                  \
+    }
+TEXT_SETTER(model)
+TEXT_SETTER(output)
+TEXT_SETTER(dump)
+
+static int set_json(void *target, const char *value, struct steer_error *err)
+{
+    (void)value;
+    (void)err;
+    ((struct render_args *)target)->json = 1;
+    return 0;
+}
+
+static const struct args_option options[] = {
+    {"model", "DIR", "a diffusers model folder", set_model},
+    {"output", "FILE", "where the image goes; several become FILE-0000 and so on", set_output},
+    {"dump-tensors", "FILE", "every stage's tensors as safetensors (docs/models.md)", set_dump},
+    {"json", NULL, "tell the result as one JSON object", set_json},
+    {NULL, NULL, NULL, NULL},
+};
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+struct session {
+    struct compute *compute;
+    struct model *model;
+    struct pipeline *pipeline;
+    Steerfarm__Model *offer;
+};
+
+static void session_close(struct session *s)
+{
+    pipeline_free(s->pipeline);
+    offer_free(s->offer);
+    model_close(s->model);
+    compute_close(s->compute);
+}
+
+static int session_open(struct session *s, const struct render_args *r,
+                        const struct machine_args *m, Steerfarm__Precision precision,
+                        struct steer_error *err)
+{
+    struct compute_options o = {.backend = m->backend,
+                                .precision = precision_of(m, precision),
+                                .threads = m->threads,
+                                .tuning = m->tuning};
+    int code = compute_open(&s->compute, &o, err);
+    if (!code) code = model_open(&s->model, r->model, s->compute, err);
+    if (!code && !(s->offer = offer_make(s->model)))
+        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    if (!code) code = pipeline_new(&s->pipeline, s->model, s->compute, pipeline_limits_default());
+    return code;
+}
+
+/* name.webp, or name-0007.webp when there are several. */
+static void output_name(char *to, size_t size, const char *name, uint32_t images, uint32_t index)
+{
+    const char *slash = strrchr(name, '/'), *dot = strrchr(name, '.');
+    if (!dot || (slash && dot < slash)) dot = name + strlen(name);
+    if (images == 1)
+        snprintf(to, size, "%s", name);
+    else
+        snprintf(to, size, "%.*s-%04u%s", (int)(dot - name), name, index, dot);
+}
+
+static int file_write(const char *path, const uint8_t *data, size_t size, struct steer_error *err)
+{
+    char part[1200];
+    snprintf(part, sizeof part, "%s.%d.part", path, (int)getpid());
+    FILE *f = fopen(part, "wbe");
+    if (!f) return steer_fail(err, STEER_IO, "%s: cannot be written", path);
+    int bad = fwrite(data, 1, size, f) != size;
+    bad |= fclose(f);
+    if (bad || rename(part, path)) {
+        unlink(part);
+        return steer_fail(err, STEER_IO, "%s: writing failed", path);
+    }
+    return 0;
+}
+
+static int dump_write(const struct dump *d, const char *path, struct steer_error *err)
+{
+    struct tensor_out out[DUMP_TENSORS_MAX];
+    for (int i = 0; i < d->count; i++) {
+        const struct dump_tensor *t = d->tensors + i;
+        out[i] = (struct tensor_out){.name = t->name, .rank = t->rank, .data = t->data};
+        out[i].dtype = t->type == TYPE_I32  ? TENSOR_I32
+                       : t->type == TYPE_U8 ? TENSOR_U8
+                                            : TENSOR_F32;
+        memcpy(out[i].shape, t->shape, sizeof t->shape);
+    }
+    return tensors_write(path, out, (size_t)d->count, err);
+}
+
+static json_t *times_json(const struct render_times *t, uint64_t encode_us, uint64_t total_us)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "tokenize_us", (json_int_t)t->tokenize_us,
+                     "text_us", (json_int_t)t->text_us, "denoise_us", (json_int_t)t->denoise_us,
+                     "decode_us", (json_int_t)t->decode_us, "encode_us", (json_int_t)encode_us,
+                     "total_us", (json_int_t)total_us);
+}
+
+static void report(const struct render_args *r, const char *path, const struct render_image *image,
+                   size_t bytes, uint64_t encode_us, uint64_t total_us, json_t *list)
+{
+    const struct render_times *t = &image->times;
+    if (image->cut || image->cut_negative)
+        fprintf(
+            stderr, "steer-worker: the %s prompt was cut at byte %zu: the model reads no more\n",
+            image->cut ? "positive" : "negative", image->cut ? image->cut : image->cut_negative);
+    if (r->json)
+        json_array_append_new(list, json_pack("{s:s, s:I, s:I, s:o}", "file", path, "seed",
+                                              (json_int_t)image->seed, "bytes", (json_int_t)bytes,
+                                              "times", times_json(t, encode_us, total_us)));
+    else
+        printf("%s  seed %" PRIu64
+               "  text %.1f  denoise %.1f  decode %.1f  encode %.1f  total %.1f ms\n",
+               path, image->seed, 1e-3 * (double)(t->tokenize_us + t->text_us),
+               1e-3 * (double)t->denoise_us, 1e-3 * (double)t->decode_us, 1e-3 * (double)encode_us,
+               1e-3 * (double)total_us);
+}
+
+static int render_one(struct session *s, const struct render_args *r, const Steerfarm__Job *job,
+                      uint32_t index, json_t *list, struct steer_error *err)
+{
+    struct job_plan p;
+    struct dump dump = {0};
+    struct image_meta *meta = NULL;
+    uint8_t *file = NULL;
+    size_t bytes = 0;
+    char path[1100];
+    uint64_t start = now_us(), encode;
+    int code = job_plan_make(&p, s->model, job, index, err);
+    if (code) return code;
+    p.shape.recipe = &p.recipe;
+    p.image.pixels = malloc((size_t)p.shape.width * (size_t)p.shape.height * 3);
+    code = p.image.pixels ? pipeline_render(s->pipeline, &p.shape, &p.image, 1,
+                                            r->dump && !index ? &dump : NULL, NULL, err)
+                          : steer_fail(err, STEER_NO_MEMORY, "out of memory for an image");
+    encode = now_us();
+    if (!code && !(meta = job_meta(job, &p, s->model->hash, compute_numerics(s->compute))))
+        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    if (!code) code = image_encode(&file, &bytes, p.image.pixels, meta, err);
+    encode = now_us() - encode;
+    output_name(path, sizeof path, r->output, job->images, index);
+    if (!code) code = file_write(path, file, bytes, err);
+    if (!code && r->dump && !index) code = dump_write(&dump, r->dump, err);
+    if (!code) report(r, path, &p.image, bytes, encode, now_us() - start, list);
+    dump_free(&dump);
+    job_meta_free(meta);
+    free(file);
+    free(p.image.pixels);
+    return code;
+}
+
+/* --format wins, then the file's name. */
+static void format_by_name(struct job_args *j, const char *output)
+{
+    size_t length = strlen(output);
+    if (j->output.has_format || length < 4 || strcmp(output + length - 4, ".png") != 0) return;
+    j->output.has_format = 1;
+    j->output.format = STEERFARM__FORMAT__PNG;
+    j->job.output = &j->output;
+}
+
+static int render_all(struct session *s, const struct render_args *r, const struct job_args *j,
+                      uint64_t begun, struct steer_error *err)
+{
+    struct job_resolved resolved;
+    uint64_t seed = 0;
+    if (getrandom(&seed, sizeof seed, 0) != sizeof seed) seed = begun;
+    int code = job_resolve(&resolved, &j->job, s->offer, seed & UINT32_MAX, err);
+    if (code) return code;
+    json_t *list = json_array();
+    double load_ms = 1e-3 * (double)(now_us() - begun);
+    for (uint32_t i = 0; i < resolved.job.images && !code; i++)
+        code = render_one(s, r, &resolved.job, i, list, err);
+    if (!code && r->json) {
+        json_t *all = json_pack("{s:s, s:s, s:s, s:f, s:O}", "model", s->model->name, "model_hash",
+                                s->model->hash, "numerics", compute_numerics(s->compute), "load_ms",
+                                load_ms, "images", list);
+        json_dumpf(all, stdout, JSON_INDENT(2));
+        putchar('\n');
+        json_decref(all);
+    }
+    json_decref(list);
+    return code;
+}
+
+int command_render(int argc, char **argv, struct steer_error *err)
+{
+    struct render_args r = {0};
+    struct machine_args m;
+    struct job_args j;
+    uint64_t begun = now_us();
+    int words, help;
+    machine_args_init(&m);
+    job_args_init(&j);
+    const struct args_group groups[] = {{"Job", options, &r},
+                                        {"Image", job_args_image, &j},
+                                        {"Guidance", job_args_guidance, &j},
+                                        {"Machine", machine_args_options, &m},
+                                        {NULL, NULL, NULL}};
+    int code = args_parse(groups, argc, argv, &words, &help, err);
+    if (code) return code;
+    if (help) {
+        printf("steer-worker render --model DIR --prompt TEXT --output FILE.webp [options]\n");
+        args_help(stdout, groups);
+        args_help_exits(stdout);
+        return 0;
+    }
+    if (words) return steer_fail(err, STEER_USAGE, "unexpected \"%s\" (see --help)", argv[0]);
+    if (!r.model || !r.output || !j.job.prompt)
+        return steer_fail(err, STEER_USAGE, "%s is needed (see --help)",
+                          !r.model        ? "--model DIR"
+                          : !j.job.prompt ? "--prompt TEXT"
+                                          : "--output FILE");
+    static char name[] = "model"; /* the folder's own name is not on the wire here */
+    j.job.model = name;
+    format_by_name(&j, r.output);
+    if ((code = job_check(&j.job, err))) return code;
+    struct session s = {0};
+    code = session_open(&s, &r, &m, j.job.precision, err);
+    if (!code) {
+        j.job.model = s.model->name;
+        code = render_all(&s, &r, &j, begun, err);
+    }
+    session_close(&s);
+    return code;
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+/* steer-worker tune: which 3x3 convolutions of a model are faster by Winograd on this machine.
+ *
+ * Both ways are timed operation by operation inside whole forwards, and the table says which won.
+ * The table is read at start (--tuning); nothing is timed then, so bytes stay repeatable. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../proto/job.h"
+#include "commands.h"
+#include "job_args.h"
+#include "job_plan.h"
+#include "offer.h"
+
+enum { RUNS = 3, SHAPES_MAX = 512 };
+
+struct tune_args {
+    const char *model, *output;
+};
+
+static int set_model(void *target, const char *value, struct steer_error *err)
+{
+    (void)err;
+    ((struct tune_args *)target)->model = value;
+    return 0;
+}
+
+static int set_output(void *target, const char *value, struct steer_error *err)
+{
+    (void)err;
+    ((struct tune_args *)target)->output = value;
+    return 0;
+}
+
+static const struct args_option options[] = {
+    {"model", "DIR", "a diffusers model folder", set_model},
+    {"output", "FILE", "where the table is written", set_output},
+    {NULL, NULL, NULL, NULL},
+};
+
+/* A 3x3 convolution's shape and its time: [0] direct, [1] Winograd; 0: not measured. */
+struct shape_time {
+    int in, out, h, w;
+    double ms[2];
+};
+
+struct table {
+    struct shape_time shapes[SHAPES_MAX];
+    int count;
+};
+
+static struct shape_time *table_find(struct table *t, int in, struct shape out)
+{
+    for (int i = 0; i < t->count; i++) {
+        struct shape_time *s = t->shapes + i;
+        if (s->in == in && s->out == out.c && s->h == out.h && s->w == out.w) return s;
+    }
+    if (t->count == SHAPES_MAX) return NULL;
+    struct shape_time *s = t->shapes + t->count++;
+    *s = (struct shape_time){.in = in, .out = out.c, .h = out.h, .w = out.w};
+    return s;
+}
+
+/* The convolutions of a profiled plan; only 3x3 ones with both widths in blocks of 16 matter. */
+static void plan_read(struct table *t, const struct plan *p, int way)
+{
+    for (int i = 0; i < plan_operations(p); i++) {
+        struct op_report r = plan_report(p, i);
+        double taps = r.gflop * 1e9 / (2.0 * r.out.b * r.out.h * r.out.w * r.out.c);
+        int in = (int)(taps / 9 + 0.5);
+        if (strcmp(r.op, "conv") != 0 || in % 16 || r.out.c % 16 || in * 9 != (int)(taps + 0.5))
+            continue;
+        struct shape_time *s = table_find(t, in, r.out);
+        if (s && (!s->ms[way] || r.ms < s->ms[way])) s->ms[way] = r.ms;
+    }
+}
+
+/* way: 0 direct, 1 Winograd, -1 the winner. */
+static int table_write(const struct table *t, const char *path, int way, struct steer_error *err)
+{
+    FILE *f = fopen(path, "we");
+    if (!f) return steer_fail(err, STEER_IO, "%s: cannot be written", path);
+    fprintf(f, "# steer-worker tune: conv3 IN OUT HxW algorithm\n");
+    for (int i = 0; i < t->count; i++) {
+        const struct shape_time *s = t->shapes + i;
+        int winner = way >= 0 ? way : s->ms[1] > 0 && s->ms[1] < s->ms[0];
+        fprintf(f, "conv3 %d %d %dx%d %s\n", s->in, s->out, s->h, s->w, winner ? "wino" : "direct");
+    }
+    return fclose(f) ? steer_fail(err, STEER_IO, "%s: writing failed", path) : 0;
+}
+
+/* Renders with the table at path and reads the convolutions' times. */
+static int measure(struct table *t, int way, const struct tune_args *a,
+                   const struct machine_args *m, struct job_args *j, const char *path,
+                   struct steer_error *err)
+{
+    struct compute *c = NULL;
+    struct model *model = NULL;
+    struct pipeline *pipeline = NULL;
+    Steerfarm__Model *offer = NULL;
+    struct job_resolved resolved;
+    struct job_plan p;
+    struct plan *plans[3];
+    struct compute_options o = {.backend = "cpu",
+                                .precision = precision_of(m, j->job.precision),
+                                .threads = m->threads,
+                                .tuning = path};
+    int code = compute_open(&c, &o, err);
+    if (!code) code = model_open(&model, a->model, c, err);
+    if (!code && !(offer = offer_make(model))) code = STEER_NO_MEMORY;
+    if (!code) j->job.model = model->name;
+    if (!code) code = pipeline_new(&pipeline, model, c, pipeline_limits_default());
+    if (!code) code = job_resolve(&resolved, &j->job, offer, 1, err);
+    if (!code) code = job_plan_make(&p, model, &resolved.job, 0, err);
+    p.image.pixels = NULL;
+    if (!code) {
+        p.shape.recipe = &p.recipe;
+        code = pipeline_plans(pipeline, &p.shape, 1, plans, plans + 1, plans + 2, err);
+    }
+    if (!code && !(p.image.pixels = malloc((size_t)p.shape.width * (size_t)p.shape.height * 3)))
+        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    for (int run = 0; run <= RUNS && !code; run++) {
+        if (run == 1) { /* the first warms up */
+            plan_profile(plans[1], 1);
+            plan_profile(plans[2], 1);
+        }
+        code = pipeline_render(pipeline, &p.shape, &p.image, 1, NULL, NULL, err);
+    }
+    if (!code) {
+        plan_read(t, plans[1], way);
+        plan_read(t, plans[2], way);
+    }
+    free(p.image.pixels);
+    pipeline_free(pipeline);
+    offer_free(offer);
+    model_close(model);
+    compute_close(c);
+    return code;
+}
+
+int command_tune(int argc, char **argv, struct steer_error *err)
+{
+    static struct table table;
+    struct tune_args a = {0};
+    struct machine_args m;
+    struct job_args j;
+    int words, help;
+    machine_args_init(&m);
+    job_args_init(&j);
+    const struct args_group groups[] = {{"Tune", options, &a},
+                                        {"Image", job_args_image, &j},
+                                        {"Machine", machine_args_options, &m},
+                                        {NULL, NULL, NULL}};
+    int code = args_parse(groups, argc, argv, &words, &help, err);
+    if (code) return code;
+    if (help) {
+        printf("steer-worker tune --model DIR --output FILE [--size WxH] [options]\n");
+        args_help(stdout, groups);
+        return 0;
+    }
+    if (!a.model || !a.output || words)
+        return steer_fail(err, STEER_USAGE,
+                          "--model DIR and --output FILE are needed (see --help)");
+    static char prompt[] = "a photograph";
+    if (!j.job.prompt) j.job.prompt = prompt;
+    /* The first pass under an empty table finds the shapes. */
+    if ((code = table_write(&table, a.output, 0, err)) ||
+        (code = measure(&table, 0, &a, &m, &j, a.output, err)))
+        return code;
+    for (int way = 0; way < 2 && !code; way++) {
+        for (int i = 0; i < table.count; i++)
+            table.shapes[i].ms[way] = 0;
+        code = table_write(&table, a.output, way, err);
+        if (!code) code = measure(&table, way, &a, &m, &j, a.output, err);
+    }
+    if (code) return code;
+    for (int i = 0; i < table.count; i++)
+        printf("conv3 %4d %4d %4dx%-4d  direct %8.3f ms  winograd %8.3f ms\n", table.shapes[i].in,
+               table.shapes[i].out, table.shapes[i].h, table.shapes[i].w, table.shapes[i].ms[0],
+               table.shapes[i].ms[1]);
+    return table_write(&table, a.output, -1, err);
+}
