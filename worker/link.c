@@ -126,6 +126,8 @@ static void send_credit(struct link *l)
     for (int i = 0; i < l->held_count; i++)
         if (l->held[i].done) bytes += l->held[i].done->image_bytes;
     credit.images = l->draining ? 0 : (uint32_t)(l->options->batch_max * (1 + l->options->ahead));
+    credit.has_batch = 1;
+    credit.batch = (uint32_t)l->options->batch_max;
     credit.has_bytes = 1;
     credit.bytes = bytes < CREDIT_BYTES ? CREDIT_BYTES - bytes : 0;
     (void)send_message(l, STEERFARM__MESSAGE_TYPE__CREDIT, &credit.base, NULL, 0);

@@ -1,0 +1,103 @@
+/* queue.h - the jobs that have not ended, in turn order, and what became of their images.
+ *
+ * Pure: no socket, disk or clock; time comes in as now_ms (monotonic). Jobs of one priority and
+ * model form a lane; lanes of one priority take turns, and in a lane jobs take turns by image, so
+ * that a million-image job starves nobody. Attempts are kept only for images that failed or were
+ * lost. */
+#ifndef BROKER_QUEUE_H
+#define BROKER_QUEUE_H
+#include <stdint.h>
+
+#include "states.h"
+#include "steer.pb-c.h"
+
+#define QUEUE_HASH_BYTES 32
+#define QUEUE_ID_BYTES   24 /* "0-" and base 32, with the NUL */
+
+/* An image that did not go well at first. */
+struct trouble {
+    struct trouble *next;
+    uint32_t index, attempts;
+    uint64_t not_before_ms;
+    int single; /* lost in company: retried alone */
+    int code;
+    char worker[129]; /* who failed it last */
+    char text[256];
+};
+
+struct lane;
+
+struct job {
+    struct job *next_id, *next_key; /* hash chains */
+    struct job *before, *after;     /* ring of its lane */
+    struct lane *lane;
+    uint64_t id;
+    uint8_t hash[QUEUE_HASH_BYTES];
+    uint64_t accepted_ms; /* UTC */
+    uint64_t deadline_ms; /* UTC; 0: none */
+    uint64_t batch;       /* images of equal batch may share a forward pass */
+    uint64_t image_bytes; /* spool room to reserve for an image */
+    struct states states;
+    uint32_t cursor; /* no queued image before it */
+    struct trouble *troubles;
+    int committed;             /* the store has it; before that nothing is assigned */
+    int cancelled;             /* what still comes for it is dropped */
+    int ending;                /* its end is on its way to the store */
+    struct audience *audience; /* who watches and fetches; route's */
+    int32_t priority;
+    uint32_t spec_bytes;
+    const char *key, *model, *numerics; /* into texts */
+    uint8_t *spec;                      /* the resolved Job, packed; behind the texts */
+    char texts[];
+};
+
+struct queue;
+
+struct queue *queue_new(void); /* NULL: out of memory */
+void queue_free(struct queue *q);
+
+/* Adds a job of that resolved spec, all images queued. NULL: out of memory or not a Job. */
+struct job *queue_add(struct queue *q, uint64_t id, const char *key,
+                      const uint8_t hash[QUEUE_HASH_BYTES], const uint8_t *spec, size_t spec_bytes,
+                      uint64_t accepted_ms);
+void queue_remove(struct queue *q, struct job *j);
+struct job *queue_find(const struct queue *q, uint64_t id);
+struct job *queue_find_key(const struct queue *q, const char *key);
+uint32_t queue_jobs(const struct queue *q);
+/* Calls each for all jobs; each may remove the job it is given. */
+void queue_each(struct queue *q, void (*each)(void *data, struct job *j), void *data);
+
+/* What a worker can take. */
+struct taker {
+    int (*takes)(void *data, const char *model, const char *numerics);
+    void *data;
+    uint32_t images_max;
+    uint64_t bytes_max;
+};
+struct taken {
+    struct job *job;
+    uint32_t index;
+    int single;
+};
+/* Takes up to images_max (at most room) queued images that may share a pass, marks them leased and
+ * returns how many. */
+int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct taken *ret,
+               int room);
+/* Puts a leased image back, or to its end; a queued one is found again by queue_take. */
+void queue_move(struct queue *q, struct job *j, uint32_t index, enum image_state to);
+
+/* The record of an image's trouble, made on first use; NULL: out of memory. */
+struct trouble *job_trouble(struct job *j, uint32_t index);
+const struct trouble *job_trouble_find(const struct job *j, uint32_t index);
+void job_trouble_drop(struct job *j, uint32_t index);
+/* All images have ended. */
+int job_over(const struct job *j);
+/* A fresh message of the job's spec, freed by steerfarm__job__free_unpacked. */
+Steerfarm__Job *job_spec(const struct job *j);
+
+void job_id_write(char to[QUEUE_ID_BYTES], uint64_t id);
+uint64_t job_id_read(const char *text); /* 0: none */
+/* Over everything but deadline and traceparent. */
+void job_hash(uint8_t ret[QUEUE_HASH_BYTES], const Steerfarm__Job *job);
+
+#endif

@@ -1,0 +1,560 @@
+// SPDX-License-Identifier: Apache-2.0
+/* What a client says: HELLO, SUBMIT, CANCEL, WATCH, FETCH, RESULT_ACK, QUERY, ADMIN, PING. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <xxhash.h>
+
+#include "../proto/job.h"
+#include "limits.h"
+#include "log.h"
+#include "route_internal.h"
+
+enum {
+    JOBS_MAX = 4000000,
+    CLIENTS_MAX = 100000,
+    TOMBSTONES_MAX = 1000000,
+    WATCHERS_MAX = 1024, /* of one job */
+};
+
+/* ---- tombstones ---- */
+
+static struct tombstone **tombstone_bucket(struct route *r, const char *key)
+{
+    return r->tombstones + (XXH64(key, strlen(key), 0) & (TOMBSTONE_BUCKETS - 1));
+}
+
+static struct tombstone *tombstone_find(struct route *r, const char *key)
+{
+    struct tombstone *t = *tombstone_bucket(r, key);
+    while (t && strcmp(t->key, key) != 0)
+        t = t->next;
+    return t;
+}
+
+void tombstone_add(struct route *r, const char *key)
+{
+    size_t size = strlen(key) + 1;
+    if (tombstone_find(r, key) || r->tombstones_count >= TOMBSTONES_MAX) return;
+    struct tombstone *t = malloc(sizeof *t + size), **at = tombstone_bucket(r, key);
+    if (!t) return;
+    memcpy(t->key, key, size);
+    t->next = *at;
+    *at = t;
+    r->tombstones_count++;
+}
+
+/* ---- HELLO ---- */
+
+static struct client **client_bucket(struct route *r, const struct peer *p)
+{
+    return r->clients + (XXH64(p->identity, p->size, 0) & (CLIENT_BUCKETS - 1));
+}
+
+static struct client *client_find(struct route *r, const struct peer *p)
+{
+    struct client *c = *client_bucket(r, p);
+    while (c && memcmp(&c->peer, p, sizeof *p) != 0)
+        c = c->next;
+    return c;
+}
+
+static void on_hello(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
+{
+    char text[256];
+    if (h->version_min > STEER_WIRE_VERSION || h->version_max < STEER_WIRE_VERSION_MIN) {
+        snprintf(text, sizeof text, "protocol versions %u to %u: this broker speaks %d to %d",
+                 h->version_min, h->version_max, STEER_WIRE_VERSION_MIN, STEER_WIRE_VERSION);
+        refuse(r, from, STEER_BAD_VERSION, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return;
+    }
+    if (h->n_requires) {
+        snprintf(text, sizeof text, "required feature \"%.100s\" is unknown to this broker",
+                 h->requires[0]);
+        refuse(r, from, STEER_UNSUPPORTED, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return;
+    }
+    if (h->role != STEERFARM__ROLE__CLIENT) {
+        refuse(r, from, STEER_BAD_VALUE, "this port is for clients; workers have another",
+               STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return;
+    }
+    struct client *c = client_find(r, from);
+    if (!c) {
+        if (r->clients_count >= CLIENTS_MAX || !(c = calloc(1, sizeof *c))) {
+            refuse(r, from, STEER_BUSY, "too many clients", STEERFARM__MESSAGE_TYPE__HELLO, 0, 0,
+                   NULL, NULL);
+            return;
+        }
+        struct client **at = client_bucket(r, from);
+        c->peer = *from;
+        c->next = *at;
+        *at = c;
+        r->clients_count++;
+    }
+    c->heard_ms = r->now_ms;
+    Steerfarm__Welcome m = STEERFARM__WELCOME__INIT;
+    m.version = h->version_max < STEER_WIRE_VERSION ? h->version_max : STEER_WIRE_VERSION;
+    m.epoch = r->epoch;
+    m.has_heartbeat_ms = m.has_frame_bytes_max = 1;
+    m.heartbeat_ms = r->options.heartbeat_ms;
+    m.frame_bytes_max = STEER_IMAGE_BYTES_MAX;
+    (void)send_to(r, from, STEERFARM__MESSAGE_TYPE__WELCOME, &m.base);
+}
+
+/* ---- SUBMIT ---- */
+
+static void submit_refuse(struct route *r, const struct peer *from, const Steerfarm__Submit *m,
+                          int code, const char *text)
+{
+    refuse(r, from, code, text, STEERFARM__MESSAGE_TYPE__SUBMIT, m->has_tag, m->tag, m->key, NULL);
+}
+
+static void accepted_later(struct route *r, struct turn *t, const struct peer *from,
+                           const Steerfarm__Submit *m, uint64_t job, int again)
+{
+    struct effect *e = t ? effect_add(t, EFFECT_ACCEPTED, job) : NULL;
+    if (!e) {
+        submit_refuse(r, from, m, STEER_BUSY, "the broker is out of memory");
+        return;
+    }
+    e->to = *from;
+    e->has_tag = m->has_tag;
+    e->tag = m->tag;
+    e->again = again;
+}
+
+/* The key is that of a job in the queue: the same job again, or a conflict. */
+static void submit_again(struct route *r, const struct peer *from, const Steerfarm__Submit *m,
+                         const struct job *j)
+{
+    uint8_t hash[QUEUE_HASH_BYTES];
+    job_hash(hash, m->job);
+    if (memcmp(hash, j->hash, sizeof hash) != 0) {
+        submit_refuse(r, from, m, STEER_KEY_CONFLICT,
+                      "this idempotency key belongs to another job");
+        return;
+    }
+    /* After the first SUBMIT's own commit: batches complete in order. */
+    accepted_later(r, turn_grow(r), from, m, j->id, 1);
+}
+
+/* What a job must pass before it is written; NULL and a refusal sent, or its model. */
+static const Steerfarm__Model *submit_model(struct route *r, const struct peer *from,
+                                            const Steerfarm__Submit *m)
+{
+    struct store_space space;
+    struct steer_error err = {0};
+    char text[1024], names[600];
+    const Steerfarm__Model *model = NULL;
+    if (job_check(m->job, &err)) {
+        submit_refuse(r, from, m, err.code, err.text);
+    } else if (queue_jobs(r->queue) >= JOBS_MAX) {
+        submit_refuse(r, from, m, STEER_BUSY, "the queue is full");
+    } else if (store_space(r->store, &space), space.full) {
+        submit_refuse(r, from, m, STEER_DISK_FULL, "the broker's disk is full");
+    } else if (!(model = catalog_find(r->catalog, m->job->model))) {
+        catalog_names(r->catalog, names, sizeof names);
+        snprintf(text, sizeof text, "no worker has ever offered a model \"%s\"; known: %s",
+                 m->job->model, names);
+        submit_refuse(r, from, m, STEER_UNKNOWN_MODEL, text);
+    }
+    return model;
+}
+
+static uint64_t seed_draw(void)
+{
+    uint32_t seed = 0;
+    if (getrandom(&seed, sizeof seed, 0) != sizeof seed) return 0;
+    return seed;
+}
+
+static int submit_put(struct route *r, struct job *j, const Steerfarm__Job *spec)
+{
+    struct turn *t = turn_grow(r);
+    struct store_label labels[STEER_LABELS_MAX];
+    for (size_t i = 0; i < spec->n_labels; i++)
+        labels[i] = (struct store_label){spec->labels[i]->key, spec->labels[i]->value};
+    struct store_job put = {.id = j->id,
+                            .tenant = "default",
+                            .key = j->key,
+                            .spec = j->spec,
+                            .spec_bytes = j->spec_bytes,
+                            .accepted_ms = j->accepted_ms,
+                            .labels = labels,
+                            .label_count = spec->n_labels};
+    memcpy(put.hash, j->hash, sizeof put.hash);
+    return t ? store_batch_job_put(t->batch, &put) : STEER_NO_MEMORY;
+}
+
+static void on_submit(struct route *r, const struct peer *from, const Steerfarm__Submit *m)
+{
+    struct steer_error err = {0};
+    struct job_resolved resolved;
+    if (!*m->key || strlen(m->key) > STEER_KEY_BYTES_MAX) {
+        submit_refuse(r, from, m, STEER_BAD_VALUE, "the idempotency key needs 1 to 128 bytes");
+        return;
+    }
+    if (tombstone_find(r, m->key)) {
+        submit_refuse(r, from, m, STEER_CANCELLED,
+                      "this key was cancelled before it was submitted");
+        return;
+    }
+    struct job *j = queue_find_key(r->queue, m->key);
+    if (j) {
+        submit_again(r, from, m, j);
+        return;
+    }
+    const Steerfarm__Model *model = submit_model(r, from, m);
+    if (!model) return;
+    if (job_resolve(&resolved, m->job, model, seed_draw(), &err)) {
+        submit_refuse(r, from, m, err.code, err.text);
+        return;
+    }
+    uint8_t *spec = NULL, hash[QUEUE_HASH_BYTES];
+    size_t size = 0;
+    job_hash(hash, m->job);
+    if (!wire_pack(&resolved.job.base, &spec, &size))
+        j = queue_add(r->queue, r->job_last + 1, m->key, hash, spec, size, utc_now(r));
+    free(spec);
+    if (!j || submit_put(r, j, &resolved.job)) {
+        if (j) queue_remove(r->queue, j);
+        submit_refuse(r, from, m, STEER_BUSY, "the broker is out of memory");
+        return;
+    }
+    r->job_last++;
+    if (j->deadline_ms) r->deadlines++;
+    accepted_later(r, turn_grow(r), from, m, j->id, 0);
+}
+
+/* ---- CANCEL ---- */
+
+static void status_later(struct route *r, const struct peer *from, int has_tag, uint64_t tag,
+                         uint64_t job)
+{
+    struct turn *t = turn_shrink(r);
+    struct effect *e = t ? effect_add(t, EFFECT_STATUS, job) : NULL;
+    if (!e) return;
+    e->to = *from;
+    e->has_tag = has_tag;
+    e->tag = tag;
+}
+
+static void on_cancel(struct route *r, const struct peer *from, const Steerfarm__Cancel *m)
+{
+    struct job *j = NULL;
+    if (m->job)
+        j = queue_find(r->queue, job_id_read(m->job));
+    else if (m->key)
+        j = queue_find_key(r->queue, m->key);
+    if (j && !j->committed) {
+        refuse(r, from, STEER_BUSY, "the job is being stored; try again",
+               STEERFARM__MESSAGE_TYPE__CANCEL, m->has_tag, m->tag, m->key, m->job);
+    } else if (j) {
+        status_later(r, from, m->has_tag, m->tag, j->id);
+        if (!j->ending) {
+            char id[QUEUE_ID_BYTES];
+            job_id_write(id, j->id);
+            log_event(LOG_INFO, "job.cancel", "job=%s", id);
+            job_cancel(r, j, IMAGE_CANCELLED);
+        }
+    } else if (m->key && *m->key && strlen(m->key) <= STEER_KEY_BYTES_MAX && !m->job) {
+        struct turn *t = turn_shrink(r);
+        struct store_tombstone stone = {"default", m->key, utc_now(r)};
+        if (r->tombstones_count >= TOMBSTONES_MAX || !t ||
+            store_batch_tombstone_put(t->batch, &stone)) {
+            refuse(r, from, STEER_BUSY, "too many cancelled keys", STEERFARM__MESSAGE_TYPE__CANCEL,
+                   m->has_tag, m->tag, m->key, NULL);
+            return;
+        }
+        tombstone_add(r, m->key);
+        status_later(r, from, m->has_tag, m->tag, 0);
+    } else {
+        Steerfarm__Query q = STEERFARM__QUERY__INIT; /* ended, or never there */
+        q.kind = STEERFARM__QUERY_KIND__QUERY_JOB;
+        q.job = m->job;
+        q.has_tag = m->has_tag;
+        q.tag = m->tag;
+        on_query(r, from, &q);
+    }
+}
+
+/* ---- WATCH, FETCH ---- */
+
+/* Ended jobs live in the store: it answers with DONE, or that there is none. */
+static void ask_done(struct route *r, const struct peer *from, const char *id, int has_tag,
+                     uint64_t tag)
+{
+    uint64_t job = job_id_read(id);
+    struct question *q = job ? calloc(1, sizeof *q) : NULL;
+    struct store_query ask = {.job = job, .limit = 1, .details = true};
+    if (q) {
+        q->kind = ASK_DONE;
+        q->to = *from;
+        q->has_tag = has_tag;
+        q->tag = tag;
+        q->job = job;
+        if (!store_query(r->store, &ask, q)) return;
+        free(q);
+    }
+    refuse(r, from, STEER_UNKNOWN_JOB, "no such job", STEERFARM__MESSAGE_TYPE__WATCH, has_tag, tag,
+           NULL, id);
+}
+
+static void on_watch(struct route *r, const struct peer *from, const Steerfarm__Watch *m)
+{
+    struct job *j = queue_find(r->queue, job_id_read(m->job));
+    if (!j) {
+        ask_done(r, from, m->job, m->has_tag, m->tag);
+        return;
+    }
+    struct audience *a = audience_of(r, j);
+    size_t i = 0;
+    while (a && i < a->watchers_count && memcmp(a->watchers + i, from, sizeof *from) != 0)
+        i++;
+    if (a && m->has_stop && m->stop) {
+        if (i < a->watchers_count) a->watchers[i] = a->watchers[--a->watchers_count];
+        return;
+    }
+    if (a && i == a->watchers_count) {
+        struct peer *more = i < WATCHERS_MAX ? realloc(a->watchers, (i + 1) * sizeof *more) : NULL;
+        if (!more) {
+            refuse(r, from, STEER_BUSY, "too many watch this job", STEERFARM__MESSAGE_TYPE__WATCH,
+                   m->has_tag, m->tag, NULL, m->job);
+            return;
+        }
+        a->watchers = more;
+        a->watchers[a->watchers_count++] = *from;
+    }
+    if (a) a->dirty = 1; /* the first PROGRESS says where it stands */
+}
+
+static void fetch_take_over(struct route *r, struct audience *a, const struct peer *from,
+                            const char *job)
+{
+    if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) return;
+    if (a->fetching)
+        refuse(r, &a->fetcher, STEER_REPLACED, "another client fetches this job now",
+               STEERFARM__MESSAGE_TYPE__FETCH, 0, 0, NULL, job);
+    a->fetcher = *from;
+    a->fetching = 1;
+    a->sent_count = 0;
+}
+
+static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__Fetch *m)
+{
+    struct job *j = queue_find(r->queue, job_id_read(m->job));
+    if (!j) {
+        ask_done(r, from, m->job, m->has_tag, m->tag);
+        return;
+    }
+    if (m->n_indices > FETCH_RANGES_MAX) {
+        refuse(r, from, STEER_BAD_VALUE, "a FETCH of more than 64 ranges",
+               STEERFARM__MESSAGE_TYPE__FETCH, m->has_tag, m->tag, NULL, m->job);
+        return;
+    }
+    struct audience *a = audience_of(r, j);
+    if (!a) {
+        refuse(r, from, STEER_BUSY, "the broker is out of memory", STEERFARM__MESSAGE_TYPE__FETCH,
+               m->has_tag, m->tag, NULL, m->job);
+        return;
+    }
+    if (!m->credit) {
+        if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) a->fetching = 0;
+        return;
+    }
+    fetch_take_over(r, a, from, m->job);
+    a->credit = m->credit < FETCH_CREDIT_MAX ? m->credit : FETCH_CREDIT_MAX;
+    a->ranges_count = (uint32_t)m->n_indices;
+    for (size_t i = 0; i < m->n_indices; i++) {
+        a->ranges[i][0] = m->indices[i]->first;
+        a->ranges[i][1] = m->indices[i]->last;
+    }
+    audience_pump(r, j);
+}
+
+/* ---- RESULT_ACK ---- */
+
+static void acked(struct route *r, struct job *j, uint32_t index)
+{
+    struct audience *a = j->audience;
+    struct turn *t = turn_shrink(r);
+    if (!t || store_batch_image_drop(t->batch, j->id, index)) return; /* it is sent again */
+    states_set(&j->states, index, IMAGE_ACKED);
+    for (uint32_t k = 0; a && k < a->sent_count; k++)
+        if (a->sent[k].index == index) a->sent[k--] = a->sent[--a->sent_count];
+}
+
+static void on_ack(struct route *r, const Steerfarm__ResultAck *m)
+{
+    struct job *j = queue_find(r->queue, job_id_read(m->job));
+    if (!j) return;
+    for (size_t i = 0; i < m->n_indices; i++) {
+        uint32_t last = m->indices[i]->last, chunk = UINT32_MAX;
+        if (last >= j->states.images) last = j->states.images - 1;
+        uint32_t index = states_find(&j->states, m->indices[i]->first, IMAGE_SPOOLED);
+        while (index <= last && index < j->states.images) {
+            if (chunk != UINT32_MAX && index / STATES_CHUNK != chunk)
+                chunk_put(r, j, chunk * STATES_CHUNK);
+            chunk = index / STATES_CHUNK;
+            acked(r, j, index);
+            index = states_find(&j->states, index + 1, IMAGE_SPOOLED);
+        }
+        /* A job that ends with this needs no chunk: its summary tells. */
+        if (chunk != UINT32_MAX && (!job_over(j) || j->states.images > 1))
+            chunk_put(r, j, chunk * STATES_CHUNK);
+    }
+    job_settle(r, j);
+    audience_pump(r, j);
+}
+
+/* ---- ADMIN ---- */
+
+static void retry_failed(struct route *r, struct job *j)
+{
+    for (uint32_t i = states_find(&j->states, 0, IMAGE_FAILED); i < j->states.images;
+         i = states_find(&j->states, i + 1, IMAGE_FAILED)) {
+        struct turn *t = turn_shrink(r);
+        struct store_failure none = {j->id, i, 0, 0, NULL};
+        if (t && store_batch_failure_put(t->batch, &none)) return;
+        job_trouble_drop(j, i);
+        queue_move(r->queue, j, i, IMAGE_QUEUED);
+        chunk_put(r, j, i);
+    }
+}
+
+/* An ended job comes back with what failed queued again. */
+int job_reopen(struct route *r, const struct store_found *f)
+{
+    const struct store_job *s = &f->job;
+    struct job *j = queue_find(r->queue, s->id);
+    struct turn *t = turn_shrink(r);
+    if (j || !t) return STEER_BUSY;
+    j = queue_add(r->queue, s->id, s->key, s->hash, s->spec, s->spec_bytes, s->accepted_ms);
+    if (!j) return STEER_NO_MEMORY;
+    if (s->state == STORE_FAILED && j->states.images == 1) states_set(&j->states, 0, IMAGE_FAILED);
+    for (size_t i = 0; i < f->chunk_count; i++)
+        if (states_unpack(&j->states, f->chunks[i].number, f->chunks[i].data, f->chunks[i].bytes))
+            log_event(LOG_ERROR, "store.chunk", "job=%" PRIu64, j->id);
+    if (!j->states.counts[IMAGE_FAILED] || store_batch_job_reopen(t->batch, j->id)) {
+        queue_remove(r->queue, j);
+        return STEER_BAD_VALUE;
+    }
+    j->committed = 1;
+    retry_failed(r, j);
+    return 0;
+}
+
+static void ask_retry(struct route *r, const struct peer *from, const Steerfarm__Admin *m)
+{
+    struct question *q = calloc(1, sizeof *q);
+    struct store_query ask = {.job = job_id_read(m->job), .limit = 1, .details = true};
+    if (q && ask.job) {
+        q->kind = ASK_RETRY;
+        q->to = *from;
+        q->has_tag = m->has_tag;
+        q->tag = m->tag;
+        q->job = ask.job;
+        if (!store_query(r->store, &ask, q)) return;
+    }
+    free(q);
+    refuse(r, from, STEER_UNKNOWN_JOB, "no such job", STEERFARM__MESSAGE_TYPE__ADMIN, m->has_tag,
+           m->tag, NULL, m->job);
+}
+
+static void drain_worker(struct route *r, const struct peer *from, const Steerfarm__Admin *m)
+{
+    struct worker *w = m->worker ? sched_worker_id(r->sched, m->worker) : NULL;
+    if (!w) {
+        refuse(r, from, STEER_UNKNOWN_WORKER, "no such worker", STEERFARM__MESSAGE_TYPE__ADMIN,
+               m->has_tag, m->tag, NULL, NULL);
+        return;
+    }
+    Steerfarm__Drain drain = STEERFARM__DRAIN__INIT;
+    struct peer to;
+    memset(&to, 0, sizeof to);
+    to.side = SIDE_WORKERS;
+    to.size = w->identity_size;
+    memcpy(to.identity, w->identity, to.size);
+    w->state = WORKER_DRAINING;
+    (void)send_to(r, &to, STEERFARM__MESSAGE_TYPE__DRAIN, &drain.base);
+    status_later(r, from, m->has_tag, m->tag, 0);
+}
+
+static void on_admin(struct route *r, const struct peer *from, const Steerfarm__Admin *m)
+{
+    struct job *j = m->job ? queue_find(r->queue, job_id_read(m->job)) : NULL;
+    switch (m->kind) {
+    case STEERFARM__ADMIN_KIND__ADMIN_DRAIN: drain_worker(r, from, m); return;
+    case STEERFARM__ADMIN_KIND__ADMIN_PAUSE:
+    case STEERFARM__ADMIN_KIND__ADMIN_RESUME:
+        r->paused = m->kind == STEERFARM__ADMIN_KIND__ADMIN_PAUSE;
+        log_event(LOG_INFO, r->paused ? "farm.pause" : "farm.resume", "jobs=%u",
+                  queue_jobs(r->queue));
+        status_later(r, from, m->has_tag, m->tag, 0);
+        return;
+    case STEERFARM__ADMIN_KIND__ADMIN_RETRY_FAILED:
+        if (!m->job || !j || j->ending) {
+            if (m->job) ask_retry(r, from, m);
+            return;
+        }
+        retry_failed(r, j);
+        status_later(r, from, m->has_tag, m->tag, j->id);
+        return;
+    default:
+        refuse(r, from, STEER_BAD_VALUE, "an unknown kind of ADMIN", STEERFARM__MESSAGE_TYPE__ADMIN,
+               m->has_tag, m->tag, NULL, NULL);
+    }
+}
+
+/* ---- all ---- */
+
+void client_message(struct route *r, const struct peer *from, const struct wire_message *m)
+{
+    if (m->type == STEERFARM__MESSAGE_TYPE__HELLO) {
+        on_hello(r, from, (const Steerfarm__Hello *)m->body);
+        return;
+    }
+    struct client *c = client_find(r, from);
+    if (!c) {
+        refuse(r, from, STEER_HELLO_REQUIRED, "say HELLO first", m->type, 0, 0, NULL, NULL);
+        return;
+    }
+    c->heard_ms = r->now_ms;
+    switch (m->type) {
+    case STEERFARM__MESSAGE_TYPE__SUBMIT:
+        on_submit(r, from, (const Steerfarm__Submit *)m->body);
+        break;
+    case STEERFARM__MESSAGE_TYPE__CANCEL:
+        on_cancel(r, from, (const Steerfarm__Cancel *)m->body);
+        break;
+    case STEERFARM__MESSAGE_TYPE__WATCH:
+        on_watch(r, from, (const Steerfarm__Watch *)m->body);
+        break;
+    case STEERFARM__MESSAGE_TYPE__FETCH:
+        on_fetch(r, from, (const Steerfarm__Fetch *)m->body);
+        break;
+    case STEERFARM__MESSAGE_TYPE__RESULT_ACK:
+        on_ack(r, (const Steerfarm__ResultAck *)m->body);
+        break;
+    case STEERFARM__MESSAGE_TYPE__QUERY:
+        on_query(r, from, (const Steerfarm__Query *)m->body);
+        break;
+    case STEERFARM__MESSAGE_TYPE__ADMIN:
+        on_admin(r, from, (const Steerfarm__Admin *)m->body);
+        break;
+    case STEERFARM__MESSAGE_TYPE__PING: {
+        Steerfarm__Pong pong = STEERFARM__PONG__INIT;
+        pong.has_tag = ((const Steerfarm__Ping *)m->body)->has_tag;
+        pong.tag = ((const Steerfarm__Ping *)m->body)->tag;
+        (void)send_to(r, from, STEERFARM__MESSAGE_TYPE__PONG, &pong.base);
+        break;
+    }
+    case STEERFARM__MESSAGE_TYPE__PONG: break;
+    default:
+        refuse(r, from, STEER_BAD_FRAME, "clients do not send this message", m->type, 0, 0, NULL,
+               NULL);
+    }
+}

@@ -1,0 +1,155 @@
+/* route_internal.h - what route.c (turns, timers, assignments), route_client.c and route_worker.c
+ * (one function a message) share. */
+#ifndef BROKER_ROUTE_INTERNAL_H
+#define BROKER_ROUTE_INTERNAL_H
+#include "catalog.h"
+#include "queue.h"
+#include "route.h"
+#include "sched.h"
+
+#define FETCH_CREDIT_MAX 64
+#define FETCH_RANGES_MAX 64
+
+struct peer {
+    enum side side;
+    uint8_t identity[SCHED_IDENTITY_MAX];
+    size_t size;
+};
+
+/* Something that has said HELLO on the client side. */
+struct client {
+    struct client *next;
+    struct peer peer;
+    uint64_t heard_ms;
+};
+
+struct sent {
+    uint32_t index;
+    int reading;
+    uint64_t sent_ms;
+};
+
+/* Who wants to hear of a job: any number of watchers, one fetcher. */
+struct audience {
+    struct audience *next;
+    struct job *job;
+    struct peer *watchers;
+    size_t watchers_count;
+    int fetching, dirty;
+    struct peer fetcher;
+    uint32_t credit, sent_count, ranges_count;
+    struct sent sent[FETCH_CREDIT_MAX];
+    uint32_t ranges[FETCH_RANGES_MAX][2]; /* inclusive; none: all */
+    uint64_t progress_ms;
+};
+
+/* What happens when a batch is durable. */
+enum effect_kind { EFFECT_ACCEPTED, EFFECT_KEPT, EFFECT_ENDED, EFFECT_STATUS };
+struct effect {
+    struct effect *next;
+    enum effect_kind kind;
+    int again; /* ACCEPTED: the key was known */
+    struct peer to;
+    int has_tag;
+    uint64_t tag, job, epoch, lease;
+    uint32_t index;
+};
+
+/* A batch on its way, with its effects in order. */
+struct turn {
+    struct store_batch *batch;
+    struct effect *effects, **effects_end;
+    int grows; /* adds work: may be answered DISK_FULL */
+};
+
+/* A question to the store. */
+enum question_kind { ASK_STATUS, ASK_LIST, ASK_DONE, ASK_READ, ASK_RETRY };
+struct question {
+    enum question_kind kind;
+    struct peer to;
+    int has_tag;
+    uint64_t tag, job;
+    uint32_t index;
+};
+
+struct tombstone {
+    struct tombstone *next;
+    char key[];
+};
+
+#define CLIENT_BUCKETS    4096
+#define TOMBSTONE_BUCKETS 4096
+
+struct route {
+    struct route_options options;
+    struct transport transport;
+    struct store *store;
+    struct queue *queue;
+    struct sched *sched;
+    struct catalog *catalog;
+    struct client *clients[CLIENT_BUCKETS];
+    struct tombstone *tombstones[TOMBSTONE_BUCKETS];
+    uint32_t clients_count, tombstones_count, deadlines;
+    struct audience *audiences;
+    struct turn *grow, *shrink; /* of this turn; NULL: nothing yet */
+    uint64_t epoch, job_last, now_ms, swept_ms, expired_ms;
+    int paused, no_room;
+    uint64_t accepted, results, duplicates, failures; /* counters for people */
+    int broken;                                       /* the store failed */
+    struct steer_error broken_error;
+};
+
+/* ---- route.c ---- */
+
+int send_to(struct route *r, const struct peer *to, int type, const ProtobufCMessage *body);
+void refuse(struct route *r, const struct peer *to, int code, const char *text, int request,
+            int has_tag, uint64_t tag, const char *key, const char *job);
+/* The batch of this turn; NULL: out of memory. */
+struct turn *turn_grow(struct route *r);
+struct turn *turn_shrink(struct route *r);
+struct effect *effect_add(struct turn *t, enum effect_kind kind, uint64_t job);
+/* Writes the chunk that image lies in. */
+void chunk_put(struct route *r, struct job *j, uint32_t index);
+/* Ends the job when all its images have ended. */
+void job_settle(struct route *r, struct job *j);
+/* Back to the queue after a failed attempt; `counted` attempts are limited. */
+void image_retry(struct route *r, struct job *j, uint32_t index, int code, const char *text,
+                 const char *worker, int counted, int single);
+void image_fail(struct route *r, struct job *j, uint32_t index, int code, const char *text);
+void lease_drop(struct route *r, struct lease *l); /* gives the reserved room back too */
+void revoke(struct route *r, const struct lease *l);
+void worker_lost(struct route *r, struct worker *w, const char *why);
+uint64_t utc_now(const struct route *r);
+struct audience *audience_of(struct route *r, struct job *j);
+void audience_pump(struct route *r, struct job *j);
+void job_cancel(struct route *r, struct job *j, enum image_state to);
+
+/* ---- route_status.c ---- */
+
+/* A JobStatus with everything it points at, in one place. */
+#define STATUS_FAILURES_MAX 64
+struct status {
+    Steerfarm__JobStatus msg;
+    Steerfarm__Counts counts;
+    Steerfarm__Failure failures[STATUS_FAILURES_MAX], *failure_list[STATUS_FAILURES_MAX];
+    char id[QUEUE_ID_BYTES];
+    Steerfarm__Job *spec;
+};
+void status_of_job(struct status *s, const struct job *j);
+void status_of_stored(struct status *s, const struct route *r, const struct store_found *f);
+void status_clear(struct status *s);
+enum store_state job_end_state(const struct job *j);
+void reply_status(struct route *r, const struct peer *to, int has_tag, uint64_t tag,
+                  struct status *s);
+void on_query(struct route *r, const struct peer *from, const Steerfarm__Query *q);
+void answer_query(struct route *r, const struct question *q, const struct store_completion *c);
+
+/* ---- route_client.c, route_worker.c ---- */
+
+void client_message(struct route *r, const struct peer *from, const struct wire_message *m);
+void worker_message(struct route *r, const struct peer *from, const struct wire_message *m,
+                    struct store_payload *payload);
+void tombstone_add(struct route *r, const char *key);
+int job_reopen(struct route *r, const struct store_found *f);
+
+#endif

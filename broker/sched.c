@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sched.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BUCKETS = 4096, AFFINITY_MS = 2000, BLAMED_MAX = 3 };
+
+struct sched {
+    uint64_t epoch, last_lease;
+    struct worker *workers;
+    struct lease *leases[BUCKETS]; /* by (epoch, number) */
+    uint64_t cold_since_ms;        /* since when work waits for a worker that has its model */
+};
+
+struct sched *sched_new(uint64_t epoch)
+{
+    struct sched *s = calloc(1, sizeof *s);
+    if (s) s->epoch = epoch;
+    return s;
+}
+
+void sched_free(struct sched *s)
+{
+    if (!s) return;
+    while (s->workers) {
+        struct worker *w = s->workers;
+        while (w->leases)
+            sched_release(s, w->leases);
+        sched_remove(s, w);
+    }
+    free(s);
+}
+
+/* ---- workers ---- */
+
+struct worker *sched_worker(const struct sched *s, const uint8_t *identity, size_t size)
+{
+    struct worker *w = s->workers;
+    while (w && (w->identity_size != size || memcmp(w->identity, identity, size) != 0))
+        w = w->next;
+    return w;
+}
+
+struct worker *sched_worker_id(const struct sched *s, const char *id)
+{
+    struct worker *w = s->workers;
+    while (w && strcmp(w->id, id) != 0)
+        w = w->next;
+    return w;
+}
+
+struct worker *sched_first(const struct sched *s)
+{
+    return s->workers;
+}
+
+static int models_take(struct worker *w, const Steerfarm__Hello *h)
+{
+    struct worker_model *models = calloc(h->n_models + 1, sizeof *models);
+    if (!models) return STEER_NO_MEMORY;
+    for (size_t i = 0; i < h->n_models; i++) {
+        snprintf(models[i].name, sizeof models[i].name, "%s", h->models[i]->name);
+        snprintf(models[i].hash, sizeof models[i].hash, "%s", h->models[i]->hash);
+        models[i].loaded = h->models[i]->has_loaded && h->models[i]->loaded;
+    }
+    free(w->models);
+    w->models = models;
+    w->models_count = h->n_models;
+    return 0;
+}
+
+struct worker *sched_hello(struct sched *s, const uint8_t *identity, size_t size,
+                           const Steerfarm__Hello *h, uint64_t now_ms)
+{
+    struct worker *w = sched_worker(s, identity, size);
+    int fresh = !w;
+    if (size > sizeof w->identity) return NULL;
+    if (fresh && !(w = calloc(1, sizeof *w))) return NULL;
+    if (models_take(w, h)) {
+        if (fresh) free(w);
+        return NULL;
+    }
+    if (fresh) {
+        w->next = s->workers;
+        s->workers = w;
+    }
+    memcpy(w->identity, identity, size);
+    w->identity_size = size;
+    snprintf(w->id, sizeof w->id, "%s", h->worker ? h->worker : "");
+    w->incarnation = h->incarnation;
+    if (h->device) {
+        const Steerfarm__Device *d = h->device;
+        snprintf(w->numerics, sizeof w->numerics, "%s", d->numerics ? d->numerics : "");
+        snprintf(w->device_kind, sizeof w->device_kind, "%s", d->kind ? d->kind : "");
+        snprintf(w->device_name, sizeof w->device_name, "%s", d->name ? d->name : "");
+        w->device_memory = d->memory_bytes;
+    }
+    w->heard_ms = w->pinged_ms = now_ms;
+    w->credit_images = 0; /* HELLO resets it */
+    w->credit_bytes = 0;
+    if (w->state == WORKER_DRAINING) w->state = WORKER_READY;
+    return w;
+}
+
+void sched_remove(struct sched *s, struct worker *w)
+{
+    for (struct worker **at = &s->workers; *at; at = &(*at)->next)
+        if (*at == w) {
+            *at = w->next;
+            break;
+        }
+    free(w->models);
+    free(w);
+}
+
+int sched_blame(struct worker *w)
+{
+    if (++w->blamed < BLAMED_MAX || w->state == WORKER_QUARANTINED) return 0;
+    w->state = WORKER_QUARANTINED;
+    return 1;
+}
+
+/* ---- leases ---- */
+
+static struct lease **bucket(const struct sched *s, uint64_t epoch, uint64_t number)
+{
+    return (struct lease **)(uintptr_t)s->leases + ((number * 31 + epoch) & (BUCKETS - 1));
+}
+
+struct lease *sched_lease(struct sched *s, struct worker *w, uint64_t epoch, uint64_t number,
+                          const struct job *j, uint32_t index, uint64_t expires_ms, int company)
+{
+    struct lease *l = calloc(1, sizeof *l);
+    if (!l) return NULL;
+    l->epoch = epoch ? epoch : s->epoch;
+    l->number = epoch ? number : ++s->last_lease;
+    l->job = j->id;
+    l->index = index;
+    l->bytes = j->image_bytes;
+    l->expires_ms = expires_ms;
+    l->company = company;
+    l->worker = w;
+    l->next = w->leases;
+    w->leases = l;
+    w->leased++;
+    w->leased_bytes += l->bytes;
+    struct lease **at = bucket(s, l->epoch, l->number);
+    l->next_hash = *at;
+    *at = l;
+    return l;
+}
+
+struct lease *sched_lease_find(const struct sched *s, uint64_t epoch, uint64_t number)
+{
+    struct lease *l = *bucket(s, epoch, number);
+    while (l && (l->epoch != epoch || l->number != number))
+        l = l->next_hash;
+    return l;
+}
+
+struct lease *sched_lease_of(const struct sched *s, uint64_t job, uint32_t index)
+{
+    for (struct worker *w = s->workers; w; w = w->next)
+        for (struct lease *l = w->leases; l; l = l->next)
+            if (l->job == job && l->index == index) return l;
+    return NULL;
+}
+
+void sched_release(struct sched *s, struct lease *l)
+{
+    struct worker *w = l->worker;
+    struct lease **at = bucket(s, l->epoch, l->number);
+    while (*at != l)
+        at = &(*at)->next_hash;
+    *at = l->next_hash;
+    at = &w->leases;
+    while (*at != l)
+        at = &(*at)->next;
+    *at = l->next;
+    w->leased--;
+    w->leased_bytes -= l->bytes;
+    free(l);
+}
+
+/* ---- who takes what ---- */
+
+static const struct worker_model *worker_offers(const struct worker *w, const char *model)
+{
+    for (size_t i = 0; i < w->models_count; i++)
+        if (strcmp(w->models[i].name, model) == 0) return w->models + i;
+    return NULL;
+}
+
+static int has_room(const struct worker *w)
+{
+    return w->state == WORKER_READY && w->leased < w->credit_images;
+}
+
+struct asking {
+    struct sched *s;
+    struct worker *w;
+    uint64_t now_ms;
+};
+
+static int takes(void *data, const char *model, const char *numerics)
+{
+    struct asking *a = data;
+    const struct worker_model *m = worker_offers(a->w, model);
+    if (!m || (*numerics && strcmp(numerics, a->w->numerics) != 0)) return 0;
+    if (m->loaded) return 1;
+    for (const struct worker *other = a->s->workers; other; other = other->next) {
+        const struct worker_model *theirs = other == a->w ? NULL : worker_offers(other, model);
+        if (!theirs || !theirs->loaded || !has_room(other)) continue;
+        if (!a->s->cold_since_ms) a->s->cold_since_ms = a->now_ms;
+        return a->now_ms >= a->s->cold_since_ms + AFFINITY_MS;
+    }
+    return 1;
+}
+
+int sched_take(struct sched *s, struct queue *q, struct worker *w, uint64_t now_ms,
+               struct taken *ret, int room)
+{
+    if (!has_room(w)) return 0;
+    struct asking a = {s, w, now_ms};
+    struct taker t = {.takes = takes, .data = &a, .images_max = w->credit_images - w->leased};
+    t.bytes_max = w->credit_bytes > w->leased_bytes ? w->credit_bytes - w->leased_bytes : 0;
+    int count = queue_take(q, &t, now_ms, ret, room);
+    if (!count) return 0;
+    s->cold_since_ms = 0;
+    for (size_t i = 0; i < w->models_count; i++) /* it will have it from now on */
+        if (strcmp(w->models[i].name, ret[0].job->model) == 0) w->models[i].loaded = 1;
+    return count;
+}
