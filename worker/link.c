@@ -193,8 +193,9 @@ static void send_hello(struct link *l)
     }
     hello.held = held;
     hello.unacknowledged = unacknowledged;
-    l->hello_ms = now_ms();
-    (void)send_message(l, STEERFARM__MESSAGE_TYPE__HELLO, &hello.base, NULL, 0);
+    /* Nobody to send it to yet: soon again, so that a worker is there as soon as its broker. */
+    int unsent = send_message(l, STEERFARM__MESSAGE_TYPE__HELLO, &hello.base, NULL, 0);
+    l->hello_ms = now_ms() - (unsent ? HEARTBEAT_MS - 50 : 0);
 }
 
 /* Leases of what still renders. A stuck engine renews nothing, so the broker takes its work back.
@@ -468,7 +469,7 @@ int link_run(struct engine *e, const struct link_options *options, struct steer_
 
         zmq_pollitem_t items[] = {{l->socket, 0, ZMQ_POLLIN, 0},
                                   {NULL, options->engine_wake, ZMQ_POLLIN, 0}};
-        if (zmq_poll(items, 2, 200) < 0 && errno != EINTR) {
+        if (zmq_poll(items, 2, l->welcomed ? 200 : 50) < 0 && errno != EINTR) {
             code =
                 steer_fail(err, STEER_IO, "waiting for the broker failed: %s", zmq_strerror(errno));
             break;

@@ -297,11 +297,16 @@ static int model_new(struct model **ret, const char *dir, struct steer_error *er
         goto fail;
     }
     memcpy(m->dir, dir, n);
-    char *full = realpath(m->dir, NULL);
-    const char *slash = full ? strrchr(full, '/') : NULL;
-    snprintf(m->name, sizeof m->name, "%.*s", STEER_NAME_BYTES_MAX,
-             slash && slash[1] ? slash + 1 : m->dir);
-    free(full);
+    /* The name that people see in the folder, which for a link is the link's own. */
+    char full[sizeof m->dir];
+    size_t length = (size_t)snprintf(full, sizeof full, "%s", m->dir);
+    while (length > 1 && full[length - 1] == '/')
+        full[--length] = 0;
+    const char *slash = strrchr(full, '/'), *base = slash ? slash + 1 : full;
+    char *real = *base && strcmp(base, ".") && strcmp(base, "..") ? NULL : realpath(full, NULL);
+    if (real) base = strrchr(real, '/') + 1;
+    snprintf(m->name, sizeof m->name, "%.*s", STEER_NAME_BYTES_MAX, *base ? base : "model");
+    free(real);
     if ((code = configs_read(m, err)) || (code = tokenizer_open(m, err)) ||
         (code = model_hash(m, err)))
         goto fail;

@@ -77,6 +77,7 @@ struct state {
     const float *bias_data;
     float *bias_sum; /* conv with a vector per image: bias + vector */
     int bias_count;
+    size_t wide_at, wide_count; /* f32 in, bf16 out: computed in scratch, then narrowed */
 };
 
 static void state_free(void *data)
@@ -95,6 +96,18 @@ static dnnl_data_type_t type_of(enum compute_type type)
     return type == TYPE_BF16 ? dnnl_bf16 : dnnl_f32;
 }
 
+/* To bf16, nearest even. oneDNN multiplies f32 by f32 into f32 only. */
+static void narrow(uint16_t *to, const float *from, size_t count)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        int nan = from[i] != from[i];
+        to[i] = nan ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
 static int run(struct plan *p, struct step *s)
 {
     struct state *st = s->state;
@@ -108,8 +121,9 @@ static int run(struct plan *p, struct step *s)
             for (int i = 0; i < st->bias_count; i++)
                 st->bias_sum[i] = st->bias_data[i] + more[i];
         }
+        void *out = place_image(p, op->out, b);
         if (dnnl_memory_set_data_handle(st->src, place_image(p, op->in[0], b)) ||
-            dnnl_memory_set_data_handle(st->dst, place_image(p, op->out, b)))
+            dnnl_memory_set_data_handle(st->dst, st->wide_count ? p->scratch + st->wide_at : out))
             return STEER_INTERNAL;
         dnnl_exec_arg_t args[5] = {{DNNL_ARG_SRC, st->src},
                                    {DNNL_ARG_WEIGHTS, st->weights},
@@ -119,6 +133,7 @@ static int run(struct plan *p, struct step *s)
         if (dnnl_primitive_execute(st->primitive, e->stream, st->bias ? 5 : 4, args) ||
             dnnl_stream_wait(e->stream))
             return STEER_INTERNAL;
+        if (st->wide_count) narrow(out, (const float *)(p->scratch + st->wide_at), st->wide_count);
     }
     return 0;
 }
@@ -192,6 +207,11 @@ static int weights_pack(struct state *st, struct plan *p, struct weight *w,
     return status ? failed(err, "packing weights", status) : 0;
 }
 
+static int widens(const struct plan *p, const struct op *op)
+{
+    return p->places[op->in[0]].type == TYPE_F32 && p->places[op->out].type == TYPE_BF16;
+}
+
 /* Everything but the primitive descriptor, which linear and conv make each in their way. Takes pd.
  */
 static int step_make(struct plan *p, struct step *s, dnnl_primitive_desc_t pd,
@@ -214,6 +234,11 @@ static int step_make(struct plan *p, struct step *s, dnnl_primitive_desc_t pd,
     const dnnl_memory_desc_t *scratch =
         dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
     s->scratch_bytes = scratch ? dnnl_memory_desc_get_size(scratch) : 0;
+    if (widens(p, &s->op)) {
+        st->wide_at = (s->scratch_bytes + 63) & ~(size_t)63;
+        st->wide_count = dnnl_memory_desc_get_size(dst) / sizeof(float);
+        s->scratch_bytes = st->wide_at + st->wide_count * sizeof(float);
+    }
 
     int per_image = s->op.kind == OP_CONV && s->op.in[1] >= 0;
     if (per_image || weight_has_vector(w)) {
@@ -259,8 +284,9 @@ int onednn_linear(struct plan *p, struct step *s, struct steer_error *err)
               dnnl_memory_desc_init_by_tag(&weights, 2, weight_dims, type, dnnl_format_tag_any)) &&
         !(status = dnnl_memory_desc_init_by_tag(&dense, 2, weight_dims, dnnl_f32, dnnl_ab)) &&
         !(status = dnnl_memory_desc_init_by_tag(&bias, 1, bias_dims, dnnl_f32, dnnl_a)) &&
-        !(status = dnnl_memory_desc_init_by_tag(&dst, 2, dst_dims, type_of(p->places[op->out].type),
-                                                dnnl_ab)) &&
+        !(status = dnnl_memory_desc_init_by_tag(
+              &dst, 2, dst_dims, widens(p, op) ? dnnl_f32 : type_of(p->places[op->out].type),
+              dnnl_ab)) &&
         !(status = dnnl_inner_product_forward_desc_init(&d, dnnl_forward_inference, &src, &weights,
                                                         has_bias ? &bias : NULL, &dst)) &&
         !(status = attributes(&attr, op->act)))
@@ -302,7 +328,8 @@ int onednn_conv(struct plan *p, struct step *s, int winograd, struct steer_error
               dnnl_memory_desc_init_by_tag(&weights, 4, weight_dims, type, dnnl_format_tag_any)) &&
         !(status = dnnl_memory_desc_init_by_tag(&dense, 4, weight_dims, dnnl_f32, dnnl_abcd)) &&
         !(status = dnnl_memory_desc_init_by_tag(&bias, 1, bias_dims, dnnl_f32, dnnl_a)) &&
-        !(status = dnnl_memory_desc_init_by_tag(&dst, 4, dst_dims, type_of(out->type),
+        !(status = dnnl_memory_desc_init_by_tag(&dst, 4, dst_dims,
+                                                widens(p, op) ? dnnl_f32 : type_of(out->type),
                                                 tag_of(out->layout))))
         status = attributes(&attr, op->act);
     for (int direct = !winograd; !status && !pd && direct < 2; direct++) {
