@@ -92,8 +92,8 @@ static int set_log_level(void *target, const char *value, struct steer_error *er
 }
 
 static const struct args_option options[] = {
-    {"clients", "ENDPOINT", "where clients connect (default tcp://127.0.0.1:7860)", set_clients},
-    {"workers", "ENDPOINT", "where workers connect (default tcp://127.0.0.1:7861)", set_workers},
+    {"clients", "ENDPOINT", "where clients connect (default tcp://127.0.0.1:5555)", set_clients},
+    {"workers", "ENDPOINT", "where workers connect (default tcp://127.0.0.1:5556)", set_workers},
     {"data", "DIR", "jobs and images that wait (default ~/.local/state/steerfarm)", set_data},
     {"keep", "TIME", "ended jobs are forgotten after it (default 7d)", set_keep},
     {"spool-bytes", "BYTES", "of images nobody has fetched yet (default: the disk)", set_spool},
@@ -131,8 +131,8 @@ static int run(int argc, char **argv, struct steer_error *err)
 {
     static struct broker_args a;
     int words, help;
-    a.loop.clients = "tcp://127.0.0.1:7860";
-    a.loop.workers = "tcp://127.0.0.1:7861";
+    a.loop.clients = "tcp://127.0.0.1:5555";
+    a.loop.workers = "tcp://127.0.0.1:5556";
     a.loop.stop = &stop;
     a.loop.route.heartbeat_ms = HEARTBEAT_MS;
     a.loop.route.lease_ms = LEASE_MS;

@@ -8,7 +8,7 @@
 
 /* Flags that every command has. */
 struct machine_args {
-    const char *models, *tuning, *backend;
+    const char *tuning, *backend;
     int threads;
     enum compute_precision precision; /* what AUTO means here: bf16 where it is native */
 };

@@ -14,11 +14,12 @@ void machine_args_init(struct machine_args *a)
     a->precision = compute_bf16_native() ? PRECISION_BF16 : PRECISION_F32;
 }
 
-static int set_models(void *target, const char *value, struct steer_error *err)
+static int set_device(void *target, const char *value, struct steer_error *err)
 {
-    (void)err;
-    ((struct machine_args *)target)->models = value;
-    return 0;
+    (void)target;
+    if (strcmp(value, "cpu") == 0 || strcmp(value, "auto") == 0) return 0;
+    return steer_fail(err, STEER_UNSUPPORTED,
+                      "\"%s\": this build has no CUDA; expected cpu or auto", value);
 }
 
 static int set_tuning(void *target, const char *value, struct steer_error *err)
@@ -61,7 +62,7 @@ const struct args_option machine_args_options[] = {
     {"threads", "N", "compute threads (default: what the cgroup and affinity allow)", set_threads},
     {"backend", "cpu|ref", "ref is slow plain C, for checking", set_backend},
     {"tuning", "FILE", "algorithm table of `steer-worker tune`", set_tuning},
-    {"models", "DIR", "a folder of model folders; a model's name is its folder's", set_models},
+    {"device", "cpu|auto", "what to compute on (default auto)", set_device},
     {"log-level", "LEVEL", "debug, info, warn or error (default info)", set_log_level},
     {NULL, NULL, NULL, NULL},
 };
@@ -120,10 +121,12 @@ int main(int argc, char **argv)
         printf("steer-worker %s\n", STEER_VERSION);
         return 0;
     }
+    int bare = strncmp(argv[1], "--", 2) == 0; /* `steer-worker --models DIR` serves */
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
-        if (strcmp(argv[1], commands[i].name) != 0) continue;
-        int code = commands[i].run(argc - 2, argv + 2, &err);
-        if (code) fprintf(stderr, "steer-worker %s: %s\n", argv[1], err.text);
+        const char *name = commands[i].name;
+        if (!bare && strcmp(argv[1], name) != 0) continue;
+        int code = commands[i].run(argc - 2 + bare, argv + 2 - bare, &err);
+        if (code) fprintf(stderr, "steer-worker %s: %s\n", name, err.text);
         return code ? steer_code_exit(code) : 0;
     }
     fprintf(stderr, "steer-worker: unknown command \"%s\" (see --help)\n", argv[1]);

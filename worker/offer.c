@@ -114,6 +114,7 @@ static int offers_add(struct offers *o, const char *dir)
 {
     struct steer_error err = {0};
     struct model *m;
+    if (o->count == STEER_MODELS_MAX) return 0;
     if (model_inspect(&m, dir, &err)) {
         log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
                   log_quote(err.text));
@@ -122,6 +123,13 @@ static int offers_add(struct offers *o, const char *dir)
     Steerfarm__Model *offer = offer_make(m);
     char *copy = strdup(dir);
     model_close(m);
+    if (offer && copy && offers_dir(o, offer->name)) {
+        log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
+                  log_quote("another folder of this name was there first"));
+        offer_free(offer);
+        free(copy);
+        return 0;
+    }
     if (!offer || !copy) {
         offer_free(offer);
         free(copy);
@@ -149,15 +157,17 @@ static int not_hidden(const struct dirent *d)
     return d->d_name[0] != '.';
 }
 
-int offers_scan(struct offers *ret, const char *dir, struct steer_error *err)
+int offers_scan(struct offers *o, const char *dir, struct steer_error *err)
 {
-    struct offers o = {calloc(STEER_MODELS_MAX, sizeof *o.models),
-                       calloc(STEER_MODELS_MAX, sizeof *o.dirs), 0};
     struct dirent **names = NULL;
-    int code = o.models && o.dirs ? 0 : STEER_NO_MEMORY, count = 0;
-    if (!code && is_model(dir)) {
-        code = offers_add(&o, dir);
-    } else if (!code) {
+    int code = 0, count = 0;
+    size_t before = o->count;
+    if (!o->models) o->models = calloc(STEER_MODELS_MAX, sizeof *o->models);
+    if (!o->dirs) o->dirs = calloc(STEER_MODELS_MAX, sizeof *o->dirs);
+    if (!o->models || !o->dirs) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    if (is_model(dir)) {
+        code = offers_add(o, dir);
+    } else {
         count = scandir(dir, &names, not_hidden, by_name);
         if (count < 0)
             code = steer_fail(err, STEER_NOT_FOUND, "model folder %s: %s", dir, strerror(errno));
@@ -165,20 +175,14 @@ int offers_scan(struct offers *ret, const char *dir, struct steer_error *err)
     for (int i = 0; i < count; i++) {
         char path[1024];
         int length = snprintf(path, sizeof path, "%s/%s", dir, names[i]->d_name);
-        if (!code && length < (int)sizeof path && is_model(path) && o.count < STEER_MODELS_MAX)
-            code = offers_add(&o, path);
+        if (!code && length < (int)sizeof path && is_model(path)) code = offers_add(o, path);
         free(names[i]);
     }
     free(names);
-    if (!code && !o.count)
+    if (!code && o->count == before)
         code = steer_fail(err, STEER_NOT_FOUND,
                           "no model in %s: expected folders with a model_index.json", dir);
-    if (!code) {
-        *ret = o;
-        return 0;
-    }
-    offers_free(&o);
-    if (err && !err->code) steer_fail(err, code, "out of memory");
+    if (code && err && !err->code) steer_fail(err, code, "out of memory");
     return code;
 }
 

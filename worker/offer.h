@@ -17,7 +17,8 @@ struct offers {
     char **dirs;
     size_t count;
 };
-int offers_scan(struct offers *ret, const char *dir, struct steer_error *err) STEER_MUSTCHECK;
+/* Adds to *o, which begins zeroed; a name that was already there stays as it was. */
+int offers_scan(struct offers *o, const char *dir, struct steer_error *err) STEER_MUSTCHECK;
 void offers_free(struct offers *o);
 const char *offers_dir(const struct offers *o, const char *name); /* NULL: not offered */
 

@@ -12,8 +12,11 @@
 #include "log.h"
 #include "offer.h"
 
+enum { FOLDERS_MAX = 16 };
+
 struct serve_args {
-    const char *broker, *worker;
+    const char *broker, *worker, *models[FOLDERS_MAX];
+    int folders;
     uint64_t memory_bytes, batch_max;
 };
 
@@ -33,6 +36,15 @@ static int set_worker(void *target, const char *value, struct steer_error *err)
     return 0;
 }
 
+static int set_models(void *target, const char *value, struct steer_error *err)
+{
+    struct serve_args *a = target;
+    if (a->folders == FOLDERS_MAX)
+        return steer_fail(err, STEER_BAD_VALUE, "more than %d folders", FOLDERS_MAX);
+    a->models[a->folders++] = value;
+    return 0;
+}
+
 static int set_memory(void *target, const char *value, struct steer_error *err)
 {
     return args_bytes(&((struct serve_args *)target)->memory_bytes, value, err);
@@ -44,7 +56,8 @@ static int set_batch(void *target, const char *value, struct steer_error *err)
 }
 
 static const struct args_option options[] = {
-    {"broker", "ENDPOINT", "the broker's worker port (default tcp://127.0.0.1:7861)", set_broker},
+    {"models", "DIR", "a folder of model folders, named by them; may be repeated", set_models},
+    {"broker", "ENDPOINT", "the broker's worker port (default tcp://127.0.0.1:5556)", set_broker},
     {"worker", "ID", "this worker's name (default: the host's)", set_worker},
     {"memory", "BYTES", "for models and plans (default: half of the machine's)", set_memory},
     {"batch", "N", "images of one forward pass (default 4)", set_batch},
@@ -111,7 +124,7 @@ static int serve(const struct serve_args *a, const struct machine_args *m, struc
 int command_serve(int argc, char **argv, struct steer_error *err)
 {
     static char host[STEER_NAME_BYTES_MAX + 1];
-    struct serve_args a = {.broker = "tcp://127.0.0.1:7861", .worker = host, .batch_max = 4};
+    struct serve_args a = {.broker = "tcp://127.0.0.1:5556", .worker = host, .batch_max = 4};
     struct machine_args m;
     struct offers offers = {0};
     int words, help;
@@ -128,12 +141,13 @@ int command_serve(int argc, char **argv, struct steer_error *err)
         return 0;
     }
     if (words) return steer_fail(err, STEER_USAGE, "unexpected \"%s\" (see --help)", argv[0]);
-    if (!m.models) return steer_fail(err, STEER_USAGE, "--models DIR is needed (see --help)");
+    if (!a.folders) return steer_fail(err, STEER_USAGE, "--models DIR is needed (see --help)");
     struct sigaction act = {.sa_handler = on_signal};
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);
-    if ((code = offers_scan(&offers, m.models, err))) return code;
-    code = serve(&a, &m, &offers, err);
+    for (int i = 0; i < a.folders && !code; i++)
+        code = offers_scan(&offers, a.models[i], err);
+    if (!code) code = serve(&a, &m, &offers, err);
     offers_free(&offers);
     return code;
 }
