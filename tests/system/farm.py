@@ -22,7 +22,7 @@ class Program:
 
     def start(self):
         with self.log.open("ab") as f:
-            self.process = subprocess.Popen(self.args, stdout=f, stderr=f, env={**os.environ, **self.env})
+            self.process = subprocess.Popen(self.args, stdout=f, stderr=f, env={**os.environ, "OMP_WAIT_POLICY": "passive", **self.env})
 
     def text(self):
         return self.log.read_text(errors="replace")

@@ -1,0 +1,7 @@
+# The real programs, driven from Python; STEER_TEST_PYTHON has pyzmq and protobuf (tests/run makes it).
+set(STEER_TEST_PYTHON python3 CACHE STRING "a Python with tests/requirements.txt")
+foreach(group Basics CommandLine Deaths DataDirectory)
+  add_test(NAME system/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_farm.py ${group})
+  set_tests_properties(system/${group} PROPERTIES TIMEOUT 600 RUN_SERIAL ON
+    ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
+endforeach()

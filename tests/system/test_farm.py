@@ -1,0 +1,386 @@
+"""The real programs together: what is accepted is rendered once, whoever dies.
+
+    python tests/system/test_farm.py [TestClass[.test]]
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+import unittest
+import zlib
+from pathlib import Path
+
+import zmq
+
+from farm import BIN, GOLDEN, Farm, Program
+from proxy import Proxy
+from steer_client import MESSAGES, TYPES, Client, Refused
+
+FAST = dict(recipe="sbv2-sd15", guidance=dict(method=0))
+
+
+def digest(images):
+    return {i: hashlib.sha256(data).hexdigest() for i, (_, data) in images.items()}
+
+
+class Basics(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.farm = Farm()
+        cls.farm.wait_models()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.farm.close()
+
+    def setUp(self):
+        self.client = self.farm.client()
+
+    def tearDown(self):
+        self.client.close()
+
+    def test_render(self):
+        a = self.client.submit("render", model="small", prompt="a cat", images=3, seed=7, **FAST)
+        self.assertEqual(a.resolved.seed, 7)
+        images, status = self.client.fetch(a.job)
+        self.assertEqual(sorted(images), [0, 1, 2])
+        self.assertEqual(status.state, "done")
+        self.assertEqual(len(set(digest(images).values())), 3)
+        result, data = images[1]
+        self.assertEqual((result.seed, result.width, result.height), (8, 64, 64))
+        self.assertEqual(data[:4], b"RIFF")
+        t = result.timing
+        stages = [t.queue_us, t.dispatch_us, t.load_us, t.tokenize_us, t.text_us, t.denoise_us, t.decode_us, t.encode_us,
+                  t.other_us]
+        self.assertEqual(sum(stages), t.total_us)
+        self.assertGreater(t.denoise_us, 0)
+
+    def test_same_key(self):
+        job = dict(model="small", prompt="a dog", **FAST)
+        a = self.client.submit("same", **job)
+        self.assertEqual(self.client.submit("same", **job).job, a.job)
+        with self.assertRaises(Refused) as e:
+            self.client.submit("same", **{**job, "prompt": "another"})
+        self.assertEqual(e.exception.code, "KEY_CONFLICT")
+        self.client.fetch(a.job)
+        again = self.client.submit("same", **job)  # it has ended: the store remembers
+        self.assertEqual((again.job, again.again), (a.job, True))
+
+    def test_cancel_key_first(self):
+        self.client.ask("CANCEL", "REPLY", key="never")
+        with self.assertRaises(Refused) as e:
+            self.client.submit("never", model="small", prompt="x", **FAST)
+        self.assertEqual(e.exception.code, "CANCELLED")
+
+    def test_cancel(self):
+        a = self.client.submit("cancel", model="small", prompt="x", images=100000, **FAST)
+        reply = self.client.ask("CANCEL", "REPLY", job=a.job)
+        self.assertEqual(reply.jobs[0].job, a.job)
+        images, status = self.client.fetch(a.job)
+        self.assertEqual(status.state, "cancelled")
+        self.assertEqual(status.counts.cancelled + status.counts.acked, 100000)
+
+    def test_refusals(self):
+        good = dict(model="small", prompt="x", **FAST)
+        nan = float("nan")
+        cases = [
+            ({"model": "nope"}, "UNKNOWN_MODEL"), ({"recipe": "nope"}, "UNKNOWN_RECIPE"), ({"prompt": ""}, "BAD_TEXT"),
+            ({"prompt": "  \n"}, "BAD_TEXT"), ({"prompt": "x" * 20000}, "BAD_TEXT"), ({"width": 0}, "BAD_SIZE"),
+            ({"width": 65}, "BAD_SIZE"), ({"width": 2**31}, "BAD_SIZE"), ({"height": 4096, "width": 4096}, "BAD_SIZE"),
+            ({"steps": 7}, "BAD_VALUE"), ({"images": 0}, "BAD_VALUE"), ({"images": 1000001}, "BAD_VALUE"),
+            ({"guidance": dict(method=1, alpha=nan)}, "BAD_VALUE"), ({"negative_prompt": "dog"}, "BAD_VALUE"),
+            ({"output": dict(quality=101)}, "BAD_VALUE"),
+        ]
+        for i, (change, code) in enumerate(cases):
+            with self.assertRaises(Refused, msg=str(change)) as e:
+                self.client.submit(f"bad{i}", **{**good, **change})
+            self.assertEqual(e.exception.code, code, change)
+            self.assertGreater(len(e.exception.text), 10)
+        with self.assertRaises(Refused) as e:
+            self.client.query(1, job="0-zzz")
+        self.assertEqual(e.exception.code, "UNKNOWN_JOB")
+
+    def test_hostile_frames(self):
+        """Nonsense gets one REFUSED, or silence for what cannot be answered; the farm goes on."""
+        raw = zmq.Context.instance().socket(zmq.DEALER)
+        raw.setsockopt(zmq.LINGER, 0)
+        raw.connect(self.farm.client_endpoint)
+        head = lambda kind, version=1: bytes([ord("S"), ord("F"), version, kind])
+        ping = MESSAGES["Ping"]().SerializeToString()
+        rng = random.Random(3)
+        frames = [
+            [b""], [b"SF"], [head(4)], [head(4), ping, b"x"], [head(4), ping, b"", b"", b"", b"", b""], [head(4, 9), ping],
+            [b"XX\x01\x04", ping], [head(250), ping], [head(16), b"\xff\xff\xff"], [head(16), b"\x0a\x01k\x12\x05\x0a\x01m\x12\x00"],
+            [head(4), ping],  # well-formed, but before HELLO
+            [head(16), b"\x0a\x02\xff\xfe" + b"\x12\x06\x0a\x01m\x12\x01p"],  # a key that is not UTF-8
+            *[[rng.randbytes(rng.randrange(40)) for _ in range(rng.randrange(1, 5))] for _ in range(200)],
+        ]
+        answers = {}
+        for i, message in enumerate(frames):
+            raw.send_multipart(message)
+            if raw.poll(2000):
+                reply = raw.recv_multipart()
+                self.assertEqual(reply[0][3], TYPES["REFUSED"])
+                answers[i] = MESSAGES["Refused"].FromString(reply[1]).code
+        self.assertEqual(answers[5], "BAD_VERSION")
+        self.assertEqual(answers[10], "HELLO_REQUIRED")
+        self.assertEqual(answers[11], "BAD_TEXT")
+        raw.close()
+        a = self.client.submit("after nonsense", model="small", prompt="x", **FAST)
+        self.assertEqual(len(self.client.fetch(a.job)[0]), 1)
+
+    def test_a_client_that_never_reads(self):
+        lazy = self.farm.client()
+        a = self.client.submit("lazy", model="small", prompt="x", images=6, **FAST)
+        lazy.send("FETCH", job=a.job, credit=4)
+        lazy.send("WATCH", job=a.job)
+        b = self.client.submit("not lazy", model="small", prompt="y", **FAST)
+        self.assertEqual(len(self.client.fetch(b.job)[0]), 1)
+        images, status = self.client.fetch(a.job)  # takes the job over
+        self.assertEqual((len(images), status.state), (6, "done"))
+        lazy.close()
+
+    def test_batches_change_nothing(self):
+        """32 mixed jobs at once equal their single renders byte for byte."""
+        rng = random.Random(1)
+        prompts = ["a cat", "the red dog", "blue " * 12, "a", "on the blue cat the dog", "x y z"]
+        jobs = []
+        for i in range(32):
+            method = rng.choice((0, 1, 1, 2, 3))
+            guidance = dict(method=method, alpha=rng.choice((0.1, 0.5)), phi=2, tau=2.5, beta=0.4, offset=0.2)
+            if i % 4 == 3:
+                guidance["guidance_scale"] = 3.0
+            job = dict(model="small", prompt=rng.choice(prompts), seed=i, recipe="sbv2-sd15", guidance=guidance)
+            if method:
+                job["negative_prompt"] = rng.choice(("dog", "blue", "the red"))
+            jobs.append(job)
+        self.client.ask("ADMIN", "REPLY", kind=2)  # pause, so that they wait for each other
+        together = [self.client.submit(f"together{i}", **job).job for i, job in enumerate(jobs)]
+        self.client.ask("ADMIN", "REPLY", kind=3)
+        company, batches = [], []
+        for job in together:
+            images, _ = self.client.fetch(job)
+            company.append(digest(images)[0])
+            batches.append(images[0][0].batch)
+        self.assertEqual(max(batches), 4)  # the worker's limit was reached
+        for i, job in enumerate(jobs):
+            images, _ = self.client.fetch(self.client.submit(f"alone{i}", **job).job)
+            self.assertEqual(images[0][0].batch, 1)
+            self.assertEqual(digest(images)[0], company[i], job)
+
+    def test_each_reply_dropped_doubled_delayed(self):
+        kinds = ["WELCOME", "ACCEPTED", "RESULT", "DONE", "PROGRESS", "REPLY"]
+        steer = BIN / "steer"
+        for kind in kinds:
+            for what in ("drop", "double", "delay"):
+                name = f"{kind}-{what}"
+                proxy = Proxy(self.farm.dir, self.farm.client_endpoint, (TYPES[kind], what), name)
+                out = self.farm.dir / f"{name}-{{index}}.webp"
+                run = subprocess.run([steer, "render", "a cat", "--model", "small", "--recipe", "sbv2-sd15", "--guidance", "none",
+                                      "--images", "2", "--seed", "1", "--key", name, "--json", "--broker", proxy.endpoint,
+                                      "--output", out, "--timeout", "60"], capture_output=True, text=True)
+                proxy.close()
+                self.assertEqual(run.returncode, 0, f"{name}: {run.stderr}")
+                self.assertTrue(proxy.done or kind in ("PROGRESS",), f"{name} never happened")
+                lines = [json.loads(line) for line in run.stdout.splitlines()]
+                self.assertEqual(sorted(line["index"] for line in lines), [0, 1], name)
+
+
+class CommandLine(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.farm = Farm(models={"small": GOLDEN / "small" / "model"})
+        cls.farm.wait_models()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.farm.close()
+
+    def steer(self, *args, code=0):
+        run = subprocess.run([BIN / "steer", *map(str, args)], capture_output=True, text=True, cwd=self.farm.dir, timeout=120,
+                             env={**os.environ, "STEER_BROKER": self.farm.client_endpoint})
+        self.assertEqual(run.returncode, code, f"{args}: {run.stderr}{run.stdout}")
+        return run
+
+    FLAGS = ("--recipe", "sbv2-sd15", "--guidance", "none")
+
+    def test_render_and_from(self):
+        self.steer("render", "a cat", *self.FLAGS, "--seed", 3, "--output", "one.webp")
+        self.steer("render", "--from", "one.webp", "--output", "again.webp")
+        self.assertEqual((self.farm.dir / "one.webp").read_bytes(), (self.farm.dir / "again.webp").read_bytes())
+        self.steer("render", "a <cat> & \"dog\"", *self.FLAGS, "--seed", 3, "--output", "one.png")
+        self.steer("render", "--from", "one.png", "--output", "again.png")
+        self.assertEqual((self.farm.dir / "one.png").read_bytes(), (self.farm.dir / "again.png").read_bytes())
+
+    def test_many(self):
+        self.steer("render", "a cat", *self.FLAGS, "--images", 3, "--seed", 5, "--output", "m-{index}-{seed}.webp")
+        self.assertTrue((self.farm.dir / "m-0002-7.webp").exists())
+        self.steer("render", "a cat", *self.FLAGS, "--images", 2, "--output", "n.webp")
+        self.assertTrue((self.farm.dir / "n-0001.webp").exists())
+
+    def test_submit_fetch_show(self):
+        job = json.loads(self.steer("submit", "a dog", *self.FLAGS, "--images", 4, "--label", "shot=1", "--json").stdout)["job"]
+        self.steer("wait", job)
+        self.steer("fetch", job, "--index", "1-2", "--output", "f-{index}.webp")
+        self.assertEqual(sorted(p.name for p in self.farm.dir.glob("f-*")), ["f-0001.webp", "f-0002.webp"])
+        self.steer("fetch", job, "--output", "f-{index}.webp", "--overwrite")
+        self.assertEqual(len(list(self.farm.dir.glob("f-*.webp"))), 4)
+        shown = json.loads(self.steer("show", job, "--json").stdout)
+        self.assertEqual((shown["state"], shown["counts"]["acked"]), ("done", 4))
+        listed = self.steer("jobs", "--label", "shot=1", "--json").stdout.splitlines()
+        self.assertEqual([json.loads(line)["job"] for line in listed], [job])
+
+    def test_prompts_file(self):
+        (self.farm.dir / "prompts").write_text('a cat\n\n{"prompt": "a dog", "seed": 9}\n{"prompt": 3}\n{bad\n')
+        run = self.steer("submit", "--prompts", "prompts", *self.FLAGS, "--json", code=64)
+        self.assertEqual(len(run.stdout.splitlines()), 2)
+        self.assertIn("line 4", run.stderr)
+        self.assertIn("line 5", run.stderr)
+
+    def test_sentences(self):
+        for args, code in (
+            (("render", "x", "--size", "65x64"), 64), (("render", "x", "--alpha", "nan"), 64), (("render", "x", "--bogus"), 64),
+            (("render", ""), 64), (("render", "x", "--model", "nope"), 66), (("show", "0-77"), 66), (("fetch", "nonsense"), 66),
+            (("render", "--from", "/etc/passwd"), 64), (("render", "x", "--negative", "y", *self.FLAGS), 64), (("bogus",), 64),
+            (("render", b"\xff\xfe".decode("utf8", "surrogateescape")), 64),
+        ):
+            run = self.steer(*args, code=code)
+            self.assertEqual(len(run.stderr.strip().splitlines()), 1, run.stderr)
+
+    def test_no_broker(self):
+        run = subprocess.run([BIN / "steer", "jobs", "--broker", f"ipc://{self.farm.dir}/nobody", "--timeout", "1"],
+                             capture_output=True, text=True)
+        self.assertEqual(run.returncode, 75)
+        self.assertIn("no answer", run.stderr)
+
+    def test_questions(self):
+        for command in ("models", "workers", "status", "jobs", "doctor"):
+            self.steer(command)
+        self.steer("pause")
+        self.steer("resume")
+
+
+class Deaths(unittest.TestCase):
+    def check(self, farm, jobs, client, seconds=120.0):
+        """Every accepted image is delivered exactly once and equals the same seed's elsewhere."""
+        for job, images in jobs:
+            got, status = client.fetch(job, seconds=seconds)
+            self.assertEqual(sorted(got), list(range(images)), status)
+            self.assertEqual(status.state, "done")
+
+    def test_kill_worker(self):
+        with Farm(models={"small": GOLDEN / "small" / "model"}, workers=2) as farm:
+            farm.wait_models()
+            client = farm.client()
+            jobs = [(client.submit(f"k{i}", model="small", prompt="a cat", images=10, steps=8, recipe="ddim").job, 10)
+                    for i in range(3)]
+            for i in range(4):
+                farm.broker.wait_for("worker.hello", after=0)
+                time.sleep(0.3)  # some work is under way; where exactly does not matter
+                farm.workers[i % 2].kill()
+                farm.workers[i % 2].start()
+            self.check(farm, jobs, client)
+
+    def test_kill_broker(self):
+        with Farm(models={"small": GOLDEN / "small" / "model"}) as farm:
+            farm.wait_models()
+            client = farm.client()
+            jobs = [(client.submit(f"k{i}", model="small", prompt="a cat", images=10, steps=8, recipe="ddim").job, 10)
+                    for i in range(3)]
+            for _ in range(3):
+                time.sleep(0.3)
+                farm.broker.kill()
+                farm.restart_broker()
+            client.hello()
+            self.check(farm, jobs, client)
+            epoch = {c.name: c.value for c in client.query(5).counters}["epoch"]
+            self.assertEqual(epoch, 4)
+
+    def test_stopped_worker_comes_back(self):
+        """SIGSTOP past the lease: another worker renders; the late result changes nothing."""
+        with Farm(models={"small": GOLDEN / "small" / "model"}, workers=1) as farm:
+            farm.wait_models()
+            client = farm.client()
+            job = client.submit("stop", model="small", prompt="a cat", images=4, steps=25, recipe="ddim").job
+            end = time.monotonic() + 30
+            while client.query(1, job=job).jobs[0].counts.leased == 0 and time.monotonic() < end:
+                pass
+            farm.workers[0].signal(signal.SIGSTOP)
+            farm.workers.append(farm.worker(1))
+            images, status = client.fetch(job)
+            self.assertEqual((len(images), status.state), (4, "done"))
+            farm.workers[0].signal(signal.SIGCONT)
+            again = client.submit("after", model="small", prompt="a dog", images=2, **FAST).job
+            self.assertEqual(len(client.fetch(again)[0]), 2)
+
+    def test_drain(self):
+        """SIGTERM gives work back; nothing is lost and nobody is blamed."""
+        with Farm(models={"small": GOLDEN / "small" / "model"}, workers=2) as farm:
+            farm.wait_models()
+            client = farm.client()
+            job = client.submit("drain", model="small", prompt="a cat", images=12, steps=8, recipe="ddim").job
+            time.sleep(0.3)
+            self.assertEqual(farm.workers[0].stop(), 0)
+            images, status = client.fetch(job)
+            self.assertEqual((len(images), status.state), (12, "done"))
+
+    def test_two_workers_of_one_id(self):
+        with Farm(models={"small": GOLDEN / "small" / "model"}) as farm:
+            farm.wait_models()
+            twin = farm.worker(0)
+            farm.workers[0].process.wait(30)  # the older one leaves
+            self.assertNotEqual(farm.workers[0].process.returncode, 0)
+            client = farm.client()
+            job = client.submit("twin", model="small", prompt="x", **FAST).job
+            self.assertEqual(len(client.fetch(job)[0]), 1)
+            farm.workers.append(twin)
+
+    def test_a_model_that_fails(self):
+        """A worker promises a model and cannot load it: the job fails with the reason, others go on."""
+        with Farm() as farm:
+            farm.wait_models()
+            import shutil
+
+            farm.workers[0].stop()
+            (farm.models / "tiny").unlink()
+            shutil.copytree(GOLDEN / "tiny" / "model", farm.models / "tiny")
+            farm.workers[0].start()
+            client = farm.client()
+            farm.broker.wait_for("worker.hello.*\n(.*\n)*.*worker.hello")
+            file = farm.models / "tiny" / "unet" / "diffusion_pytorch_model.safetensors"
+            os.truncate(file, file.stat().st_size // 2)
+            bad = client.submit("bad", model="tiny", prompt="x").job
+            good = client.submit("good", model="small", prompt="x", **FAST).job
+            self.assertEqual(len(client.fetch(good)[0]), 1)
+            _, status = client.fetch(bad)
+            self.assertEqual(status.state, "failed")
+            self.assertIn("truncated" if "truncated" in status.failures[0].text else "diffusion_pytorch_model",
+                          status.failures[0].text)
+
+
+class DataDirectory(unittest.TestCase):
+    def broker(self, farm, *args):
+        return subprocess.run([BIN / "steer-broker", "--clients", f"ipc://{farm.dir}/c2", "--workers", f"ipc://{farm.dir}/w2", *args],
+                              capture_output=True, text=True, timeout=20)
+
+    def test_refused(self):
+        with Farm(workers=0) as farm:
+            run = self.broker(farm, "--data", farm.dir / "data")  # in use by the other broker
+            self.assertNotEqual(run.returncode, 0)
+            self.assertIn("in use by another", run.stderr)
+            (farm.dir / "other").mkdir()
+            (farm.dir / "other" / "letter.txt").write_text("mine")
+            run = self.broker(farm, "--data", farm.dir / "other")
+            self.assertNotEqual(run.returncode, 0)
+            self.assertTrue((farm.dir / "other" / "letter.txt").exists())
+            run = subprocess.run([BIN / "steer-broker", "--clients", "tcp://0.0.0.0:*"], capture_output=True, text=True)
+            self.assertEqual(run.returncode, 77)
+            self.assertIn("--insecure", run.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
