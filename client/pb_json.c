@@ -83,9 +83,9 @@ json_t *pb_to_json(const ProtobufCMessage *m)
             if (list) json_object_set_new(out, f->name, list);
             continue;
         }
-        int there =
-            f->label == PROTOBUF_C_LABEL_REQUIRED ||
-            (is_pointer(f) ? *(void *const *)at != NULL : *(const protobuf_c_boolean *)quantifier);
+        int there = is_pointer(f) ? *(void *const *)at != NULL
+                                  : f->label == PROTOBUF_C_LABEL_REQUIRED ||
+                                        *(const protobuf_c_boolean *)quantifier;
         if (there) json_object_set_new(out, f->name, value_to_json(f, at));
     }
     return out;
@@ -207,7 +207,7 @@ int pb_from_json(ProtobufCMessage **ret, const ProtobufCMessageDescriptor *type,
     }
     for (unsigned i = 0; i < type->n_fields && !code; i++)
         if (type->fields[i].label == PROTOBUF_C_LABEL_REQUIRED &&
-            !json_object_get(json, type->fields[i].name))
+            (!(value = json_object_get(json, type->fields[i].name)) || json_is_null(value)))
             code = steer_fail(err, STEER_BAD_VALUE, "field \"%s\" is needed", type->fields[i].name);
     if (code) {
         protobuf_c_message_free_unpacked(m, NULL);
