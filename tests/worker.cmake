@@ -1,1 +1,2 @@
 steer_test(engine golden steer_worker)
+steer_test(engine tokenizer steer_worker)

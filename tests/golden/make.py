@@ -10,7 +10,7 @@ Each case is a model folder (model/) and, per run, a file of reference tensors w
 """
 
 import json
-import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -268,6 +268,7 @@ RUNS = {
 def build(name, folder):
     torch.manual_seed(sum(map(ord, name)))
     folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     parts = CASES[name](folder / "model")
     model_save(parts, folder / "model")
     for run, spec in RUNS[name].items():
@@ -288,8 +289,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
-        import shutil
-
-        shutil.rmtree(HERE / "data", ignore_errors=True)
         for name in CASES:
             build(name, HERE / "data" / name)

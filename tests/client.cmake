@@ -1,0 +1,3 @@
+# libsteer exports steer_* and nothing else.
+add_test(NAME client/exports COMMAND sh -c
+  "! nm -D --defined-only $<TARGET_FILE:steer_client> | grep -v ' steer_[a-z_]*$'")

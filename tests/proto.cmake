@@ -1,0 +1,1 @@
+steer_test(unit job steer_proto)
