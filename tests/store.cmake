@@ -4,3 +4,4 @@ target_sources(test_spool PRIVATE ${CMAKE_SOURCE_DIR}/broker/spool.c)
 target_compile_options(test_spool PRIVATE "SHELL:-iquote ${CMAKE_SOURCE_DIR}/broker")
 # The disk's answers are replaced where no real disk gives them on demand.
 target_link_options(test_spool PRIVATE -Wl,--wrap=write)
+steer_test(unit store_dir steer_broker)

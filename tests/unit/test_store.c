@@ -221,8 +221,7 @@ static void test_refusals(void **unused)
 
     sqlite3 *db;
     char path[128];
-    snprintf(path, sizeof path, "%s/steerfarm.db", dir);
-    if (access(path, F_OK)) snprintf(path, sizeof path, "%s/store.db", dir);
+    snprintf(path, sizeof path, "%s/steer.db", dir);
     assert_int_equal(access(path, F_OK), 0);
     assert_int_equal(sqlite3_open(path, &db), 0);
     assert_int_equal(sqlite3_exec(db, "PRAGMA user_version = 999", NULL, NULL, NULL), 0);
