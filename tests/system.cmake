@@ -5,3 +5,6 @@ foreach(group Basics CommandLine Deaths DataDirectory)
   set_tests_properties(system/${group} PROPERTIES TIMEOUT 600 RUN_SERIAL ON
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
 endforeach()
+add_test(NAME system/chaos COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/chaos.py)
+set_tests_properties(system/chaos PROPERTIES TIMEOUT 300 RUN_SERIAL ON
+  ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
