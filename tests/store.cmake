@@ -5,3 +5,4 @@ target_compile_options(test_spool PRIVATE "SHELL:-iquote ${CMAKE_SOURCE_DIR}/bro
 # The disk's answers are replaced where no real disk gives them on demand.
 target_link_options(test_spool PRIVATE -Wl,--wrap=write)
 steer_test(unit store_dir steer_broker)
+steer_test(unit route steer_broker)
