@@ -120,6 +120,11 @@ int compute_threads(const struct compute *c)
     return c->threads;
 }
 
+struct compute_peak compute_peak(struct compute *c)
+{
+    return c->backend->peak(c);
+}
+
 size_t compute_bytes(const struct compute *c)
 {
     return c->bytes;

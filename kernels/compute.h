@@ -53,6 +53,13 @@ int compute_bf16_native(void);
  * "cpu-avx512_core_bf16-bf16-t2-onednn2.6.3-1a2b3c4d". Lives as long as c. */
 const char *compute_numerics(const struct compute *c);
 int compute_threads(const struct compute *c);
+/* GFLOP/s that this machine reaches at best, measured now (about a second); zeros for "ref". The
+ * ceilings that a share of the peak is a share of: a loop of multiply-adds, and oneDNN's 2048^3
+ * matrix product. */
+struct compute_peak {
+    double fma_f32, gemm_f32, gemm_bf16;
+};
+struct compute_peak compute_peak(struct compute *c);
 /* Bytes held for packed weights and plans. */
 size_t compute_bytes(const struct compute *c);
 

@@ -54,6 +54,7 @@ struct backend {
     void (*choose)(struct plan *p);
     /* Sets run, state, scratch_bytes and primitive of a step. */
     int (*prepare)(struct plan *p, struct step *s, struct steer_error *err);
+    struct compute_peak (*peak)(struct compute *c);
 };
 extern const struct backend backend_ref, backend_cpu;
 

@@ -9,7 +9,6 @@
 
 #include "../proto/job.h"
 #include "commands.h"
-#include "cpu/onednn.h"
 #include "job_args.h"
 #include "job_plan.h"
 #include "offer.h"
@@ -105,26 +104,6 @@ static void ops_add(json_t *list, const char *stage, const struct plan *p)
     }
 }
 
-/* What one thread's FMA units can do, times the threads: the ceiling beside oneDNN's best. */
-__attribute__((target("avx2,fma"))) static double fma_gflops(int threads)
-{
-    enum { LOOPS = 20000000 };
-    typedef float v8 __attribute__((vector_size(32)));
-    double begin = now_ms();
-    float total = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : total)
-    {
-        v8 sum[12] = {{0}}, a = {1e-9f, 1e-9f, 1e-9f, 1e-9f, 1e-9f, 1e-9f, 1e-9f, 1e-9f}, b = a;
-        for (int i = 0; i < LOOPS; i++)
-            for (int k = 0; k < 12; k++)
-                __asm__("vfmadd231ps %1, %2, %0" : "+x"(sum[k]) : "x"(a), "x"(b));
-        for (int k = 0; k < 12; k++)
-            total += sum[k][0];
-    }
-    double seconds = 1e-3 * (now_ms() - begin);
-    return total < 1e9f ? 12.0 * 16 * LOOPS * threads / seconds * 1e-9 : 0;
-}
-
 struct bench {
     struct compute *compute;
     struct model *model;
@@ -204,10 +183,9 @@ static int run_once(struct bench *b, const struct bench_args *a, int run, double
 
 static json_t *peaks(const struct bench *b)
 {
-    int threads = compute_threads(b->compute);
-    return json_pack("{s:f, s:f, s:f}", "fma_f32", fma_gflops(threads), "onednn_f32",
-                     onednn_peak(b->compute, TYPE_F32, 5), "onednn_bf16",
-                     compute_bf16_native() ? onednn_peak(b->compute, TYPE_BF16, 5) : 0.0);
+    struct compute_peak peak = compute_peak(b->compute);
+    return json_pack("{s:f, s:f, s:f}", "fma_f32", peak.fma_f32, "onednn_f32", peak.gemm_f32,
+                     "onednn_bf16", peak.gemm_bf16);
 }
 
 static int bench_run(struct bench *b, const struct bench_args *a, struct steer_error *err)

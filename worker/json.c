@@ -83,3 +83,16 @@ int json_file_load(json_t **ret, const char *path, struct steer_error *err)
     fclose(f);
     return code;
 }
+
+int json_whole(int *ret, const json_t *object, const char *key, int fallback, int least, int most,
+               const char *file, struct steer_error *err)
+{
+    const json_t *value = json_object_get(object, key);
+    if (value && !json_is_null(value) &&
+        (!json_is_integer(value) || json_integer_value(value) < least ||
+         json_integer_value(value) > most))
+        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\": expected a whole number from %d to %d",
+                          file, key, least, most);
+    *ret = json_is_integer(value) ? (int)json_integer_value(value) : fallback;
+    return 0;
+}

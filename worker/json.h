@@ -18,4 +18,9 @@ int json_file_load(json_t **ret, const char *path, struct steer_error *err) STEE
 int json_bytes_load(json_t **ret, const char *data, size_t size, const char *what,
                     struct steer_error *err) STEER_MUSTCHECK;
 
+/* The whole number at key, fallback where the key is absent or null. STEER_BAD_MODEL for anything
+ * else than least..most; file names the source. */
+int json_whole(int *ret, const json_t *object, const char *key, int fallback, int least, int most,
+               const char *file, struct steer_error *err) STEER_MUSTCHECK;
+
 #endif

@@ -73,7 +73,7 @@ static void plan_read(struct table *t, const struct plan *p, int way)
         if (strcmp(r.op, "conv") != 0 || in % 16 || r.out.c % 16 || in * 9 != (int)(taps + 0.5))
             continue;
         struct shape_time *s = table_find(t, in, r.out);
-        if (s && (!s->ms[way] || r.ms < s->ms[way])) s->ms[way] = r.ms;
+        if (s && (s->ms[way] == 0 || r.ms < s->ms[way])) s->ms[way] = r.ms;
     }
 }
 

@@ -5,8 +5,9 @@
  *    what norms read stay f32.
  * 2. A 3x3 convolution over many pixels runs in f32 by Winograd, which beats bf16 there: its input
  *    stays f32, in oneDNN's blocked layout.
- * 3. An f32 tensor is blocked when all that make and read it can be; norms and sums read and write
- *    either layout, so nothing is ever reordered in a step of its own. */
+ * 3. An f32 tensor is blocked when all that make and read it can be. A convolution has one layout
+ * on both sides, for oneDNN has no fast code for two; norms and sums read and write either, so
+ *    nothing is ever reordered in a step of its own. */
 #include "cpu.h"
 
 #include <stdlib.h>
@@ -98,6 +99,14 @@ static void uses_count(const struct plan *p, struct uses *uses)
     }
 }
 
+static int may_be_blocked(const struct plan *p, const struct op *op, const struct uses *u)
+{
+    const struct place *out = p->places + op->out;
+    return !p->tensors[op->out].output && out->type == TYPE_F32 && out->shape.c % 16 == 0 &&
+           u->blocked && !u->views && writes_blocked(op) &&
+           (op->kind != OP_CONCAT || p->tensors[op->in[0]].shape.c % 16 == 0);
+}
+
 static void choose(struct plan *p)
 {
     struct uses *uses = calloc((size_t)p->tensors_count + 1, sizeof *uses);
@@ -111,9 +120,20 @@ static void choose(struct plan *p)
         if (p->compute->precision == PRECISION_BF16 && u->bf16 && u->readers && writes_bf16(op) &&
             !winograd_wanted(p, op))
             out->type = TYPE_BF16;
-        else if (u->blocked && !u->views && out->shape.c % 16 == 0 && writes_blocked(op) &&
-                 (op->kind != OP_CONCAT || p->tensors[op->in[0]].shape.c % 16 == 0))
+        else if (may_be_blocked(p, op, u))
             out->layout = LAYOUT_BLOCKED;
+    }
+    /* A convolution with two layouts gives up the blocked one, which may reach its neighbours. */
+    for (int changed = 1; changed;) {
+        changed = 0;
+        for (int i = 0; i < p->steps_count; i++) {
+            const struct op *op = &p->steps[i].op;
+            if (op->kind != OP_CONV) continue;
+            struct place *in = p->places + p->places[op->in[0]].root, *out = p->places + op->out;
+            if (in->layout == out->layout) continue;
+            in->layout = out->layout = LAYOUT_NHWC;
+            changed = 1;
+        }
     }
     free(uses);
 }
@@ -163,4 +183,11 @@ static int prepare(struct plan *p, struct step *s, struct steer_error *err)
     return 0;
 }
 
-const struct backend backend_cpu = {"cpu", choose, prepare};
+static struct compute_peak peak(struct compute *c)
+{
+    enum { RUNS = 5 };
+    return (struct compute_peak){kernels()->fma_peak(c->threads), onednn_peak(c, TYPE_F32, RUNS),
+                                 onednn_bf16_native() ? onednn_peak(c, TYPE_BF16, RUNS) : 0};
+}
+
+const struct backend backend_cpu = {"cpu", choose, prepare, peak};

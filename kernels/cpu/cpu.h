@@ -1,7 +1,7 @@
 /* cpu.h - our own kernels of the cpu backend, one table per instruction set.
  *
- * attention.c, norm.c and elementwise.c are written on 16-lane vectors (vector.h) and compiled for
- * AVX-512, AVX2 + FMA and plain x86-64; the processor decides at start. */
+ * attention.c, norm.c, elementwise.c and peak.c are written on 16-lane vectors (vector.h) and
+ * compiled for AVX-512, AVX2 + FMA and plain x86-64; the processor decides at start. */
 #ifndef KERNELS_CPU_H
 #define KERNELS_CPU_H
 #include "../plan.h"
@@ -12,6 +12,7 @@ struct cpu_kernels {
     const char *name; /* "ours:avx512" */
     step_run attention, guided_attention, group_norm, layer_norm, elementwise, geglu, concat,
         resize;
+    double (*fma_peak)(int threads); /* GFLOP/s, f32 */
 };
 extern const struct cpu_kernels cpu_kernels_avx512, cpu_kernels_avx2, cpu_kernels_sse2;
 

@@ -146,4 +146,4 @@ int ISA(resize)(struct plan *p, struct step *s)
 
 const struct cpu_kernels ISA(cpu_kernels) = {
     "ours:" ISA_TEXT, ISA(attention), ISA(guided_attention), ISA(group_norm), ISA(layer_norm),
-    ISA(elementwise), ISA(geglu),     ISA(concat),           ISA(resize)};
+    ISA(elementwise), ISA(geglu),     ISA(concat),           ISA(resize),     ISA(fma_peak)};

@@ -382,7 +382,7 @@ double onednn_peak(struct compute *c, enum compute_type type, int runs)
             break;
         clock_gettime(CLOCK_MONOTONIC, &t1);
         double seconds = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
-        double gflops = 2e-9 * N * N * (double)N / seconds;
+        double gflops = 2e-9 * (double)N * (double)N * (double)N / seconds;
         if (i && gflops > best) best = gflops; /* the first is a warm-up */
     }
     for (int i = 0; i < 3; i++) {

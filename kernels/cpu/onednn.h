@@ -18,7 +18,7 @@ int onednn_linear(struct plan *p, struct step *s, struct steer_error *err) STEER
 int onednn_conv(struct plan *p, struct step *s, int winograd,
                 struct steer_error *err) STEER_MUSTCHECK;
 
-/* GFLOP/s of a 2048^3 matrix multiplication, best of `runs`. */
+/* GFLOP/s of a 2048^3 matrix product, best of `runs`; 0 where it cannot run. */
 double onednn_peak(struct compute *c, enum compute_type type, int runs);
 
 #endif

@@ -32,6 +32,7 @@ int ISA(elementwise)(struct plan *p, struct step *s);
 int ISA(geglu)(struct plan *p, struct step *s);
 int ISA(concat)(struct plan *p, struct step *s);
 int ISA(resize)(struct plan *p, struct step *s);
+double ISA(fma_peak)(int threads);
 
 /* Where 16 channels (or the last few) of a pixel begin, in either layout; elements. */
 INLINE size_t block_at(const struct place *at, int block, size_t pixel)

@@ -105,7 +105,7 @@ static double check_run(const char *name, const char *run, const char *const *fl
 {
     char model[1200], dir[1200], path[1300];
     struct steer_error err = {0};
-    struct tensors *got, *want;
+    struct tensors *got = NULL, *want = NULL;
     snprintf(model, sizeof model, "%s/%s/model", data_dir, name);
     snprintf(dir, sizeof dir, "%s/%s/%s", data_dir, name, run);
     snprintf(path, sizeof path, "%s/expected.safetensors", dir);

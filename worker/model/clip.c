@@ -5,19 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static int whole(int *out, const json_t *config, const char *key, int fallback, int most,
-                 const char *file, struct steer_error *err)
-{
-    const json_t *value = json_object_get(config, key);
-    *out = fallback;
-    if (!value || json_is_null(value)) return 0;
-    if (!json_is_integer(value) || json_integer_value(value) < 1 ||
-        json_integer_value(value) > most)
-        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\": expected a whole number from 1 to %d",
-                          file, key, most);
-    *out = (int)json_integer_value(value);
-    return 0;
-}
+#include "../json.h"
 
 int clip_config_load(struct clip_config *ret, const json_t *config, const char *file,
                      struct steer_error *err)
@@ -27,12 +15,15 @@ int clip_config_load(struct clip_config *ret, const json_t *config, const char *
     if (json_is_object(text)) config = text;
     struct clip_config c = {0};
     int code;
-    if ((code = whole(&c.vocab, config, "vocab_size", 49408, 1 << 24, file, err)) ||
-        (code = whole(&c.positions, config, "max_position_embeddings", 77, 4096, file, err)) ||
-        (code = whole(&c.channels, config, "hidden_size", 512, 65536, file, err)) ||
-        (code = whole(&c.feed_forward, config, "intermediate_size", 2048, 1 << 20, file, err)) ||
-        (code = whole(&c.layers, config, "num_hidden_layers", 12, CLIP_LAYERS_MAX, file, err)) ||
-        (code = whole(&c.heads, config, "num_attention_heads", 8, 1024, file, err)))
+    if ((code = json_whole(&c.vocab, config, "vocab_size", 49408, 1, 1 << 24, file, err)) ||
+        (code =
+             json_whole(&c.positions, config, "max_position_embeddings", 77, 1, 4096, file, err)) ||
+        (code = json_whole(&c.channels, config, "hidden_size", 512, 1, 65536, file, err)) ||
+        (code = json_whole(&c.feed_forward, config, "intermediate_size", 2048, 1, 1 << 20, file,
+                           err)) ||
+        (code = json_whole(&c.layers, config, "num_hidden_layers", 12, 1, CLIP_LAYERS_MAX, file,
+                           err)) ||
+        (code = json_whole(&c.heads, config, "num_attention_heads", 8, 1, 1024, file, err)))
         return code;
     if (c.channels % c.heads)
         return steer_fail(err, STEER_BAD_MODEL, "%s: hidden_size %d does not divide into %d heads",

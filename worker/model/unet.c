@@ -120,20 +120,6 @@ static int refuse_others(const json_t *config, const char *file, struct steer_er
     return 0;
 }
 
-static int whole(int *out, const json_t *config, const char *key, int fallback, int least, int most,
-                 const char *file, struct steer_error *err)
-{
-    const json_t *value = json_object_get(config, key);
-    *out = fallback;
-    if (!value || json_is_null(value)) return 0;
-    if (!json_is_integer(value) || json_integer_value(value) < least ||
-        json_integer_value(value) > most)
-        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\": expected a whole number from %d to %d",
-                          file, key, least, most);
-    *out = (int)json_integer_value(value);
-    return 0;
-}
-
 static double real(const json_t *config, const char *key, double fallback)
 {
     const json_t *value = json_object_get(config, key);
@@ -214,13 +200,13 @@ int unet_config_load(struct unet_config *ret, const json_t *config, const char *
     if (json_is_array(sample)) sample = json_array_get(sample, 0);
     c.sample_size = json_is_integer(sample) ? (int)json_integer_value(sample) : 0;
     if (c.sample_size < 0 || c.sample_size > 4096) c.sample_size = 0;
-    if ((code = whole(&c.in_channels, config, "in_channels", 4, 1, 64, file, err)) ||
-        (code = whole(&c.out_channels, config, "out_channels", 4, 1, 64, file, err)) ||
-        (code = whole(&c.groups, config, "norm_num_groups", 32, 1, 4096, file, err)) ||
-        (code = whole(&c.conv_in_size, config, "conv_in_kernel", 3, 1, 7, file, err)) ||
-        (code = whole(&c.conv_out_size, config, "conv_out_kernel", 3, 1, 7, file, err)) ||
-        (code = whole(&c.time_channels, config, "time_embedding_dim", 4 * c.channels[0], 1, 65536,
-                      file, err)))
+    if ((code = json_whole(&c.in_channels, config, "in_channels", 4, 1, 64, file, err)) ||
+        (code = json_whole(&c.out_channels, config, "out_channels", 4, 1, 64, file, err)) ||
+        (code = json_whole(&c.groups, config, "norm_num_groups", 32, 1, 4096, file, err)) ||
+        (code = json_whole(&c.conv_in_size, config, "conv_in_kernel", 3, 1, 7, file, err)) ||
+        (code = json_whole(&c.conv_out_size, config, "conv_out_kernel", 3, 1, 7, file, err)) ||
+        (code = json_whole(&c.time_channels, config, "time_embedding_dim", 4 * c.channels[0], 1,
+                           65536, file, err)))
         return code;
     if (c.in_channels != c.out_channels)
         return steer_fail(err, STEER_UNSUPPORTED,

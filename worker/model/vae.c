@@ -5,20 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define VAE_EPS 1e-6
+#include "../json.h"
 
-static int whole(int *out, const json_t *value, int fallback, int most, const char *key,
-                 const char *file, struct steer_error *err)
-{
-    *out = fallback;
-    if (!value || json_is_null(value)) return 0;
-    if (!json_is_integer(value) || json_integer_value(value) < 1 ||
-        json_integer_value(value) > most)
-        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\": expected whole numbers from 1 to %d",
-                          file, key, most);
-    *out = (int)json_integer_value(value);
-    return 0;
-}
+#define VAE_EPS 1e-6
 
 static int list(int *out, int *ret_count, const json_t *config, const char *key,
                 const int *fallback, int fallback_count, const char *file, struct steer_error *err)
@@ -30,10 +19,12 @@ static int list(int *out, int *ret_count, const json_t *config, const char *key,
                           key, count, VAE_BLOCKS_MAX);
     *ret_count = count;
     for (int i = 0; i < count; i++) {
-        int code =
-            value ? whole(out + i, json_array_get(value, (size_t)i), 0, 65536, key, file, err) : 0;
-        if (code) return code;
-        if (!value) out[i] = fallback[i];
+        const json_t *item = json_array_get(value, (size_t)i);
+        if (value && (!json_is_integer(item) || json_integer_value(item) < 1 ||
+                      json_integer_value(item) > 65536))
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "%s: \"%s\": expected whole numbers from 1 to 65536", file, key);
+        out[i] = value ? (int)json_integer_value(item) : fallback[i];
     }
     return 0;
 }
@@ -58,8 +49,7 @@ static int tiny_config_load(struct vae_config *c, const json_t *config, const ch
                 "%s: \"decoder_block_out_channels\" differ (%d, %d): AutoencoderTiny has one width",
                 file, c->channels[0], c->channels[i]);
     int factor;
-    if ((code = whole(&factor, json_object_get(config, "upsampling_scaling_factor"), 2, 16,
-                      "upsampling_scaling_factor", file, err)))
+    if ((code = json_whole(&factor, config, "upsampling_scaling_factor", 2, 1, 16, file, err)))
         return code;
     const char *upsample = json_string_value(json_object_get(config, "upsample_fn"));
     if (factor != 2 || (upsample && strcmp(upsample, "nearest")))
@@ -82,10 +72,8 @@ static int kl_config_load(struct vae_config *c, const json_t *config, const char
     int code;
     if ((code =
              list(c->channels, &c->blocks, config, "block_out_channels", narrow, 1, file, err)) ||
-        (code = whole(&c->layers, json_object_get(config, "layers_per_block"), 1, 16,
-                      "layers_per_block", file, err)) ||
-        (code = whole(&c->groups, json_object_get(config, "norm_num_groups"), 32, 4096,
-                      "norm_num_groups", file, err)))
+        (code = json_whole(&c->layers, config, "layers_per_block", 1, 1, 16, file, err)) ||
+        (code = json_whole(&c->groups, config, "norm_num_groups", 32, 1, 4096, file, err)))
         return code;
     for (int i = 0; i < c->blocks; i++)
         if (c->channels[i] % c->groups)
@@ -123,10 +111,8 @@ int vae_config_load(struct vae_config *ret, const json_t *config, const char *cl
                           class_name);
     if ((code = c.tiny ? tiny_config_load(&c, config, file, err)
                        : kl_config_load(&c, config, file, err)) ||
-        (code = whole(&c.latent_channels, json_object_get(config, "latent_channels"), 4, 64,
-                      "latent_channels", file, err)) ||
-        (code = whole(&c.out_channels, json_object_get(config, "out_channels"), 3, 64,
-                      "out_channels", file, err)))
+        (code = json_whole(&c.latent_channels, config, "latent_channels", 4, 1, 64, file, err)) ||
+        (code = json_whole(&c.out_channels, config, "out_channels", 3, 1, 64, file, err)))
         return code;
     if (c.out_channels != 3)
         return steer_fail(err, STEER_UNSUPPORTED, "%s: %d channels out: an image has 3", file,

@@ -1,0 +1,20 @@
+# Fuzzers under libFuzzer (STEER_FUZZ, clang): each test runs for STEER_FUZZ_SECONDS from its seeds.
+if(STEER_FUZZ)
+  set(STEER_FUZZ_SECONDS 30 CACHE STRING "how long each fuzzer runs as a test")
+  function(steer_fuzz name)
+    add_executable(fuzz_${name} fuzz/fuzz_${name}.c)
+    target_link_libraries(fuzz_${name} PRIVATE steer_flags ${ARGN})
+    target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+    set(dir ${CMAKE_CURRENT_BINARY_DIR}/tmp/fuzz_${name})
+    file(MAKE_DIRECTORY ${dir}/found)
+    add_test(NAME fuzz/${name} WORKING_DIRECTORY ${dir} COMMAND fuzz_${name}
+      -max_total_time=${STEER_FUZZ_SECONDS} -timeout=10 -rss_limit_mb=2048 -print_final_stats=1
+      -verbosity=0 found ${CMAKE_CURRENT_SOURCE_DIR}/fuzz/corpus/${name})
+    set_tests_properties(fuzz/${name} PROPERTIES TIMEOUT 300 LABELS fuzz)
+  endfunction()
+  steer_fuzz(wire steer_proto)
+  steer_fuzz(safetensors steer_worker)
+  steer_fuzz(json steer_worker)
+  steer_fuzz(config steer_worker)
+  steer_fuzz(tokenizer steer_worker)
+endif()

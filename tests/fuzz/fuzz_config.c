@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Configurations: one JSON object with the parts' objects in it,
+ *
+ *     {"unet": {...}, "clip": {...}, "vae": {...}, "scheduler": {...}, "recipe": {...}}
+ *
+ * What a loader accepts is recorded against a tensor file that has nothing in it, and sampled: any
+ * size that a configuration may ask for must be refused or stay bounded. */
+#include <string.h>
+
+#include "fuzz.h"
+#include "json.h"
+#include "model/clip.h"
+#include "model/unet.h"
+#include "model/vae.h"
+#include "recipe.h"
+#include "safetensors.h"
+
+static struct net net_open(void)
+{
+    static const uint8_t empty[] = {2, 0, 0, 0, 0, 0, 0, 0, '{', '}'};
+    fuzz_file("empty.safetensors", empty, sizeof empty);
+    struct tensors *files = NULL;
+    struct net n = {0};
+    int code = tensors_open(&files, "empty.safetensors", NULL);
+    FUZZ_ASSERT(!code);
+    code = params_new(&n.params, NULL, &files);
+    FUZZ_ASSERT(!code);
+    n.graph = graph_new();
+    FUZZ_ASSERT(n.graph);
+    return n;
+}
+
+static void net_close(struct net *n)
+{
+    struct steer_error err = {0};
+    int code = params_error(n->params, &err);
+    FUZZ_ASSERT(code && err.text[0]); /* nothing is in the file */
+    graph_free(n->graph);
+    params_free(n->params);
+}
+
+static void sample(const json_t *all)
+{
+    struct recipe recipe;
+    struct steer_error err = {0};
+    struct schedule *schedule = NULL;
+    const json_t *own = json_object_get(all, "recipe"),
+                 *scheduler = json_object_get(all, "scheduler");
+    if (!json_is_object(own) || json_dump_file(own, "./fuzz.json", 0)) return;
+    if (recipe_load(&recipe, "./fuzz.json", json_is_object(scheduler) ? scheduler : NULL,
+                    "scheduler_config.json", &err)) {
+        FUZZ_ASSERT(err.text[0]);
+        return;
+    }
+    FUZZ_ASSERT(recipe.steps >= recipe.steps_min && recipe.steps <= recipe.steps_max);
+    if (schedule_new(&schedule, &recipe.sampler, recipe.steps, &err) == 0)
+        FUZZ_ASSERT(schedule_calls(schedule) >= 1);
+    schedule_free(schedule);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    json_t *all = NULL;
+    if (json_bytes_load(&all, (const char *)data, size, "fuzz", NULL)) return 0;
+    const json_t *part;
+    if (json_is_object(part = json_object_get(all, "clip"))) {
+        struct clip_config config;
+        if (clip_config_load(&config, part, "clip", NULL) == 0) {
+            struct net n = net_open();
+            struct clip_graph graph;
+            clip_record(&graph, &n, &config, 1, config.positions);
+            net_close(&n);
+        }
+    }
+    if (json_is_object(part = json_object_get(all, "unet"))) {
+        struct unet_config config;
+        if (unet_config_load(&config, part, "unet", NULL) == 0) {
+            struct net n = net_open();
+            static struct unet_graph graph;
+            unet_record(&graph, &n, &config, (struct shape){1, 9, 13, 0}, 77, 77, GUIDANCE_NASA);
+            net_close(&n);
+        }
+    }
+    if (json_is_object(part = json_object_get(all, "vae"))) {
+        struct vae_config config;
+        const char *class_name = json_string_value(json_object_get(part, "_class_name"));
+        if (vae_config_load(&config, part, class_name ? class_name : "AutoencoderKL", "vae",
+                            NULL) == 0) {
+            struct net n = net_open();
+            struct vae_graph graph;
+            vae_record(&graph, &n, &config, (struct shape){1, 9, 13, 0});
+            net_close(&n);
+        }
+    }
+    sample(all);
+    json_decref(all);
+    return 0;
+}

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Writes the fuzzers' first seeds under corpus/ again, from the golden models and steer.proto; needs tests/requirements.txt."""
+
+import json
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+GOLDEN = HERE.parent / "golden" / "data"
+ROOT = HERE.parents[1]
+
+
+def put(kind, name, data):
+    (HERE / "corpus" / kind / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def tensor_file(header, data):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def read(*parts):
+    return json.loads(GOLDEN.joinpath(*parts).read_text().replace("-Infinity", "null"))
+
+
+put("safetensors", "two", tensor_file({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+                                       "b": {"dtype": "BF16", "shape": [], "data_offsets": [24, 26]}, "__metadata__": {"format": "pt"}}, bytes(26)))
+put("safetensors", "index", json.dumps({"metadata": {}, "weight_map": {"a": "fuzz.safetensors", "b": "../b.safetensors"}}))
+put("json", "python", '{"lower_order_final": true, "lambda_min_clipped": -Infinity, "x": [NaN, Infinity, 1e400, "\\u00e9\\ud83d\\ude00"]}')
+recipes = {p.stem: json.loads(p.read_text()) for p in (ROOT / "worker" / "recipes").glob("*.json")}
+for model, recipe in (("tiny", "lcm"), ("small", "dmd2-sd15"), ("odd", "pndm")):
+    put("config", model, json.dumps({"unet": read(model, "model", "unet", "config.json"), "clip": read(model, "model", "text_encoder", "config.json"),
+                                     "vae": read(model, "model", "vae", "config.json"),
+                                     "scheduler": read(model, "model", "scheduler", "scheduler_config.json"), "recipe": recipes[recipe]}))
+for name, recipe in recipes.items():
+    put("config", f"recipe-{name}", json.dumps({"recipe": recipe, "scheduler": {"_class_name": "DDIMScheduler"}}))
+vocab = {c: i for i, c in enumerate(["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "abc</w>", "é</w>", "<|startoftext|>", "<|endoftext|>"])}
+put("tokenizer", "small", json.dumps(vocab) + "\f#version: 0.2\na b\na b</w>\nab c</w>\n\f" + '{"model_max_length": 16, "pad_token": "<|endoftext|>"}'
+    + "\fabc a'll  ABC \u0130 \u00e9 <|endoftext|> 12 \u0301")
+
+with tempfile.TemporaryDirectory() as tmp:
+    subprocess.run(["protoc", f"--python_out={tmp}", f"--proto_path={ROOT / 'proto'}", "steer.proto"], check=True)
+    sys.path.insert(0, tmp)
+    import steer_pb2 as pb
+
+    def message(name, type_number, body, payload=b""):
+        put("wire", name, bytes([type_number, len(payload)]) + body.SerializePartialToString() + payload)
+
+    def full(body):
+        """Every field set, lists with one entry."""
+        for field in body.DESCRIPTOR.fields:
+            one = {field.TYPE_STRING: "a cat", field.TYPE_BYTES: b"0123456789abcdef"}.get(field.type, 1)
+            if field.type == field.TYPE_MESSAGE:
+                full(getattr(body, field.name).add() if field.is_repeated else getattr(body, field.name))
+            else:
+                one = field.enum_type.values[-1].number if field.type == field.TYPE_ENUM else one
+                getattr(body, field.name).append(one) if field.is_repeated else setattr(body, field.name, one)
+        return body
+
+    for value in pb.MessageType.DESCRIPTOR.values:
+        cls = getattr(pb, "".join(w.capitalize() for w in value.name.split("_")), None)
+        if cls:
+            message(value.name.lower(), value.number, full(cls()), b"RIFF" if value.name == "RESULT" else b"")
