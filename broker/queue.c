@@ -18,7 +18,8 @@ struct lane {
     struct lane *next;
     int32_t priority;
     struct job *head; /* whose turn it is */
-    char model[STEER_NAME_BYTES_MAX + 1], numerics[STEER_NAME_BYTES_MAX + 1];
+    char model[STEER_NAME_BYTES_MAX + 1], model_hash[STEER_NAME_BYTES_MAX + 1],
+        numerics[STEER_NAME_BYTES_MAX + 1];
 };
 
 struct queue {
@@ -152,11 +153,14 @@ static struct lane *lane_of(struct queue *q, const struct job *j)
     while (*at && (*at)->priority > j->priority)
         at = &(*at)->next;
     for (struct lane *l = *at; l && l->priority == j->priority; l = l->next)
-        if (strcmp(l->model, j->model) == 0 && strcmp(l->numerics, j->numerics) == 0) return l;
+        if (strcmp(l->model, j->model) == 0 && strcmp(l->model_hash, j->model_hash) == 0 &&
+            strcmp(l->numerics, j->numerics) == 0)
+            return l;
     struct lane *l = calloc(1, sizeof *l);
     if (!l) return NULL;
     l->priority = j->priority;
     strncpy(l->model, j->model, sizeof l->model - 1);
+    strncpy(l->model_hash, j->model_hash, sizeof l->model_hash - 1);
     strncpy(l->numerics, j->numerics, sizeof l->numerics - 1);
     l->next = *at;
     *at = l;
@@ -215,6 +219,12 @@ static uint64_t batch_of(const Steerfarm__Job *s)
     return XXH64(text, (size_t)length < sizeof text ? (size_t)length : sizeof text, 0);
 }
 
+uint64_t queue_image_bytes(const Steerfarm__Job *job)
+{
+    /* Lossless WebP of noise is the worst case; the XMP comes on top. */
+    return (uint64_t)job->width * job->height * 3 + 65536;
+}
+
 struct job *queue_add(struct queue *q, uint64_t id, const char *key,
                       const uint8_t hash[QUEUE_HASH_BYTES], const uint8_t *spec, size_t spec_bytes,
                       uint64_t accepted_ms)
@@ -222,21 +232,23 @@ struct job *queue_add(struct queue *q, uint64_t id, const char *key,
     Steerfarm__Job *s = steerfarm__job__unpack(NULL, spec_bytes, spec);
     if (!s) return NULL;
     const char *numerics = s->numerics ? s->numerics : "";
+    const char *model_hash = s->model_hash ? s->model_hash : "";
     size_t key_size = strlen(key) + 1, model_size = strlen(s->model) + 1;
-    size_t texts = key_size + model_size + strlen(numerics) + 1;
+    size_t hash_size = strlen(model_hash) + 1;
+    size_t texts = key_size + model_size + hash_size + strlen(numerics) + 1;
     struct job *j = calloc(1, sizeof *j + texts + spec_bytes);
     if (!j || states_init(&j->states, s->images ? s->images : 1)) goto fail;
     j->id = id;
     memcpy(j->hash, hash, sizeof j->hash);
-    j->accepted_ms = accepted_ms;
+    j->accepted_ms = j->touched_ms = accepted_ms;
     j->deadline_ms = s->has_deadline_ms ? s->deadline_ms : 0;
     j->priority = s->priority;
     j->batch = batch_of(s);
-    /* Lossless WebP of noise is the worst case; the XMP comes on top. */
-    j->image_bytes = (uint64_t)s->width * s->height * 3 + 65536;
+    j->image_bytes = queue_image_bytes(s);
     j->key = memcpy(j->texts, key, key_size);
     j->model = strcpy(j->texts + key_size, s->model);
-    j->numerics = strcpy(j->texts + key_size + model_size, numerics);
+    j->model_hash = strcpy(j->texts + key_size + model_size, model_hash);
+    j->numerics = strcpy(j->texts + key_size + model_size + hash_size, numerics);
     j->spec = (uint8_t *)j->texts + texts;
     j->spec_bytes = (uint32_t)spec_bytes;
     memcpy(j->spec, spec, spec_bytes);
@@ -285,23 +297,34 @@ void queue_move(struct queue *q, struct job *j, uint32_t index, enum image_state
 
 /* ---- taking ---- */
 
+enum { ELSEWHERE_MS = 5000 }; /* after its back-off, an image waits so long for another worker */
+
+static int may_go(const struct job *j, const struct trouble *t, const struct taker *by,
+                  uint64_t now_ms, int in_company)
+{
+    if (t->not_before_ms > now_ms || (in_company && t->single)) return 0;
+    return !by->others || !*t->worker || strcmp(t->worker, by->worker) != 0 ||
+           now_ms >= t->not_before_ms + ELSEWHERE_MS ||
+           !by->others(by->data, j->model, j->model_hash);
+}
+
 /* The first queued image of j that may go now; images in back-off are passed over. */
-static uint32_t job_next(struct job *j, uint64_t now_ms, int in_company)
+static uint32_t job_next(struct job *j, const struct taker *by, uint64_t now_ms, int in_company)
 {
     uint32_t i = states_find(&j->states, j->cursor, IMAGE_QUEUED);
     j->cursor = i < j->states.images ? i : j->cursor;
     while (i < j->states.images && j->troubles) {
         const struct trouble *t = job_trouble_find(j, i);
-        if (!t || (t->not_before_ms <= now_ms && !(in_company && t->single))) break;
+        if (!t || may_go(j, t, by, now_ms, in_company)) break;
         i = states_find(&j->states, i + 1, IMAGE_QUEUED);
     }
     return i;
 }
 
-static int take_one(struct queue *q, struct job *j, uint64_t now_ms, int in_company,
-                    struct taken *ret)
+static int take_one(struct queue *q, struct job *j, const struct taker *by, uint64_t now_ms,
+                    int in_company, struct taken *ret)
 {
-    uint32_t i = job_next(j, now_ms, in_company);
+    uint32_t i = job_next(j, by, now_ms, in_company);
     if (i >= j->states.images) return 0;
     const struct trouble *t = j->troubles ? job_trouble_find(j, i) : NULL;
     *ret = (struct taken){j, i, t && t->single};
@@ -321,7 +344,7 @@ static int take_company(struct queue *q, struct job *j, uint64_t batch, const st
         struct job *next = j->after;
         int alone = next == j, took = 0;
         if (j->batch == batch && bytes + j->image_bytes <= t->bytes_max)
-            took = take_one(q, j, now_ms, 1, ret + count);
+            took = take_one(q, j, t, now_ms, 1, ret + count);
         if (took) {
             bytes += j->image_bytes;
             count++;
@@ -341,12 +364,12 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
     if (room < 1) return 0;
     for (struct lane *l = q->lanes, *next; l; l = next) {
         next = l->next;
-        if (!t->takes(t->data, l->model, l->numerics)) continue;
+        if (!t->takes(t->data, l->model, l->model_hash, l->numerics)) continue;
         struct job *first = l->head, *j = first;
         do {
             struct job *after = j->after;
             uint64_t batch = j->batch;
-            if (j->image_bytes <= t->bytes_max && take_one(q, j, now_ms, 0, ret)) {
+            if (j->image_bytes <= t->bytes_max && take_one(q, j, t, now_ms, 0, ret)) {
                 int lane_left = j->lane != NULL || after != j;
                 if (lane_left && (after->lane || j->lane)) {
                     struct job *turn = after->lane ? after : j;

@@ -46,8 +46,9 @@ struct job {
     struct audience *audience; /* who watches and fetches; route's */
     int32_t priority;
     uint32_t spec_bytes;
-    const char *key, *model, *numerics; /* into texts */
-    uint8_t *spec;                      /* the resolved Job, packed; behind the texts */
+    uint64_t touched_ms; /* UTC: when an image was last made or asked for */
+    const char *key, *model, *model_hash, *numerics; /* into texts */
+    uint8_t *spec; /* the resolved Job, packed; behind the texts */
     char texts[];
 };
 
@@ -69,8 +70,12 @@ void queue_each(struct queue *q, void (*each)(void *data, struct job *j), void *
 
 /* What a worker can take. */
 struct taker {
-    int (*takes)(void *data, const char *model, const char *numerics);
+    int (*takes)(void *data, const char *model, const char *hash, const char *numerics);
+    /* 1 when another worker could take an image of that model now. An image that `worker` failed is
+     * left to it for a while. NULL: there is none. */
+    int (*others)(void *data, const char *model, const char *hash);
     void *data;
+    const char *worker;
     uint32_t images_max;
     uint64_t bytes_max;
 };
@@ -94,6 +99,9 @@ void job_trouble_drop(struct job *j, uint32_t index);
 int job_over(const struct job *j);
 /* A fresh message of the job's spec, freed by steerfarm__job__free_unpacked. */
 Steerfarm__Job *job_spec(const struct job *j);
+
+/* Spool room to reserve for an image of that resolved job. */
+uint64_t queue_image_bytes(const Steerfarm__Job *job);
 
 void job_id_write(char to[QUEUE_ID_BYTES], uint64_t id);
 uint64_t job_id_read(const char *text); /* 0: none */

@@ -13,11 +13,11 @@
 
 enum {
     RETRY_AFTER_MS = 2000, /* told to clients that meet a limit */
-    RESEND_MS = 2000,      /* a RESULT that nobody acknowledged */
-    PROGRESS_MS = 200,     /* between two PROGRESS of a job */
-    SWEEP_MS = 500,        /* between two looks at leases and heartbeats */
-    EXPIRE_MS = 60000,     /* between two looks at ended jobs' age */
-    EXPIRE_LIMIT = 10000,  /* records forgotten in one batch */
+    RESEND_MS = 2000,      /* a RESULT that nobody acknowledged; doubled each time */
+    PROGRESS_MS = 200,    /* between two PROGRESS of a job */
+    SWEEP_MS = 500,       /* between two looks at leases and heartbeats */
+    EXPIRE_MS = 60000,    /* between two looks at ended jobs' age */
+    EXPIRE_LIMIT = 10000, /* records forgotten in one batch */
     CLIENT_SILENT_MS = 600000,
     BACK_OFF_MS = 500,
 };
@@ -188,6 +188,10 @@ void image_retry(struct route *r, struct job *j, uint32_t index, int code, const
             image_fail(r, j, index, code, text);
             return;
         }
+        struct turn *turn = turn_shrink(r); /* attempts are remembered over restarts */
+        struct store_failure f = {j->id, index, t->attempts, code, text};
+        if (turn && store_batch_failure_put(turn->batch, &f))
+            log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
     }
     if (t && single) t->single = 1;
     queue_move(r->queue, j, index, IMAGE_QUEUED);
@@ -252,6 +256,13 @@ static void lease_lost(struct route *r, struct lease *l, const char *why)
     lease_drop(r, l);
     if (j && states_get(&j->states, index) == IMAGE_LEASED)
         image_retry(r, j, index, STEER_WORKER_LOST, why, worker, company == 1, company > 1);
+}
+
+/* An engine that hangs would lose one image after the other. */
+static void lease_expired(struct route *r, struct lease *l)
+{
+    l->worker->stalled = 1;
+    lease_lost(r, l, "the lease ran out");
 }
 
 void worker_lost(struct route *r, struct worker *w, const char *why)
@@ -351,6 +362,7 @@ static void image_send(struct route *r, struct question *q, struct store_complet
     }
     if (!s || memcmp(&a->fetcher, &q->to, sizeof q->to) != 0) return;
     s->reading = 0;
+    s->tries++;
     s->sent_ms = r->now_ms;
     Steerfarm__Result *m = steerfarm__result__unpack(NULL, c->image.header_bytes, c->image.header);
     if (!m) return;
@@ -358,7 +370,7 @@ static void image_send(struct route *r, struct question *q, struct store_complet
     c->payload = NULL;
     if (r->transport.send(r->transport.data, SIDE_CLIENTS, a->fetcher.identity, a->fetcher.size,
                           STEERFARM__MESSAGE_TYPE__RESULT, &m->base, payload, c->image.bytes))
-        s->sent_ms = 0; /* tried again at the next sweep */
+        s->tries = RESEND_TRIES; /* it is gone; a FETCH says that it is back */
     steerfarm__result__free_unpacked(m, NULL);
 }
 
@@ -378,8 +390,12 @@ static void progress_send(struct route *r, struct audience *a)
     status_of_job(&s, a->job);
     m.job = s.id;
     m.counts = &s.counts;
+    m.has_step = m.has_steps = a->steps > 0;
+    m.step = a->step;
+    m.steps = a->steps;
     for (size_t i = 0; i < a->watchers_count; i++)
-        (void)send_to(r, a->watchers + i, STEERFARM__MESSAGE_TYPE__PROGRESS, &m.base);
+        if (send_to(r, a->watchers + i, STEERFARM__MESSAGE_TYPE__PROGRESS, &m.base))
+            a->watchers[i--] = a->watchers[--a->watchers_count]; /* it is gone */
     status_clear(&s);
     a->dirty = 0;
     a->progress_ms = r->now_ms;
@@ -453,6 +469,7 @@ static void kept_now(struct route *r, const struct effect *e, int code)
         job_settle(r, j);
     } else if (j) {
         queue_move(r->queue, j, e->index, code ? IMAGE_QUEUED : IMAGE_SPOOLED);
+        j->touched_ms = utc_now(r);
         if (j->audience) j->audience->dirty = 1;
         if (!code) audience_pump(r, j);
     }
@@ -541,6 +558,7 @@ static void turn_done(struct route *r, struct turn *t, const struct store_comple
             if (e->kind == EFFECT_KEPT) kept_now(r, e, c->code);
             if (e->kind == EFFECT_ENDED) ended_now(r, e);
             if (e->kind == EFFECT_STATUS) status_now(r, e);
+            if (e->kind == EFFECT_CANCEL) cancel_now(r, e);
         }
     }
     turn_free(t);
@@ -660,7 +678,7 @@ static void sweep_workers(struct route *r)
         }
         for (struct lease *l = w->leases, *after; l; l = after) {
             after = l->next;
-            if (r->now_ms > l->expires_ms) lease_lost(r, l, "the lease ran out");
+            if (r->now_ms > l->expires_ms) lease_expired(r, l);
         }
         if (r->now_ms < w->pinged_ms + r->options.heartbeat_ms) continue;
         w->pinged_ms = r->now_ms;
@@ -671,12 +689,23 @@ static void sweep_workers(struct route *r)
     }
 }
 
+/* More and more slowly: after RESEND_TRIES, in 17 minutes, not again. */
+static uint64_t resend_ms(const struct sent *s)
+{
+    return (uint64_t)RESEND_MS << (s->tries > 0 ? s->tries - 1 : 0);
+}
+
 static void sweep_audience(struct route *r)
 {
     for (struct audience *a = r->audiences; a; a = a->next) {
-        for (uint32_t i = 0; a->fetching && i < a->sent_count; i++)
-            if (!a->sent[i].reading && r->now_ms >= a->sent[i].sent_ms + RESEND_MS)
-                image_read(r, a, a->sent + i);
+        for (uint32_t i = 0; a->fetching && i < a->sent_count; i++) {
+            struct sent *s = a->sent + i;
+            if (s->reading || r->now_ms < s->sent_ms + resend_ms(s)) continue;
+            if (s->tries >= RESEND_TRIES)
+                a->fetching = 0; /* nobody is there; a FETCH begins anew */
+            else
+                image_read(r, a, s);
+        }
         if (a->watchers_count && a->dirty && r->now_ms >= a->progress_ms + PROGRESS_MS)
             progress_send(r, a);
     }
@@ -688,6 +717,24 @@ static void deadline_check(void *data, struct job *j)
     if (!j->deadline_ms || j->ending || !j->committed || utc_now(r) < j->deadline_ms) return;
     if (j->states.counts[IMAGE_QUEUED] + j->states.counts[IMAGE_LEASED] == 0) return;
     job_cancel(r, j, IMAGE_EXPIRED);
+}
+
+/* Images that nobody fetches for --keep end. */
+static void age_check(void *data, struct job *j)
+{
+    struct route *r = data;
+    const uint32_t *c = j->states.counts;
+    if (j->ending || !c[IMAGE_SPOOLED] || c[IMAGE_QUEUED] + c[IMAGE_LEASED] ||
+        utc_now(r) < j->touched_ms + r->options.keep_ms)
+        return;
+    struct turn *t = turn_shrink(r);
+    if (!t || store_batch_images_drop(t->batch, j->id)) return; /* at the next look */
+    for (uint32_t i = states_find(&j->states, 0, IMAGE_SPOOLED); i < j->states.images;
+         i = states_find(&j->states, i + 1, IMAGE_SPOOLED))
+        queue_move(r->queue, j, i, IMAGE_EXPIRED);
+    for (uint32_t i = 0; i < j->states.images; i += STATES_CHUNK)
+        chunk_put(r, j, i);
+    job_settle(r, j);
 }
 
 static void sweep_clients(struct route *r)
@@ -718,6 +765,8 @@ static void timers(struct route *r)
     sweep_clients(r);
     struct turn *t = turn_shrink(r);
     uint64_t utc = utc_now(r);
+    queue_each(r->queue, age_check, r);
+    if (utc > r->options.keep_ms) tombstones_sweep(r, utc - r->options.keep_ms);
     if (t && utc > r->options.keep_ms &&
         store_batch_expire(t->batch, utc - r->options.keep_ms, EXPIRE_LIMIT))
         log_event(LOG_ERROR, "broker.memory", "reason=%s", log_quote("expiry put off"));
@@ -787,7 +836,7 @@ static int load_model(void *data, const char *name, const void *bytes, size_t si
 
 static int load_tombstone(void *data, const struct store_tombstone *t)
 {
-    tombstone_add(data, t->key);
+    tombstone_add(data, t->key, t->made_ms);
     return 0;
 }
 
@@ -798,6 +847,7 @@ static int load_job(void *data, const struct store_job *s)
         queue_add(r->queue, s->id, s->key, s->hash, s->spec, s->spec_bytes, s->accepted_ms);
     if (!j) return STEER_NO_MEMORY;
     j->committed = 1;
+    j->touched_ms = utc_now(r);
     if (j->deadline_ms) r->deadlines++;
     queue_move(r->queue, j, 0, IMAGE_QUEUED);
     return 0;

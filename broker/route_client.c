@@ -34,13 +34,41 @@ static struct tombstone *tombstone_find(struct route *r, const char *key)
     return t;
 }
 
-void tombstone_add(struct route *r, const char *key)
+static void tombstone_drop(struct route *r, const char *key)
+{
+    for (struct tombstone **at = tombstone_bucket(r, key); *at; at = &(*at)->next) {
+        struct tombstone *t = *at;
+        if (strcmp(t->key, key) != 0) continue;
+        *at = t->next;
+        free(t);
+        r->tombstones_count--;
+        return;
+    }
+}
+
+void tombstones_sweep(struct route *r, uint64_t before_ms)
+{
+    for (int i = 0; i < TOMBSTONE_BUCKETS; i++)
+        for (struct tombstone **at = r->tombstones + i; *at;) {
+            struct tombstone *t = *at;
+            if (t->made_ms >= before_ms) {
+                at = &t->next;
+                continue;
+            }
+            *at = t->next;
+            free(t);
+            r->tombstones_count--;
+        }
+}
+
+void tombstone_add(struct route *r, const char *key, uint64_t made_ms)
 {
     size_t size = strlen(key) + 1;
     if (tombstone_find(r, key) || r->tombstones_count >= TOMBSTONES_MAX) return;
     struct tombstone *t = malloc(sizeof *t + size), **at = tombstone_bucket(r, key);
     if (!t) return;
     memcpy(t->key, key, size);
+    t->made_ms = made_ms;
     t->next = *at;
     *at = t;
     r->tombstones_count++;
@@ -215,6 +243,18 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
     }
     uint8_t *spec = NULL, hash[QUEUE_HASH_BYTES];
     size_t size = 0;
+    struct store_space space;
+    store_space(r->store, &space);
+    if (queue_image_bytes(&resolved.job) > space.spool_max) {
+        char text[160];
+        snprintf(text, sizeof text,
+                 "an image of %ux%u may need %" PRIu64
+                 " bytes, but the broker's spool has %" PRIu64,
+                 resolved.job.width, resolved.job.height, queue_image_bytes(&resolved.job),
+                 space.spool_max);
+        submit_refuse(r, from, m, STEER_BAD_SIZE, text);
+        return;
+    }
     job_hash(hash, m->job);
     if (!wire_pack(&resolved.job.base, &spec, &size))
         j = queue_add(r->queue, r->job_last + 1, m->key, hash, spec, size, utc_now(r));
@@ -242,6 +282,43 @@ static void status_later(struct route *r, const struct peer *from, int has_tag, 
     e->tag = tag;
 }
 
+static void job_cancel_told(struct route *r, struct job *j)
+{
+    char id[QUEUE_ID_BYTES];
+    if (j->ending) return;
+    job_id_write(id, j->id);
+    log_event(LOG_INFO, "job.cancel", "job=%s", id);
+    job_cancel(r, j, IMAGE_CANCELLED);
+}
+
+/* The job that was being stored when its CANCEL came is stored, or was refused. */
+void cancel_now(struct route *r, const struct effect *e)
+{
+    struct job *j = queue_find(r->queue, e->job);
+    if (j) job_cancel_told(r, j);
+    status_later(r, &e->to, e->has_tag, e->tag, e->job);
+}
+
+/* A key that no open job has: a job that has ended answers, or the key is dead from now on. */
+void answer_cancel(struct route *r, const struct question *q, const struct store_completion *c)
+{
+    struct turn *t = turn_shrink(r);
+    struct store_tombstone stone = {"default", q->key, utc_now(r)};
+    if (c->found_count) {
+        struct status s;
+        tombstone_drop(r, q->key);
+        status_of_stored(&s, r, c->found);
+        reply_status(r, &q->to, q->has_tag, q->tag, &s);
+        status_clear(&s);
+    } else if (!t || store_batch_tombstone_put(t->batch, &stone)) {
+        tombstone_drop(r, q->key);
+        refuse(r, &q->to, STEER_BUSY, "the broker is out of memory",
+               STEERFARM__MESSAGE_TYPE__CANCEL, q->has_tag, q->tag, q->key, NULL);
+    } else {
+        status_later(r, &q->to, q->has_tag, q->tag, 0);
+    }
+}
+
 static void on_cancel(struct route *r, const struct peer *from, const Steerfarm__Cancel *m)
 {
     struct job *j = NULL;
@@ -249,65 +326,40 @@ static void on_cancel(struct route *r, const struct peer *from, const Steerfarm_
         j = queue_find(r->queue, job_id_read(m->job));
     else if (m->key)
         j = queue_find_key(r->queue, m->key);
-    if (j && !j->committed) {
-        refuse(r, from, STEER_BUSY, "the job is being stored; try again",
-               STEERFARM__MESSAGE_TYPE__CANCEL, m->has_tag, m->tag, m->key, m->job);
+    if (j && !j->committed) { /* after its SUBMIT's own commit: batches complete in order */
+        struct turn *t = turn_grow(r);
+        struct effect *e = t ? effect_add(t, EFFECT_CANCEL, j->id) : NULL;
+        if (!e) return;
+        e->to = *from;
+        e->has_tag = m->has_tag;
+        e->tag = m->tag;
     } else if (j) {
         status_later(r, from, m->has_tag, m->tag, j->id);
-        if (!j->ending) {
-            char id[QUEUE_ID_BYTES];
-            job_id_write(id, j->id);
-            log_event(LOG_INFO, "job.cancel", "job=%s", id);
-            job_cancel(r, j, IMAGE_CANCELLED);
-        }
-    } else if (m->key && *m->key && strlen(m->key) <= STEER_KEY_BYTES_MAX && !m->job) {
-        struct turn *t = turn_shrink(r);
-        struct store_tombstone stone = {"default", m->key, utc_now(r)};
-        if (r->tombstones_count >= TOMBSTONES_MAX || !t ||
-            store_batch_tombstone_put(t->batch, &stone)) {
-            refuse(r, from, STEER_BUSY, "too many cancelled keys", STEERFARM__MESSAGE_TYPE__CANCEL,
-                   m->has_tag, m->tag, m->key, NULL);
-            return;
-        }
-        tombstone_add(r, m->key);
-        status_later(r, from, m->has_tag, m->tag, 0);
+        job_cancel_told(r, j);
+    } else if (m->job) {
+        ask_store(r, ASK_STATUS, STEERFARM__MESSAGE_TYPE__CANCEL, from, m->job, NULL, m->has_tag,
+                  m->tag);
+    } else if (!m->key || !*m->key || strlen(m->key) > STEER_KEY_BYTES_MAX) {
+        refuse(r, from, STEER_BAD_VALUE, "a CANCEL names a job or a key of 1 to 128 bytes",
+               STEERFARM__MESSAGE_TYPE__CANCEL, m->has_tag, m->tag, NULL, NULL);
+    } else if (r->tombstones_count >= TOMBSTONES_MAX) {
+        refuse(r, from, STEER_BUSY, "too many cancelled keys", STEERFARM__MESSAGE_TYPE__CANCEL,
+               m->has_tag, m->tag, m->key, NULL);
     } else {
-        Steerfarm__Query q = STEERFARM__QUERY__INIT; /* ended, or never there */
-        q.kind = STEERFARM__QUERY_KIND__QUERY_JOB;
-        q.job = m->job;
-        q.has_tag = m->has_tag;
-        q.tag = m->tag;
-        on_query(r, from, &q);
+        tombstone_add(r, m->key, utc_now(r)); /* at once: its SUBMIT may be right behind */
+        ask_store(r, ASK_CANCEL, STEERFARM__MESSAGE_TYPE__CANCEL, from, NULL, m->key, m->has_tag,
+                  m->tag);
     }
 }
 
 /* ---- WATCH, FETCH ---- */
 
-/* Ended jobs live in the store: it answers with DONE, or that there is none. */
-static void ask_done(struct route *r, const struct peer *from, const char *id, int has_tag,
-                     uint64_t tag)
-{
-    uint64_t job = job_id_read(id);
-    struct question *q = job ? calloc(1, sizeof *q) : NULL;
-    struct store_query ask = {.job = job, .limit = 1, .details = true};
-    if (q) {
-        q->kind = ASK_DONE;
-        q->to = *from;
-        q->has_tag = has_tag;
-        q->tag = tag;
-        q->job = job;
-        if (!store_query(r->store, &ask, q)) return;
-        free(q);
-    }
-    refuse(r, from, STEER_UNKNOWN_JOB, "no such job", STEERFARM__MESSAGE_TYPE__WATCH, has_tag, tag,
-           NULL, id);
-}
-
 static void on_watch(struct route *r, const struct peer *from, const Steerfarm__Watch *m)
 {
     struct job *j = queue_find(r->queue, job_id_read(m->job));
-    if (!j) {
-        ask_done(r, from, m->job, m->has_tag, m->tag);
+    if (!j) { /* ended jobs live in the store: it answers with DONE, or that there is none */
+        ask_store(r, ASK_DONE, STEERFARM__MESSAGE_TYPE__WATCH, from, m->job, NULL, m->has_tag,
+                  m->tag);
         return;
     }
     struct audience *a = audience_of(r, j);
@@ -334,7 +386,11 @@ static void on_watch(struct route *r, const struct peer *from, const Steerfarm__
 static void fetch_take_over(struct route *r, struct audience *a, const struct peer *from,
                             const char *job)
 {
-    if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) return;
+    if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) {
+        for (uint32_t i = 0; i < a->sent_count; i++) /* it is back: what was given up begins anew */
+            if (a->sent[i].tries >= RESEND_TRIES) a->sent[i].tries = 0;
+        return;
+    }
     if (a->fetching)
         refuse(r, &a->fetcher, STEER_REPLACED, "another client fetches this job now",
                STEERFARM__MESSAGE_TYPE__FETCH, 0, 0, NULL, job);
@@ -347,7 +403,8 @@ static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__
 {
     struct job *j = queue_find(r->queue, job_id_read(m->job));
     if (!j) {
-        ask_done(r, from, m->job, m->has_tag, m->tag);
+        ask_store(r, ASK_DONE, STEERFARM__MESSAGE_TYPE__FETCH, from, m->job, NULL, m->has_tag,
+                  m->tag);
         return;
     }
     if (m->n_indices > FETCH_RANGES_MAX) {
@@ -366,6 +423,7 @@ static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__
         return;
     }
     fetch_take_over(r, a, from, m->job);
+    j->touched_ms = utc_now(r);
     a->credit = m->credit < FETCH_CREDIT_MAX ? m->credit : FETCH_CREDIT_MAX;
     a->ranges_count = (uint32_t)m->n_indices;
     for (size_t i = 0; i < m->n_indices; i++) {
@@ -387,10 +445,18 @@ static void acked(struct route *r, struct job *j, uint32_t index)
         if (a->sent[k].index == index) a->sent[k--] = a->sent[--a->sent_count];
 }
 
-static void on_ack(struct route *r, const Steerfarm__ResultAck *m)
+static void on_ack(struct route *r, const struct peer *from, const Steerfarm__ResultAck *m)
 {
     struct job *j = queue_find(r->queue, job_id_read(m->job));
+    if (m->n_indices > STEER_RANGES_MAX) {
+        refuse(r, from, STEER_BAD_VALUE, "a RESULT_ACK of more than 4096 ranges",
+               STEERFARM__MESSAGE_TYPE__RESULT_ACK, m->has_tag, m->tag, NULL, m->job);
+        return;
+    }
+    /* With a tag it is answered, once durable. */
+    if (m->has_tag) status_later(r, from, 1, m->tag, job_id_read(m->job));
     if (!j) return;
+    j->touched_ms = utc_now(r);
     for (size_t i = 0; i < m->n_indices; i++) {
         uint32_t last = m->indices[i]->last, chunk = UINT32_MAX;
         if (last >= j->states.images) last = j->states.images - 1;
@@ -447,23 +513,6 @@ int job_reopen(struct route *r, const struct store_found *f)
     return 0;
 }
 
-static void ask_retry(struct route *r, const struct peer *from, const Steerfarm__Admin *m)
-{
-    struct question *q = calloc(1, sizeof *q);
-    struct store_query ask = {.job = job_id_read(m->job), .limit = 1, .details = true};
-    if (q && ask.job) {
-        q->kind = ASK_RETRY;
-        q->to = *from;
-        q->has_tag = m->has_tag;
-        q->tag = m->tag;
-        q->job = ask.job;
-        if (!store_query(r->store, &ask, q)) return;
-    }
-    free(q);
-    refuse(r, from, STEER_UNKNOWN_JOB, "no such job", STEERFARM__MESSAGE_TYPE__ADMIN, m->has_tag,
-           m->tag, NULL, m->job);
-}
-
 static void drain_worker(struct route *r, const struct peer *from, const Steerfarm__Admin *m)
 {
     struct worker *w = m->worker ? sched_worker_id(r->sched, m->worker) : NULL;
@@ -496,8 +545,9 @@ static void on_admin(struct route *r, const struct peer *from, const Steerfarm__
         status_later(r, from, m->has_tag, m->tag, 0);
         return;
     case STEERFARM__ADMIN_KIND__ADMIN_RETRY_FAILED:
-        if (!m->job || !j || j->ending) {
-            if (m->job) ask_retry(r, from, m);
+        if (!j || j->ending) {
+            ask_store(r, ASK_RETRY, STEERFARM__MESSAGE_TYPE__ADMIN, from, m->job ? m->job : "",
+                      NULL, m->has_tag, m->tag);
             return;
         }
         retry_failed(r, j);
@@ -537,7 +587,7 @@ void client_message(struct route *r, const struct peer *from, const struct wire_
         on_fetch(r, from, (const Steerfarm__Fetch *)m->body);
         break;
     case STEERFARM__MESSAGE_TYPE__RESULT_ACK:
-        on_ack(r, (const Steerfarm__ResultAck *)m->body);
+        on_ack(r, from, (const Steerfarm__ResultAck *)m->body);
         break;
     case STEERFARM__MESSAGE_TYPE__QUERY:
         on_query(r, from, (const Steerfarm__Query *)m->body);

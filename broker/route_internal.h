@@ -9,6 +9,7 @@
 
 #define FETCH_CREDIT_MAX 64
 #define FETCH_RANGES_MAX 64
+#define RESEND_TRIES     9 /* of a RESULT that nobody acknowledges */
 
 struct peer {
     enum side side;
@@ -25,7 +26,7 @@ struct client {
 
 struct sent {
     uint32_t index;
-    int reading;
+    int reading, tries;
     uint64_t sent_ms;
 };
 
@@ -36,6 +37,7 @@ struct audience {
     struct peer *watchers;
     size_t watchers_count;
     int fetching, dirty;
+    uint32_t step, steps; /* of the image that was last heard of */
     struct peer fetcher;
     uint32_t credit, sent_count, ranges_count;
     struct sent sent[FETCH_CREDIT_MAX];
@@ -44,7 +46,7 @@ struct audience {
 };
 
 /* What happens when a batch is durable. */
-enum effect_kind { EFFECT_ACCEPTED, EFFECT_KEPT, EFFECT_ENDED, EFFECT_STATUS };
+enum effect_kind { EFFECT_ACCEPTED, EFFECT_KEPT, EFFECT_ENDED, EFFECT_STATUS, EFFECT_CANCEL };
 struct effect {
     struct effect *next;
     enum effect_kind kind;
@@ -63,9 +65,13 @@ struct turn {
 };
 
 /* A question to the store. */
-enum question_kind { ASK_STATUS, ASK_LIST, ASK_DONE, ASK_READ, ASK_RETRY };
+enum question_kind { ASK_STATUS, ASK_LIST, ASK_DONE, ASK_READ, ASK_RETRY, ASK_CANCEL };
 struct question {
     enum question_kind kind;
+    int request;                       /* the message that is answered */
+    uint32_t limit;                    /* LIST */
+    char state[16];                    /* LIST: only those; "": all */
+    char key[STEER_KEY_BYTES_MAX + 1]; /* CANCEL */
     struct peer to;
     int has_tag;
     uint64_t tag, job;
@@ -74,6 +80,7 @@ struct question {
 
 struct tombstone {
     struct tombstone *next;
+    uint64_t made_ms; /* UTC */
     char key[];
 };
 
@@ -135,6 +142,9 @@ struct status {
     char id[QUEUE_ID_BYTES];
     Steerfarm__Job *spec;
 };
+/* Asks the store about a job; refuses in the name of `request` when it cannot. */
+void ask_store(struct route *r, enum question_kind kind, int request, const struct peer *from,
+               const char *job, const char *key, int has_tag, uint64_t tag);
 void status_of_job(struct status *s, const struct job *j);
 void status_of_stored(struct status *s, const struct route *r, const struct store_found *f);
 void status_clear(struct status *s);
@@ -149,7 +159,11 @@ void answer_query(struct route *r, const struct question *q, const struct store_
 void client_message(struct route *r, const struct peer *from, const struct wire_message *m);
 void worker_message(struct route *r, const struct peer *from, const struct wire_message *m,
                     struct store_payload *payload);
-void tombstone_add(struct route *r, const char *key);
+void tombstone_add(struct route *r, const char *key, uint64_t made_ms);
+/* Forgets those made before that time. */
+void tombstones_sweep(struct route *r, uint64_t before_ms);
+void cancel_now(struct route *r, const struct effect *e);
+void answer_cancel(struct route *r, const struct question *q, const struct store_completion *c);
 int job_reopen(struct route *r, const struct store_found *f);
 
 #endif

@@ -130,30 +130,45 @@ void reply_status(struct route *r, const struct peer *to, int has_tag, uint64_t 
 
 /* ---- questions ---- */
 
-static void query_job(struct route *r, const struct peer *from, const Steerfarm__Query *q)
+void ask_store(struct route *r, enum question_kind kind, int request, const struct peer *from,
+               const char *job, const char *key, int has_tag, uint64_t tag)
 {
-    uint64_t id = q->job ? job_id_read(q->job) : 0;
-    struct job *j = queue_find(r->queue, id);
-    if (j && j->committed) {
-        struct status s;
-        status_of_job(&s, j);
-        reply_status(r, from, q->has_tag, q->tag, &s);
-        status_clear(&s);
+    struct store_query what = {.job = job ? job_id_read(job) : 0, .limit = 1, .details = true};
+    struct question *q = NULL;
+    if (job && !what.job) {
+        refuse(r, from, STEER_UNKNOWN_JOB, "no such job", request, has_tag, tag, NULL, job);
         return;
     }
-    struct question *ask = id ? calloc(1, sizeof *ask) : NULL;
-    struct store_query what = {.job = id, .limit = 1, .details = true};
-    if (ask) {
-        ask->kind = ASK_STATUS;
-        ask->to = *from;
-        ask->has_tag = q->has_tag;
-        ask->tag = q->tag;
-        ask->job = id;
-        if (!store_query(r->store, &what, ask)) return;
-        free(ask);
+    if (!job) {
+        what.tenant = "default";
+        what.key = key;
     }
-    refuse(r, from, STEER_UNKNOWN_JOB, "no such job", STEERFARM__MESSAGE_TYPE__QUERY, q->has_tag,
-           q->tag, NULL, q->job);
+    if ((q = calloc(1, sizeof *q))) {
+        q->kind = kind;
+        q->request = request;
+        q->to = *from;
+        q->has_tag = has_tag;
+        q->tag = tag;
+        q->job = what.job;
+        snprintf(q->key, sizeof q->key, "%s", key ? key : "");
+        if (!store_query(r->store, &what, q)) return;
+        free(q);
+    }
+    refuse(r, from, STEER_BUSY, "the broker is out of memory", request, has_tag, tag, key, job);
+}
+
+static void query_job(struct route *r, const struct peer *from, const Steerfarm__Query *q)
+{
+    struct job *j = q->job ? queue_find(r->queue, job_id_read(q->job)) : NULL;
+    struct status s;
+    if (!j || !j->committed) {
+        ask_store(r, ASK_STATUS, STEERFARM__MESSAGE_TYPE__QUERY, from, q->job ? q->job : "", NULL,
+                  q->has_tag, q->tag);
+        return;
+    }
+    status_of_job(&s, j);
+    reply_status(r, from, q->has_tag, q->tag, &s);
+    status_clear(&s);
 }
 
 static void query_jobs(struct route *r, const struct peer *from, const Steerfarm__Query *q)
@@ -161,6 +176,7 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
     struct store_query what = {.tenant = "default", .limit = q->has_limit ? q->limit : 20};
     if (what.limit > LIST_MAX) what.limit = LIST_MAX;
     if (!what.limit) what.limit = 1;
+    uint32_t limit = what.limit;
     for (int i = 0; q->state && *q->state && i <= STORE_EXPIRED; i++)
         if (strcmp(q->state, state_names[i]) == 0 ||
             (i == STORE_OPEN && !strcmp(q->state, "running")))
@@ -171,10 +187,15 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
                STEERFARM__MESSAGE_TYPE__QUERY, q->has_tag, q->tag, NULL, NULL);
         return;
     }
+    /* The store knows open jobs; which of them wait and which run is in memory. */
+    if (what.states == 1u << STORE_OPEN) what.limit = LIST_MAX;
     if (q->label) what.label = (struct store_label){q->label->key, q->label->value};
     struct question *ask = calloc(1, sizeof *ask);
     if (!ask) return;
     ask->kind = ASK_LIST;
+    ask->request = STEERFARM__MESSAGE_TYPE__QUERY;
+    ask->limit = limit;
+    snprintf(ask->state, sizeof ask->state, "%s", q->state ? q->state : "");
     ask->to = *from;
     ask->has_tag = q->has_tag;
     ask->tag = q->tag;
@@ -305,8 +326,16 @@ static void answer_list(struct route *r, const struct question *q, const struct 
     m.more = c->more;
     m.jobs = list;
     for (size_t i = 0; all && list && i < c->found_count; i++) {
-        status_of_stored(all + i, r, c->found + i);
-        list[m.n_jobs++] = &all[i].msg;
+        if (m.n_jobs == q->limit) {
+            m.more = 1;
+            break;
+        }
+        struct status *s = all + m.n_jobs;
+        status_of_stored(s, r, c->found + i);
+        if (*q->state && strcmp(q->state, s->msg.state) != 0)
+            status_clear(s);
+        else
+            list[m.n_jobs++] = &s->msg;
     }
     if (list) (void)send_to(r, &q->to, STEERFARM__MESSAGE_TYPE__REPLY, &m.base);
     for (size_t i = 0; i < m.n_jobs; i++)
@@ -329,7 +358,7 @@ static void answer_retry(struct route *r, const struct question *q,
     if (code) {
         refuse(r, &q->to, code,
                code == STEER_BAD_VALUE ? "no image of this job has failed" : "try again",
-               STEERFARM__MESSAGE_TYPE__ADMIN, q->has_tag, q->tag, NULL, NULL);
+               q->request, q->has_tag, q->tag, NULL, NULL);
         return;
     }
     struct turn *t = turn_shrink(r);
@@ -343,19 +372,22 @@ static void answer_retry(struct route *r, const struct question *q,
 void answer_query(struct route *r, const struct question *q, const struct store_completion *c)
 {
     if (c->code) {
-        refuse(r, &q->to, c->code, "the store could not answer", STEERFARM__MESSAGE_TYPE__QUERY,
-               q->has_tag, q->tag, NULL, NULL);
+        refuse(r, &q->to, c->code, "the store could not answer", q->request, q->has_tag, q->tag,
+               NULL, NULL);
         return;
     }
-    if (q->kind == ASK_LIST) {
-        answer_list(r, q, c);
+    if (q->kind == ASK_LIST || q->kind == ASK_CANCEL) {
+        if (q->kind == ASK_LIST)
+            answer_list(r, q, c);
+        else
+            answer_cancel(r, q, c);
         return;
     }
     if (!c->found_count) {
         char id[QUEUE_ID_BYTES];
         job_id_write(id, q->job);
-        refuse(r, &q->to, STEER_UNKNOWN_JOB, "no such job", STEERFARM__MESSAGE_TYPE__QUERY,
-               q->has_tag, q->tag, NULL, id);
+        refuse(r, &q->to, STEER_UNKNOWN_JOB, "no such job", q->request, q->has_tag, q->tag, NULL,
+               id);
         return;
     }
     if (q->kind == ASK_RETRY) {

@@ -190,18 +190,33 @@ static struct lease *lease_held(struct route *r, const struct worker *w, const S
     return l;
 }
 
+/* Sent by workers whose engine moves, with leases or without; what they lost is taken off them. */
 static void on_renew(struct route *r, struct worker *w, const Steerfarm__Renew *m)
 {
+    w->stalled = 0;
     for (size_t i = 0; i < m->n_leases; i++) {
-        struct lease *l = sched_lease_find(r->sched, m->leases[i]->epoch, m->leases[i]->lease);
-        if (!l || l->worker != w) continue;
+        const Steerfarm__LeaseProgress *p = m->leases[i];
+        struct lease *l = sched_lease_find(r->sched, p->epoch, p->lease), gone = {0};
+        if (!l || l->worker != w) {
+            gone.epoch = p->epoch;
+            gone.number = p->lease;
+            gone.worker = w;
+            revoke(r, &gone);
+            continue;
+        }
         l->expires_ms = r->now_ms + r->options.lease_ms;
+        struct job *j = queue_find(r->queue, l->job);
+        if (!j || !j->audience || !p->has_step) continue;
+        j->audience->step = p->step;
+        j->audience->steps = p->steps;
+        j->audience->dirty = 1;
     }
 }
 
 static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
 {
     struct lease *l = lease_held(r, w, m->lease);
+    w->stalled = 0;
     if (!l) return; /* of before: somebody else has the image */
     struct job *j = queue_find(r->queue, l->job);
     uint32_t index = l->index;
@@ -222,6 +237,8 @@ static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
 }
 
 /* ---- RESULT ---- */
+
+enum { DAMAGED_MAX = 3 };
 
 static const char *result_fault(const Steerfarm__Result *m, const struct wire_message *w)
 {
@@ -275,13 +292,29 @@ static void on_result(struct route *r, struct worker *w, const struct peer *from
                STEERFARM__MESSAGE_TYPE__RESULT, 0, 0, NULL, NULL);
         return;
     }
+    if (strcmp(m->lease->job, m->job) != 0 || m->lease->index != m->index) {
+        refuse(r, from, STEER_BAD_FRAME, "a RESULT of another image than its lease's",
+               STEERFARM__MESSAGE_TYPE__RESULT, 0, 0, NULL, m->job);
+        return;
+    }
     struct job *j = queue_find(r->queue, job_id_read(m->job));
     const char *verdict = result_verdict(r, j, m);
-    if (!verdict) verdict = result_fault(m, wire);
+    int damaged = !verdict && (verdict = result_fault(m, wire)) != NULL;
     struct lease *l = lease_held(r, w, m->lease);
+    w->stalled = 0;
     if (verdict) {
         r->duplicates += strcmp(verdict, "duplicate") == 0;
-        if (l && strcmp(verdict, "retry") != 0) lease_drop(r, l);
+        if (damaged && (!l || ++l->damaged >= DAMAGED_MAX)) verdict = "unknown";
+        if (l && strcmp(verdict, "retry") != 0) {
+            lease_drop(r, l);
+            /* The image is still wanted, only not this one. */
+            if (j && m->index < j->states.images &&
+                states_get(&j->states, m->index) == IMAGE_LEASED)
+                image_retry(r, j, m->index, STEER_RENDER_FAILED,
+                            damaged ? "the image's bytes arrived damaged"
+                                    : "the worker rendered with another model of this name",
+                            w->id, 1, 0);
+        }
         verdict_send(r, from, m->lease, verdict);
         return;
     }

@@ -100,6 +100,7 @@ struct worker *sched_hello(struct sched *s, const uint8_t *identity, size_t size
     w->heard_ms = w->pinged_ms = now_ms;
     w->credit_images = 0; /* HELLO resets it */
     w->credit_bytes = 0;
+    w->stalled = 0;
     if (w->state == WORKER_DRAINING) w->state = WORKER_READY;
     return w;
 }
@@ -186,16 +187,19 @@ void sched_release(struct sched *s, struct lease *l)
 
 /* ---- who takes what ---- */
 
-static const struct worker_model *worker_offers(const struct worker *w, const char *model)
+static const struct worker_model *worker_offers(const struct worker *w, const char *model,
+                                                const char *hash)
 {
     for (size_t i = 0; i < w->models_count; i++)
-        if (strcmp(w->models[i].name, model) == 0) return w->models + i;
+        if (strcmp(w->models[i].name, model) == 0 &&
+            (!*hash || strcmp(w->models[i].hash, hash) == 0))
+            return w->models + i;
     return NULL;
 }
 
 static int has_room(const struct worker *w)
 {
-    return w->state == WORKER_READY && w->leased < w->credit_images;
+    return w->state == WORKER_READY && !w->stalled && w->leased < w->credit_images;
 }
 
 struct asking {
@@ -204,14 +208,15 @@ struct asking {
     uint64_t now_ms;
 };
 
-static int takes(void *data, const char *model, const char *numerics)
+static int takes(void *data, const char *model, const char *hash, const char *numerics)
 {
     struct asking *a = data;
-    const struct worker_model *m = worker_offers(a->w, model);
+    const struct worker_model *m = worker_offers(a->w, model, hash);
     if (!m || (*numerics && strcmp(numerics, a->w->numerics) != 0)) return 0;
     if (m->loaded) return 1;
     for (const struct worker *other = a->s->workers; other; other = other->next) {
-        const struct worker_model *theirs = other == a->w ? NULL : worker_offers(other, model);
+        const struct worker_model *theirs =
+            other == a->w ? NULL : worker_offers(other, model, hash);
         if (!theirs || !theirs->loaded || !has_room(other)) continue;
         if (!a->s->cold_since_ms) a->s->cold_since_ms = a->now_ms;
         return a->now_ms >= a->s->cold_since_ms + AFFINITY_MS;
@@ -219,12 +224,25 @@ static int takes(void *data, const char *model, const char *numerics)
     return 1;
 }
 
+/* Somebody else could take an image of that model now. */
+static int others(void *data, const char *model, const char *hash)
+{
+    const struct asking *a = data;
+    for (const struct worker *w = a->s->workers; w; w = w->next)
+        if (w != a->w && has_room(w) && worker_offers(w, model, hash)) return 1;
+    return 0;
+}
+
 int sched_take(struct sched *s, struct queue *q, struct worker *w, uint64_t now_ms,
                struct taken *ret, int room)
 {
     if (!has_room(w)) return 0;
     struct asking a = {s, w, now_ms};
-    struct taker t = {.takes = takes, .data = &a, .images_max = w->credit_images - w->leased};
+    struct taker t = {.takes = takes,
+                      .others = others,
+                      .data = &a,
+                      .worker = w->id,
+                      .images_max = w->credit_images - w->leased};
     t.bytes_max = w->credit_bytes > w->leased_bytes ? w->credit_bytes - w->leased_bytes : 0;
     int count = queue_take(q, &t, now_ms, ret, room);
     if (!count) return 0;

@@ -17,6 +17,7 @@ struct lease {
     uint64_t epoch, number, job, expires_ms, bytes;
     uint32_t index;
     int company; /* images of its batch */
+    int damaged; /* RESULTs whose bytes were not what they said */
     struct worker *worker;
 };
 
@@ -40,7 +41,8 @@ struct worker {
     struct lease *leases;
     uint32_t leased;
     uint64_t leased_bytes, done, failed;
-    int blamed; /* jobs that it failed and another rendered */
+    int blamed;  /* jobs that it failed and another rendered */
+    int stalled; /* a lease ran out: nothing new before its engine shows life */
 };
 
 struct sched;

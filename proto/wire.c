@@ -100,7 +100,7 @@ int wire_utf8_valid(const char *text, size_t size)
 }
 
 /* Every string of a message and of the messages in it. No message type contains itself, so the
- * depth is bounded by the schema. NULs were refused on the packed bytes by nul_free. */
+ * depth is bounded by the schema. NULs were refused on the packed bytes by wire_format_valid. */
 static int texts_valid(const ProtobufCMessage *m)
 {
     const ProtobufCMessageDescriptor *d = m->descriptor;
@@ -127,10 +127,11 @@ static int texts_valid(const ProtobufCMessage *m)
     return 1;
 }
 
-/* A NUL inside a string is invisible after unpacking (strlen stops at it). Packing again gives
- * fewer bytes for such a message, but also for one with redundant varints, so this walks the wire
- * format itself: descriptor beside bytes. */
-static int nul_free(const ProtobufCMessageDescriptor *d, const uint8_t *p, const uint8_t *end)
+/* Fields have numbers, lengths fit and no string has a NUL in it: a NUL is invisible after
+ * unpacking (strlen stops at it). Packing again gives fewer bytes for such a message, but also for
+ * one with redundant varints, so this walks the wire format itself: descriptor beside bytes. */
+static int wire_format_valid(const ProtobufCMessageDescriptor *d, const uint8_t *p,
+                             const uint8_t *end)
 {
     while (p < end) {
         uint64_t key = 0, value = 0;
@@ -139,6 +140,7 @@ static int nul_free(const ProtobufCMessageDescriptor *d, const uint8_t *p, const
             key |= (uint64_t)(*p & 0x7f) << shift;
             more = *p++ & 0x80;
         }
+        if (key < 8) return 0; /* no field has number 0 */
         switch (key & 7) {
         case 0:
             for (int more = 1; more; p++) {
@@ -164,7 +166,8 @@ static int nul_free(const ProtobufCMessageDescriptor *d, const uint8_t *p, const
             const ProtobufCFieldDescriptor *f =
                 protobuf_c_message_descriptor_get_field(d, (unsigned)(key >> 3));
             if (f && f->type == PROTOBUF_C_TYPE_STRING && memchr(p, 0, value)) return 0;
-            if (f && f->type == PROTOBUF_C_TYPE_MESSAGE && !nul_free(f->descriptor, p, p + value))
+            if (f && f->type == PROTOBUF_C_TYPE_MESSAGE &&
+                !wire_format_valid(f->descriptor, p, p + value))
                 return 0;
             p += value;
             break;
@@ -203,7 +206,7 @@ int wire_parse(struct wire_message *ret, const struct wire_frame *frames, size_t
                           STEER_IMAGE_BYTES_MAX);
 
     const uint8_t *body = frames[1].data;
-    if (!nul_free(d, body, body + frames[1].size))
+    if (!wire_format_valid(d, body, body + frames[1].size))
         return steer_fail(err, STEER_BAD_FRAME,
                           "%s body is not protobuf, or a text has a NUL in it",
                           wire_type_name(type));

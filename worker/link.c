@@ -198,8 +198,8 @@ static void send_hello(struct link *l)
     l->hello_ms = now_ms() - (unsent ? HEARTBEAT_MS - 50 : 0);
 }
 
-/* Leases of what still renders. A stuck engine renews nothing, so the broker takes its work back.
- */
+/* Leases of what still renders, or none: the engine lives. A stuck one says nothing, so the broker
+ * takes its work back and sends no other. */
 static void send_renew(struct link *l)
 {
     struct engine_status s = engine_status(l->engine);
@@ -223,7 +223,7 @@ static void send_renew(struct link *l)
         renew.n_leases++;
     }
     renew.leases = list;
-    if (renew.n_leases) (void)send_message(l, STEERFARM__MESSAGE_TYPE__RENEW, &renew.base, NULL, 0);
+    (void)send_message(l, STEERFARM__MESSAGE_TYPE__RENEW, &renew.base, NULL, 0);
 }
 
 static void give_back_waiting(struct link *l)

@@ -14,6 +14,7 @@
 #include "job_args.h"
 #include "job_plan.h"
 #include "offer.h"
+#include "output.h"
 #include "safetensors.h"
 
 struct render_args {
@@ -42,7 +43,9 @@ static int set_json(void *target, const char *value, struct steer_error *err)
 
 static const struct args_option options[] = {
     {"model", "DIR", "a diffusers model folder", set_model},
-    {"output", "FILE", "where the image goes; several become FILE-0000 and so on", set_output},
+    {"output", "FILE",
+     "where the image goes, with {index} {seed} {model}; several become FILE-0000 and so on",
+     set_output},
     {"dump-tensors", "FILE", "every stage's tensors as safetensors (docs/models.md)", set_dump},
     {"json", NULL, "tell the result as one JSON object", set_json},
     {NULL, NULL, NULL, NULL},
@@ -84,32 +87,6 @@ static int session_open(struct session *s, const struct render_args *r,
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
     if (!code) code = pipeline_new(&s->pipeline, s->model, s->compute, pipeline_limits_default());
     return code;
-}
-
-/* name.webp, or name-0007.webp when there are several. */
-static void output_name(char *to, size_t size, const char *name, uint32_t images, uint32_t index)
-{
-    const char *slash = strrchr(name, '/'), *dot = strrchr(name, '.');
-    if (!dot || (slash && dot < slash)) dot = name + strlen(name);
-    if (images == 1)
-        snprintf(to, size, "%s", name);
-    else
-        snprintf(to, size, "%.*s-%04u%s", (int)(dot - name), name, index, dot);
-}
-
-static int file_write(const char *path, const uint8_t *data, size_t size, struct steer_error *err)
-{
-    char part[1200];
-    snprintf(part, sizeof part, "%s.%d.part", path, (int)getpid());
-    FILE *f = fopen(part, "wbe");
-    if (!f) return steer_fail(err, STEER_IO, "%s: cannot be written", path);
-    int bad = fwrite(data, 1, size, f) != size;
-    bad |= fclose(f);
-    if (bad || rename(part, path)) {
-        unlink(part);
-        return steer_fail(err, STEER_IO, "%s: writing failed", path);
-    }
-    return 0;
 }
 
 static int dump_write(const struct dump *d, const char *path, struct steer_error *err)
@@ -176,8 +153,10 @@ static int render_one(struct session *s, const struct render_args *r, const Stee
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
     if (!code) code = image_encode(&file, &bytes, p.image.pixels, meta, err);
     encode = now_us() - encode;
-    output_name(path, sizeof path, r->output, job->images, index);
-    if (!code) code = file_write(path, file, bytes, err);
+    if (!code && output_name(path, sizeof path, r->output, job->images, index, p.image.seed,
+                             "render", s->model->name))
+        code = steer_fail(err, STEER_BAD_VALUE, "--output %s: the name is too long", r->output);
+    if (!code) code = output_write(path, file, bytes, 1, err);
     if (!code && r->dump && !index) code = dump_write(&dump, r->dump, err);
     if (!code) report(r, path, &p.image, bytes, encode, now_us() - start, list);
     dump_free(&dump);

@@ -29,17 +29,6 @@ int cli_answer_ms(const struct cli *cli);
 const char *printable(const char *text);
 const char *json_text(const json_t *object, const char *key); /* "" where there is none */
 
-/* ---- output.c ---- */
-
-/* pattern with {index} {seed} {job} {model} filled in; without {index} and {seed}, several images
- * become name-0007.webp. */
-int output_name(char *to, size_t size, const char *pattern, uint32_t images, uint32_t index,
-                uint64_t seed, const char *job, const char *model) STEER_MUSTCHECK;
-/* A temporary name in the same folder, then renamed. STEER_IO; without overwrite an existing file
- * is STEER_BAD_VALUE. */
-int output_write(const char *path, const void *data, size_t size, int overwrite,
-                 struct steer_error *err) STEER_MUSTCHECK;
-
 /* ---- from.c ---- */
 
 /* The job that an image says it was made of, a new reference. */

@@ -9,6 +9,7 @@
 
 #include "cli.h"
 #include "job_args.h"
+#include "output.h"
 #include "pb_json.h"
 
 enum { CREDIT = 16 };

@@ -84,15 +84,19 @@ static void test_states(void **unused)
 
 /* ---- turns ---- */
 
-static int takes_all(void *data, const char *model, const char *numerics)
+static int takes_all(void *data, const char *model, const char *hash, const char *numerics)
 {
+    (void)hash;
     (void)numerics;
     return !data || strcmp(data, model) == 0;
 }
 
 static int take(struct queue *q, const char *model, uint64_t now_ms, struct taken *ret, int room)
 {
-    struct taker t = {takes_all, (void *)(uintptr_t)model, 16, UINT64_MAX};
+    struct taker t = {.takes = takes_all,
+                      .data = (void *)(uintptr_t)model,
+                      .images_max = 16,
+                      .bytes_max = UINT64_MAX};
     return queue_take(q, &t, now_ms, ret, room);
 }
 

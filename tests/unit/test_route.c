@@ -27,13 +27,14 @@ struct sent_message {
     ProtobufCMessage *body;
     uint8_t *payload;
     size_t payload_bytes;
+    int seen;
 };
 
 static char dir[64];
 static struct route *route;
 static uint64_t now_ms;
 static struct sent_message sent[SENT_MAX];
-static int sent_count, seen_count;
+static int sent_count;
 static const char *gone; /* a peer that cannot be reached */
 static uint64_t spool_max;
 
@@ -51,6 +52,7 @@ static int transport_send(void *data, enum side side, const uint8_t *identity, s
     }
     assert_true(sent_count < SENT_MAX);
     struct sent_message *m = sent + sent_count++;
+    m->seen = 0;
     uint8_t *packed;
     size_t size;
     assert_int_equal(wire_pack(body, &packed, &size), 0);
@@ -70,7 +72,7 @@ static void forget_sent(void)
         protobuf_c_message_free_unpacked(sent[i].body, NULL);
         free(sent[i].payload);
     }
-    sent_count = seen_count = 0;
+    sent_count = 0;
 }
 
 static void turn(void)
@@ -79,18 +81,20 @@ static void turn(void)
     if (route_turn(route, now_ms, &err)) fail_msg("%s", err.text);
 }
 
-/* The next message to that peer of that type; others are passed over, and stay passed over. */
+/* The next message to that peer of that type. */
 static const void *expect_message(const char *to, int type, struct sent_message **ret)
 {
-    for (int tries = 0; tries < 2000; tries++) {
-        while (seen_count < sent_count) {
-            struct sent_message *m = sent + seen_count++;
+    for (int tries = 0; tries < 400; tries++) {
+        for (struct sent_message *m = sent; m < sent + sent_count; m++) {
+            if (m->seen || m->type != type || strcmp(m->to, to) != 0) continue;
+            m->seen = 1;
             if (ret) *ret = m;
-            if (m->type == type && strcmp(m->to, to) == 0) return m->body;
+            return m->body;
         }
         struct pollfd p = {route_fd(route), POLLIN, 0};
+        int before = sent_count;
         turn();
-        if (seen_count == sent_count) (void)poll(&p, 1, 10);
+        if (sent_count == before) (void)poll(&p, 1, 5);
     }
     fail_msg("no %s to %s", wire_type_name(type), to);
     return NULL;
@@ -169,9 +173,9 @@ static void settle(void)
         Steerfarm__Query q = STEERFARM__QUERY__INIT;
         q.kind = STEERFARM__QUERY_KIND__QUERY_JOB;
         q.job = text("0-zzzzzz");
+        int before = count_sent("settler", TYPE(REFUSED));
         say_client("settler", TYPE(QUERY), &q.base);
         turn();
-        int before = count_sent("settler", TYPE(REFUSED));
         for (int tries = 0; count_sent("settler", TYPE(REFUSED)) == before; tries++) {
             struct pollfd p = {route_fd(route), POLLIN, 0};
             assert_true(tries < 1000);
@@ -852,7 +856,8 @@ static void test_quarantine(void **state)
         if (!i) hello_worker("v/1");
         credit("w/1", 4, 1);
         credit("v/1", 4, 1);
-        now_ms += 1000;
+        settle();
+        now_ms += 3000; /* back-off, and patience for the worker that has the model loaded */
         l = take_assign("v/1");
         credit("v/1", 0, 1); /* the next job is the other's again */
         result("v/1", &l, "good");
@@ -951,9 +956,15 @@ static void test_client_that_never_reads(void **state)
         settle();
         forget_sent();
     }
-    now_ms += 100000;
+    now_ms += 600000;
+    hello_client("settler");
+    settle();
+    forget_sent();
+    now_ms += 600000;
+    hello_client("settler");
     settle();
     assert_int_equal(count_sent("c", TYPE(RESULT)), 0);
+    hello_client("c");
     fetch("c", id, 4); /* it is back */
     (void)EXPECT("c", Result, RESULT);
 }

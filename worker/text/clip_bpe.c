@@ -60,7 +60,8 @@ static int32_t word_id(const struct clip_bpe *t, const char *text, size_t n)
 {
     for (size_t i = hash_bytes(text, n) & (t->words_room - 1); t->words[i].text;
          i = (i + 1) & (t->words_room - 1))
-        if (strncmp(t->words[i].text, text, n) == 0 && !t->words[i].text[n]) return t->words[i].id;
+        if (strlen(t->words[i].text) == n && memcmp(t->words[i].text, text, n) == 0)
+            return t->words[i].id;
     return -1;
 }
 
@@ -226,7 +227,16 @@ static int merges_read(struct clip_bpe *t, const char *path, struct steer_error 
     return code;
 }
 
-static int special_add(struct clip_bpe *t, const char *text, int normalized,
+/* Of a word of vocab.json, or of a token that was added to it. */
+static int32_t token_id(const struct clip_bpe *t, const char *text)
+{
+    for (int i = 0; i < t->specials_count; i++)
+        if (strcmp(t->specials[i].text, text) == 0) return t->specials[i].id;
+    return word_id(t, text, strlen(text));
+}
+
+/* added_id: the id of a token that vocab.json does not have; -1: nobody says. */
+static int special_add(struct clip_bpe *t, const char *text, long long added_id, int normalized,
                        struct steer_error *err)
 {
     size_t n = strlen(text);
@@ -234,7 +244,10 @@ static int special_add(struct clip_bpe *t, const char *text, int normalized,
     for (int i = 0; i < t->specials_count; i++)
         if (strcmp(t->specials[i].text, text) == 0) return 0;
     int32_t id = word_id(t, text, n);
-    if (id < 0) return 0; /* a token without an id of its own cannot be in a text */
+    if (id < 0 && (added_id < 0 || added_id >= VOCAB_MAX))
+        return 0; /* a token without an id of its own cannot be in a text */
+    if (id < 0) id = (int32_t)added_id;
+    if (id >= t->vocab) t->vocab = id + 1;
     if (t->specials_count == SPECIALS_MAX)
         return steer_fail(err, STEER_BAD_MODEL, "over %d special tokens", SPECIALS_MAX);
     struct special *s = t->specials + t->specials_count;
@@ -254,8 +267,10 @@ static const char *token_text(const json_t *value, int *normalized)
     return json_string_value(json_object_get(value, "content"));
 }
 
+/* added: added_tokens.json, which tells of added tokens in folders without an added_tokens_decoder.
+ */
 static int specials_read(struct clip_bpe *t, const json_t *config, const json_t *map,
-                         const char *dir, struct steer_error *err)
+                         const json_t *added, const char *dir, struct steer_error *err)
 {
     static const struct {
         const char *key, *fallback;
@@ -271,7 +286,7 @@ static int specials_read(struct clip_bpe *t, const json_t *config, const json_t 
     json_object_foreach((json_t *)(uintptr_t)decoder, key, entry)
     {
         const char *text = token_text(entry, &normalized);
-        if (text && !code) code = special_add(t, text, normalized, err);
+        if (text && !code) code = special_add(t, text, atoll(key), normalized, err);
     }
     for (int i = 0; i < 4 && !code; i++) {
         const json_t *value = json_object_get(config, names[i].key);
@@ -281,11 +296,18 @@ static int specials_read(struct clip_bpe *t, const json_t *config, const json_t 
             text = names[i].fallback;
             normalized = 0;
         }
-        *ids[i] = word_id(t, text, strlen(text));
+        if (json_is_integer(json_object_get(added, text)))
+            code = special_add(t, text, json_integer_value(json_object_get(added, text)), 0, err);
+        *ids[i] = token_id(t, text);
         if (*ids[i] < 0 && i < 3)
             return steer_fail(err, STEER_BAD_MODEL, "%s: %s \"%.80s\" is not in vocab.json", dir,
                               names[i].key, text);
-        code = special_add(t, text, normalized, err);
+        if (!code) code = special_add(t, text, -1, normalized, err);
+    }
+    json_object_foreach((json_t *)(uintptr_t)added, key, entry)
+    {
+        if (!code && json_is_integer(entry))
+            code = special_add(t, key, json_integer_value(entry), 1, err);
     }
     return code;
 }
@@ -306,7 +328,7 @@ int clip_bpe_open(struct clip_bpe **ret, const char *dir, struct steer_error *er
     struct clip_bpe *t = calloc(1, sizeof *t);
     if (!t) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     char path[1600];
-    json_t *config = NULL, *map = NULL;
+    json_t *config = NULL, *map = NULL, *added = NULL;
     snprintf(path, sizeof path, "%s/vocab.json", dir);
     int code = vocab_read(t, path, err);
     snprintf(path, sizeof path, "%s/merges.txt", dir);
@@ -315,7 +337,9 @@ int clip_bpe_open(struct clip_bpe **ret, const char *dir, struct steer_error *er
     if (!code && access(path, F_OK) == 0) code = json_file_load(&config, path, err);
     snprintf(path, sizeof path, "%s/special_tokens_map.json", dir);
     if (!code && access(path, F_OK) == 0) code = json_file_load(&map, path, err);
-    if (!code) code = specials_read(t, config, map, dir, err);
+    snprintf(path, sizeof path, "%s/added_tokens.json", dir);
+    if (!code && access(path, F_OK) == 0) code = json_file_load(&added, path, err);
+    if (!code) code = specials_read(t, config, map, added, dir, err);
     if (!code) {
         /* transformers writes 1e30 where no length was set. */
         const json_t *length = json_object_get(config, "model_max_length");
@@ -326,6 +350,7 @@ int clip_bpe_open(struct clip_bpe **ret, const char *dir, struct steer_error *er
     }
     json_decref(config);
     json_decref(map);
+    json_decref(added);
     if (code) {
         clip_bpe_close(t);
         return code;

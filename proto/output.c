@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "output.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "cli.h"
 
 /* Appends text; names from the farm lose their slashes, so that a file stays in its folder. */
 static int append(char *to, size_t size, size_t *used, const char *text, size_t length, int tame)
@@ -62,6 +62,7 @@ int output_write(const char *path, const void *data, size_t size, int overwrite,
     FILE *f = fopen(part, "wbe");
     if (!f) return steer_fail(err, STEER_IO, "%s: %s", part, strerror(errno));
     int bad = fwrite(data, 1, size, f) != size;
+    bad |= fflush(f) || fsync(fileno(f));
     bad |= fclose(f);
     if (bad || rename(part, path)) {
         int code = steer_fail(err, STEER_IO, "writing %s: %s", path, strerror(errno));

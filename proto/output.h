@@ -1,0 +1,19 @@
+/* output.h - where images go on disk: names from a pattern, files whole or not at all. */
+#ifndef PROTO_OUTPUT_H
+#define PROTO_OUTPUT_H
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+
+/* pattern with {index} {seed} {job} {model} filled in; without {index} and {seed}, several images
+ * become name-0007.webp. STEER_BAD_VALUE: it does not fit. */
+int output_name(char *to, size_t size, const char *pattern, uint32_t images, uint32_t index,
+                uint64_t seed, const char *job, const char *model) STEER_MUSTCHECK;
+/* On disk under a temporary name in the same folder, then renamed, so that what is acknowledged
+ * afterwards survives a power cut. STEER_IO; without overwrite an existing file is STEER_BAD_VALUE.
+ */
+int output_write(const char *path, const void *data, size_t size, int overwrite,
+                 struct steer_error *err) STEER_MUSTCHECK;
+
+#endif
