@@ -12,6 +12,10 @@ LENGTH = 24
 
 
 def make(folder):
+    """Once for a training state: the trainer breaks ties at random, and the embeddings belong to these ids."""
+    folder = Path(folder)
+    if (folder / "tokenizer_config.json").exists():
+        return
     words = scenes.words() + ["front"]
     # As CLIP: lower case, split at white space, byte-level letters, a mark at a word's end.
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
@@ -26,7 +30,6 @@ def make(folder):
         vocab.setdefault(token, len(vocab))
     for token in ("<|startoftext|>", "<|endoftext|>"):
         vocab[token] = len(vocab)
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=True))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))

@@ -1,0 +1,413 @@
+"""steer-worker without a broker: folders that cannot be loaded, folders that can though they look odd, and what it draws."""
+
+import json
+import math
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import tensors
+
+SOURCE = Path(__file__).resolve().parents[2]
+BIN = Path(os.environ.get("STEER_BIN_DIR", SOURCE / "build" / "bin"))
+GOLDEN = SOURCE / "tests" / "golden" / "data"
+DEMO = SOURCE / "models" / "demo"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.dir = Path(tempfile.mkdtemp(prefix="steer-worker-"))
+        self.addCleanup(shutil.rmtree, self.dir)
+
+    def run_worker(self, *args, timeout=120):
+        return subprocess.run([BIN / "steer-worker", *map(str, args)], capture_output=True, timeout=timeout)
+
+    def folder(self, name="tiny"):
+        to = self.dir / f"{name}-{len(list(self.dir.iterdir()))}"
+        shutil.copytree(GOLDEN / name / "model", to)
+        return to
+
+    def render(self, model, *more, prompt="the red cat", output="x.png"):
+        """The image's tensor and everything else of --dump-tensors."""
+        out = self.run_worker("render", "--model", model, "--prompt", prompt, "--seed", 7, "--precision", "f32", "--output", self.dir / output,
+                              "--dump-tensors", self.dir / "dump.safetensors", *more)
+        self.assertEqual(out.returncode, 0, out.stderr.decode())
+        return tensors.read(self.dir / "dump.safetensors")
+
+    def refused(self, model, *words, args=(), prompt="the red cat"):
+        """One sentence that has all of these words, an exit code, no image."""
+        prompt = ("--prompt", prompt) if prompt is not None else ()
+        out = subprocess.run([BIN / "steer-worker", "render", "--model", model, *prompt, "--output", self.dir / "no.png", *map(str, args)],
+                             capture_output=True, timeout=120)
+        text = out.stderr.decode()
+        self.assertGreaterEqual(out.returncode, 64, text)
+        self.assertLess(out.returncode, 80, text)
+        self.assertEqual(len(text.strip().splitlines()), 1, text)
+        for word in words:
+            self.assertIn(word, text)
+        self.assertFalse((self.dir / "no.png").exists())
+
+
+def edit(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_tensors(path, change):
+    all_of_them = tensors.read(path)
+    change(all_of_them)
+    tensors.write(path, all_of_them)
+
+
+class BadFolders(Case):
+    def test_no_folder(self):
+        self.refused(self.dir / "nowhere", "nowhere", "does not exist")
+        self.refused(self.dir, "model_index.json")
+        file = self.dir / "file"
+        file.write_text("{}")
+        self.refused(file, "file")
+
+    def test_index(self):
+        for change, words in (
+            (lambda i: i.pop("unet"), ("unet", "missing")),
+            (lambda i: i.update(unet=["diffusers", "FluxTransformer2DModel"]), ("FluxTransformer2DModel", "UNet2DConditionModel")),
+            (lambda i: i.update(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]), ("text_encoder_2",)),
+            (lambda i: i.update(vae=["diffusers", "VQModel"]), ("VQModel", "AutoencoderKL")),
+        ):
+            model = self.folder()
+            edit(model / "model_index.json", change)
+            self.refused(model, "model_index.json", *words)
+        model = self.folder()
+        (model / "model_index.json").write_text('{"unet": ')
+        self.refused(model, "model_index.json", "JSON")
+
+    def test_missing_file(self):
+        for part in (VAE, UNET, TEXT, "tokenizer/vocab.json", "tokenizer/merges.txt", "unet/config.json", "text_encoder/config.json"):
+            model = self.folder()
+            (model / part).unlink()
+            self.refused(model, part.split("/")[0], Path(part).name.split(".")[0])
+
+    def test_truncated_tensors(self):
+        for part in (VAE, UNET, TEXT):
+            for keep in (0, 7, 100, 0.5, -1):
+                model = self.folder()
+                data = (model / part).read_bytes()
+                keep = int(len(data) * keep) if isinstance(keep, float) else keep
+                (model / part).write_bytes(data[:keep])
+                self.refused(model, Path(part).name)
+
+    def test_lying_header(self):
+        for header in (b"[]", b"{", b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 1152921504606846976]}}',
+                       b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+                       b'{"a": {"dtype": "F32", "shape": [4294967296, 4294967296, 4294967296], "data_offsets": [0, 0]}}'):
+            model = self.folder()
+            (model / UNET).write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+            self.refused(model, "diffusion_pytorch_model.safetensors")
+        model = self.folder()
+        (model / UNET).write_bytes(struct.pack("<Q", 1 << 60) + b"{}" * 40)
+        self.refused(model, "diffusion_pytorch_model.safetensors")
+
+    def test_missing_tensor(self):
+        model = self.folder()
+        edit_tensors(model / UNET, lambda t: t.pop("mid_block.resnets.0.conv1.weight"))
+        self.refused(model, "mid_block.resnets.0.conv1.weight", "unet")
+
+    def test_wrong_shape(self):
+        model = self.folder()
+
+        def narrow(t):
+            dtype, (rows, columns), data = t["time_embedding.linear_1.weight"]
+            t["time_embedding.linear_1.weight"] = dtype, [rows // 2, columns * 2], data
+
+        edit_tensors(model / UNET, narrow)
+        rows, columns = tensors.read(model / UNET)["time_embedding.linear_1.weight"][1]
+        self.refused(model, "time_embedding.linear_1.weight", f"[{rows}, {columns}]", f"[{rows * 2}, {columns // 2}]")
+
+    def test_wrong_dtype(self):
+        model = self.folder()
+
+        def integers(t):
+            _, shape, _ = t["conv_in.bias"]
+            t["conv_in.bias"] = "I32", shape, bytes(4 * math.prod(shape))
+
+        edit_tensors(model / UNET, integers)
+        self.refused(model, "conv_in.bias", "I32")
+
+    def test_configurations(self):
+        for part, change, words in (
+            ("unet", lambda c: c.update(block_out_channels=[32, "x"]), ("block_out_channels",)),
+            ("unet", lambda c: c.update(block_out_channels=[]), ("block_out_channels",)),
+            ("unet", lambda c: c.update(cross_attention_dim=10**12), ("cross_attention_dim",)),
+            ("unet", lambda c: c.update(down_block_types=["AttnDownBlock2D"] * 2), ("AttnDownBlock2D",)),
+            ("unet", lambda c: c.update(addition_embed_type="text_time"), ("addition_embed_type",)),
+            ("unet", lambda c: c.update(norm_num_groups=5), ("5",)),
+            ("unet", lambda c: c.update(in_channels=9), ("9",)),
+            ("text_encoder", lambda c: c.update(num_attention_heads=0), ("num_attention_heads",)),
+            ("text_encoder", lambda c: c.update(hidden_act="tanhshrink"), ("tanhshrink", "quick_gelu")),
+            ("vae", lambda c: c.update(act_fn="mish"), ("mish",)),
+        ):
+            model = self.folder()
+            edit(model / part / "config.json", change)
+            self.refused(model, *words)
+
+    def test_scheduler(self):
+        model = self.folder()
+        edit(model / "scheduler/scheduler_config.json", lambda c: c.update(beta_schedule="cubic"))
+        self.refused(model, "cubic", args=("--recipe", "euler"))
+        self.refused(self.folder(), "nonsense", args=("--recipe", "nonsense"))
+
+
+class BadJobs(Case):
+    def test_prompts(self):
+        model = self.folder()
+        self.refused(model, "prompt", prompt="")
+        self.refused(model, "prompt", prompt="   ")
+        self.refused(model, "UTF-8", prompt=b"caf\xe9")
+        self.refused(model, "prompt", prompt="x" * 100000)
+        out = self.run_worker("render", "--model", model, "--prompt", "a cat " * 60, "--seed", 1, "--output", self.dir / "cut.png")
+        self.assertEqual(out.returncode, 0, out.stderr)
+        self.assertRegex(out.stderr.decode(), r"positive prompt was cut at byte \d+")
+
+    def test_sizes(self):
+        model = self.folder()
+        for size in ("0x64", "64x0", "63x64", "64x60", "65536x64", "1000000000x1000000000", "64", "x", "-64x64"):
+            self.refused(model, size.lstrip("-"), args=("--size", size))
+
+    def test_numbers(self):
+        model = self.folder()
+        for flag, value in (("--alpha", "nan"), ("--alpha", "inf"), ("--alpha", "-1000"), ("--steps", "0"), ("--steps", "100000"), ("--images", "0"),
+                            ("--seed", "-1"), ("--seed", "x"), ("--guidance-scale", "nan"), ("--threads", "-2"), ("--quality", "101")):
+            self.refused(model, value.lstrip("-"), args=(flag, value, "--negative", "a dog"))
+        self.refused(model, "smoke", args=("--guidance", "smoke"))
+        self.refused(model, "negative", "none", args=("--guidance", "none", "--negative", "a dog"))
+
+
+class OddFolders(Case):
+    """What published folders hold that a loader trips over: the same picture comes out."""
+
+    def check(self, change, name="small", exact=True):
+        plain, odd = self.folder(name), self.folder(name)
+        change(odd)
+        want, got = self.render(plain), self.render(odd)
+        self.assertEqual(want["image"][2], got["image"][2])
+
+    def test_old_attention_names(self):
+        new = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+        def rename(t):
+            found = [k for k in t if ".attentions." in k and any(f".{n}." in k for n in new)]
+            self.assertGreaterEqual(len(found), 8)
+            for k in found:
+                old = k
+                for n, o in new.items():
+                    old = old.replace(f".{n}.", f".{o}.")
+                t[old] = t.pop(k)
+
+        self.check(lambda m: edit_tensors(m / VAE, rename))
+
+    def test_position_ids(self):
+        def more(t):
+            n = next(v[1][0] for k, v in t.items() if "position_embedding" in k)
+            prefix = next(k for k in t if "position_embedding" in k).split("embeddings.")[0]
+            t[f"{prefix}embeddings.position_ids"] = "I64", [1, n], struct.pack(f"<{n}q", *range(n))
+
+        self.check(lambda m: edit_tensors(m / TEXT, more))
+
+    def test_prefixed_text_encoder(self):
+        def prefixes(t):
+            for k in list(t):
+                other = k.removeprefix("text_model.") if k.startswith("text_model.") else "text_model." + k
+                t[other] = t.pop(k)
+
+        self.check(lambda m: edit_tensors(m / TEXT, prefixes))
+
+    def test_words_of_python(self):
+        def change(m):
+            edit(m / "model_index.json", lambda i: i.update(safety_checker=[None, None], requires_safety_checker=False, image_encoder=[None, None]))
+            edit(m / "scheduler/scheduler_config.json", lambda c: c.update(lambda_min_clipped="HERE", other="THERE"))
+            path = m / "scheduler/scheduler_config.json"
+            path.write_text(path.read_text().replace('"HERE"', "-Infinity").replace('"THERE"', "NaN"))
+
+        self.check(change)
+
+    def test_variants_are_not_read(self):
+        def change(m):
+            for part in (UNET, VAE):
+                path = m / part
+                for variant in ("non_ema", "fp16", "ema_only"):
+                    (path.parent / path.name.replace(".safetensors", f".{variant}.safetensors")).write_bytes(b"not a tensor file")
+                (path.parent / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+
+        self.check(change)
+
+    def test_only_a_variant(self):
+        self.check(lambda m: (m / UNET).rename(m / "unet/diffusion_pytorch_model.fp16.safetensors"))
+
+    def test_defaults_left_out(self):
+        def change(m):
+            for part, keys in (("unet", ("act_fn", "center_input_sample", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps",
+                                         "mid_block_scale_factor", "use_linear_projection", "dual_cross_attention", "only_cross_attention")),
+                               ("vae", ("act_fn", "scaling_factor", "shift_factor")), ("text_encoder", ("hidden_act", "layer_norm_eps"))):
+                path = m / part / "config.json"
+                config = json.loads(path.read_text())
+                defaults = {"act_fn": "silu", "center_input_sample": False, "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0,
+                            "norm_eps": 1e-5, "mid_block_scale_factor": 1, "use_linear_projection": False, "dual_cross_attention": False,
+                            "only_cross_attention": False, "scaling_factor": 0.18215, "shift_factor": None, "hidden_act": "quick_gelu",
+                            "layer_norm_eps": 1e-5}
+                for key in keys:
+                    if key in config and config[key] == defaults[key]:
+                        del config[key]
+                path.write_text(json.dumps(config))
+
+        self.check(change)
+
+    def test_shards(self):
+        def change(m):
+            all_of_them = tensors.read(m / UNET)
+            (m / UNET).unlink()
+            parts = {0: {}, 1: {}, 2: {}}
+            for i, k in enumerate(reversed(sorted(all_of_them))):  # a layer's weight and bias lie in different files
+                parts[i % 3][k] = all_of_them[k]
+            names = {i: f"diffusion_pytorch_model-0000{i + 1}-of-00003.safetensors" for i in parts}
+            for i, p in parts.items():
+                tensors.write(m / "unet" / names[i], p)
+            (m / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(
+                {"metadata": {"total_size": 1}, "weight_map": {k: names[i] for i, p in parts.items() for k in p}}))
+
+        self.check(change)
+
+    def test_shard_missing(self):
+        model = self.folder()
+        (model / UNET).unlink()
+        (model / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(
+            {"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00001-of-00002.safetensors"}}))
+        self.refused(model, "diffusion_pytorch_model-00001-of-00002.safetensors")
+        (model / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": {"conv_in.weight": "../../etc/passwd"}}))
+        self.refused(model, "../../etc/passwd")
+
+    def test_vocabulary_escapes(self):
+        for ascii_only in (True, False):
+            self.check(lambda m: (m / "tokenizer/vocab.json").write_text(
+                json.dumps(json.loads((m / "tokenizer/vocab.json").read_text()), ensure_ascii=ascii_only)))
+
+    def test_added_tokens(self):
+        """A token that was added to the vocabulary has its own row of the table."""
+        model = self.folder()
+        vocabulary = json.loads((model / "tokenizer/vocab.json").read_text())
+        (model / "tokenizer/added_tokens.json").write_text(json.dumps({"<sks>": 5}))
+        self.assertNotIn("<sks>", vocabulary)
+        ids = tensors.floats(self.render(model, prompt="a <sks> cat")["tokens.pos"])
+        self.assertIn(5, ids)
+
+
+class Drawing(Case):
+    def test_names_and_formats(self):
+        model = self.folder()
+        out = self.run_worker("render", "--model", model, "--prompt", "a cat", "--seed", 5, "--images", 2, "--output", self.dir / "p-{index}-{seed}.png")
+        self.assertEqual(out.returncode, 0, out.stderr)
+        for name in ("p-0000-5.png", "p-0001-6.png"):
+            self.assertTrue((self.dir / name).read_bytes().startswith(b"\x89PNG"), name)
+        self.run_worker("render", "--model", model, "--prompt", "a cat", "--seed", 5, "--images", 2, "--output", self.dir / "q.webp")
+        self.assertTrue((self.dir / "q-0001.webp").read_bytes().startswith(b"RIFF"))
+
+    def test_every_size(self):
+        model = self.folder()
+        for size in ("104x72", "8x8", "8x200", "72x104"):
+            width, height = map(int, size.split("x"))
+            image = self.render(model, "--size", size)["image"]
+            self.assertEqual(image[1], [height, width, 3])
+
+    def test_methods_leave_traces(self):
+        """alpha 0 is the plain picture to the byte, a negative changes it, and so does each method."""
+        plain = self.render(DEMO, "--guidance", "none", prompt="a cat")["image"][2]
+        zero = self.render(DEMO, "--guidance", "nasa", "--alpha", "0", "--negative", "stripes", prompt="a cat")["image"][2]
+        self.assertEqual(plain, zero)
+        seen = {plain}
+        for more in (("nasa",), ("nag",), ("vsf",), ("cfg", "--guidance-scale", "2")):
+            seen.add(self.render(DEMO, "--guidance", *more, "--negative", "stripes", prompt="a cat")["image"][2])
+        self.assertEqual(len(seen), 5)
+
+    def test_background(self):
+        """models/demo draws the background that was asked for: the corners' colour is the nearest of eight."""
+        colours = {"red": (222, 60, 60), "orange": (245, 150, 50), "yellow": (250, 220, 80), "green": (80, 175, 90), "blue": (70, 120, 220),
+                   "purple": (150, 90, 190), "pink": (250, 165, 195), "white": (245, 245, 245)}
+        right = 0
+        for name in colours:
+            _, (h, w, _), pixels = self.render(DEMO, prompt=f"a dog on a plain {name} background")["image"]
+            corners = [pixels[3 * (y * w + x) : 3 * (y * w + x) + 3] for x in (2, 20, w - 20, w - 3) for y in (2, h - 3)]
+            mean = [sum(c[k] for c in corners) / len(corners) for k in range(3)]
+            nearest = min(colours, key=lambda n: sum((a - b) ** 2 for a, b in zip(colours[n], mean)))
+            right += nearest == name
+        self.assertGreaterEqual(right, 8)  # measured: 8 of 8
+
+    def test_bf16_is_close(self):
+        """64 seeds of models/demo: bf16's worst picture is at least 35 dB from f32's."""
+        args = ["render", "--model", DEMO, "--prompt", "a cat on a green background", "--negative", "stripes", "--seed", 100, "--images", 64, "--format", "png"]
+        if b"needs a processor" in self.run_worker(*args[:-4], "--precision", "bf16", "--output", self.dir / "x.png").stderr:
+            self.skipTest("this processor has no AVX-512")
+        pictures = {}
+        for precision in ("f32", "bf16"):
+            (self.dir / precision).mkdir()
+            out = self.run_worker(*args, "--precision", precision, "--output", self.dir / precision / "{index}.png")
+            self.assertEqual(out.returncode, 0, out.stderr)
+            pictures[precision] = [png(p) for p in sorted((self.dir / precision).iterdir())]
+        self.assertEqual(len(pictures["bf16"]), 64)
+        worst = min(psnr(a, b) for a, b in zip(*pictures.values()))
+        print(f"bf16 beside f32, worst of 64: {worst:.1f} dB", file=sys.stderr)
+        self.assertGreaterEqual(worst, 35)
+
+    def test_no_reference_code(self):
+        """Nothing of the cpu backend runs in oneDNN's or our own reference code."""
+        for precision in ("f32", "bf16"):
+            out = self.run_worker("bench", "--model", DEMO, "--negative", "stripes", "--guidance", "nasa", "--precision", precision, "--runs", 1, "--ops", "--json")
+            if b"needs a processor" in out.stderr:
+                continue
+            ops = json.loads(out.stdout)["ops"]
+            self.assertGreater(len(ops), 100)
+            slow = [o for o in ops if o["primitive"].startswith("ref") and o["op"] in ("conv", "linear", "attention", "guided_attention", "group_norm")]
+            self.assertEqual(slow, [])
+
+
+def png(path):
+    """The pixels of an RGB PNG of 8 bits."""
+    import zlib
+
+    data, at, packed, width = path.read_bytes(), 8, b"", 0
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", data[at + 8 : at + 16])
+        if kind == b"IDAT":
+            packed += data[at + 8 : at + 8 + size]
+        at += size + 12
+    raw, stride, rows, before = zlib.decompress(packed), 3 * width, [], bytearray(3 * width)
+    for y in range(height):
+        kind, line = raw[y * (stride + 1)], bytearray(raw[y * (stride + 1) + 1 : (y + 1) * (stride + 1)])
+        for i in range(stride):
+            a, b, c = (line[i - 3] if i >= 3 else 0), before[i], (before[i - 3] if i >= 3 else 0)
+            if kind == 4:
+                p = a + b - c
+                pa, pb, pc = abs(p - a), abs(p - b), abs(p - c)
+                a = a if pa <= pb and pa <= pc else b if pb <= pc else c
+            line[i] = (line[i] + (0, a, b, (a + b) // 2, a)[kind]) & 255
+        rows.append(line)
+        before = line
+    return b"".join(rows)
+
+
+def psnr(a, b):
+    error = sum((x - y) ** 2 for x, y in zip(a, b)) / len(a)
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
