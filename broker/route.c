@@ -14,10 +14,10 @@
 enum {
     RETRY_AFTER_MS = 2000, /* told to clients that meet a limit */
     RESEND_MS = 2000,      /* a RESULT that nobody acknowledged; doubled each time */
-    PROGRESS_MS = 200,    /* between two PROGRESS of a job */
-    SWEEP_MS = 500,       /* between two looks at leases and heartbeats */
-    EXPIRE_MS = 60000,    /* between two looks at ended jobs' age */
-    EXPIRE_LIMIT = 10000, /* records forgotten in one batch */
+    PROGRESS_MS = 200,     /* between two PROGRESS of a job */
+    SWEEP_MS = 500,        /* between two looks at leases and heartbeats */
+    EXPIRE_MS = 60000,     /* between two looks at ended jobs' age */
+    EXPIRE_LIMIT = 10000,  /* records forgotten in one batch */
     CLIENT_SILENT_MS = 600000,
     BACK_OFF_MS = 500,
 };

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-COLUMNS = [("a cat", "stripes", 22), ("an animal", "dog", 27), ("a fruit", "strawberry", 8), ("a vehicle on a blue background", "car", 23), ("a bus", "dots", 2),
+COLUMNS = [("a cat", "stripes", 22), ("a fruit on a white background", "banana", 22), ("a fruit", "strawberry", 8), ("an animal on a blue background", "cat", 24), ("a bus", "dots", 2),
            ("a red apple on a pink background", "", 4)]
 SIDE, TEXT = 192, 40
 
