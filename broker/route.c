@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "route.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -109,6 +111,7 @@ static void turn_submit(struct route *r, struct turn **at)
     struct turn *t = *at;
     if (!t) return;
     *at = NULL;
+    r->waiting++;
     store_submit(r->store, &t->batch, t);
 }
 
@@ -318,7 +321,9 @@ static void image_read(struct route *r, struct audience *a, struct sent *s)
     if (store_read(r->store, a->job->id, s->index, q)) {
         s->reading = 0;
         free(q);
+        return;
     }
+    r->waiting++;
 }
 
 /* Sends what is spooled and not under way, as far as the fetcher's credit goes. */
@@ -568,6 +573,7 @@ static void completions(struct route *r)
 {
     struct store_completion c;
     while (!r->broken && store_next(r->store, &c) == 1) {
+        r->waiting--;
         if (c.kind == STORE_BATCH) {
             turn_done(r, c.cookie, &c);
         } else {
@@ -919,13 +925,31 @@ int route_open(struct route **ret, const struct route_options *options,
     return 0;
 }
 
+/* Until the store has given back everything: what was submitted is written. */
+static void settle_store(struct route *r)
+{
+    struct store_completion c;
+    turn_submit(r, &r->grow);
+    turn_submit(r, &r->shrink);
+    while (r->waiting) {
+        struct pollfd p = {store_fd(r->store), POLLIN, 0};
+        if (store_next(r->store, &c) != 1) {
+            if (poll(&p, 1, -1) < 0 && errno != EINTR) return;
+            continue;
+        }
+        r->waiting--;
+        if (c.kind == STORE_BATCH)
+            turn_free(c.cookie);
+        else
+            free(c.cookie);
+        store_completion_clear(&c);
+    }
+}
+
 void route_close(struct route *r)
 {
     if (!r) return;
-    if (r->store) {
-        turn_submit(r, &r->grow);
-        turn_submit(r, &r->shrink);
-    }
+    if (r->store) settle_store(r);
     store_close(r->store);
     while (r->audiences)
         audience_free(r, r->audiences);

@@ -99,6 +99,7 @@ struct route {
     uint32_t clients_count, tombstones_count, deadlines;
     struct audience *audiences;
     struct turn *grow, *shrink; /* of this turn; NULL: nothing yet */
+    uint32_t waiting;           /* batches and questions that the store has */
     uint64_t epoch, job_last, now_ms, swept_ms, expired_ms;
     int paused, no_room;
     uint64_t accepted, results, duplicates, failures; /* counters for people */

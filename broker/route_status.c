@@ -151,7 +151,10 @@ void ask_store(struct route *r, enum question_kind kind, int request, const stru
         q->tag = tag;
         q->job = what.job;
         snprintf(q->key, sizeof q->key, "%s", key ? key : "");
-        if (!store_query(r->store, &what, q)) return;
+        if (!store_query(r->store, &what, q)) {
+            r->waiting++;
+            return;
+        }
         free(q);
     }
     refuse(r, from, STEER_BUSY, "the broker is out of memory", request, has_tag, tag, key, job);
@@ -199,7 +202,10 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
     ask->to = *from;
     ask->has_tag = q->has_tag;
     ask->tag = q->tag;
-    if (!store_query(r->store, &what, ask)) return;
+    if (!store_query(r->store, &what, ask)) {
+        r->waiting++;
+        return;
+    }
     free(ask);
     refuse(r, from, STEER_BUSY, "the broker is out of memory", STEERFARM__MESSAGE_TYPE__QUERY,
            q->has_tag, q->tag, NULL, NULL);

@@ -258,7 +258,8 @@ int spool_check(struct spool *s, struct spool_file *files, size_t count, uint64_
         size_t end = begin;
         while (end < count && files[end].file % FANOUT == folder)
             end++;
-        int code = check_folder(s, folder, files + begin, end - begin, &removed, err);
+        int code =
+            check_folder(s, folder, count ? files + begin : NULL, end - begin, &removed, err);
         if (code != 0) return code;
         begin = end;
     }
