@@ -26,23 +26,31 @@ static float f16_to_f32(uint16_t h)
     return out;
 }
 
+/* Tensors in files need not be aligned, so values are copied out of them. */
+static uint16_t half_at(const char *data, size_t i)
+{
+    uint16_t half;
+    memcpy(&half, data + i * sizeof half, sizeof half);
+    return half;
+}
+
 void stored_to_f32(float *out, struct stored s, size_t first, size_t count)
 {
-    const uint16_t *half = (const uint16_t *)s.data + first;
+    const char *data = (const char *)s.data + first * compute_type_bytes(s.type);
     switch (s.type) {
     case TYPE_F16:
         for (size_t i = 0; i < count; i++)
-            out[i] = f16_to_f32(half[i]);
+            out[i] = f16_to_f32(half_at(data, i));
         return;
     case TYPE_BF16:
         for (size_t i = 0; i < count; i++) {
-            uint32_t bits = (uint32_t)half[i] << 16;
+            uint32_t bits = (uint32_t)half_at(data, i) << 16;
             memcpy(out + i, &bits, sizeof bits);
         }
         return;
     case TYPE_F32:
     case TYPE_I32:
-    case TYPE_U8: memcpy(out, (const float *)s.data + first, count * sizeof *out); return;
+    case TYPE_U8: memcpy(out, data, count * sizeof *out); return;
     }
 }
 
