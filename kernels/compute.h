@@ -69,10 +69,11 @@ size_t compute_bytes(const struct compute *c);
 struct stored {
     const void *data;
     enum compute_type type; /* f32, f16 or bf16 */
+    int mapped;             /* an untouched mapping of a file: pages that were read may be dropped */
 };
 
 /* All create functions copy nothing at first: a plan packs the weight into the layout it wants and
- * weight_drop lets the file's pages go afterwards. Shapes are those of torch. */
+ * lets the file's pages go. Shapes are those of torch. */
 
 /* [out, in] and bias [out] (data NULL: none). parts > 1 stacks several matrices of the same `in`
  * along `out` (q, k, v as one multiplication); out[i] are their heights. */
@@ -88,8 +89,6 @@ int weight_norm(struct weight **ret, struct compute *c, struct stored scale, str
 int weight_table(struct weight **ret, struct compute *c, struct stored table, int rows,
                  int channels) STEER_MUSTCHECK;
 void weight_free(struct weight *w); /* NULL is fine; no plan may use it any more */
-/* Tells that the plans made so far will do: source pages that have been packed may be dropped. */
-void weight_drop(struct weight *w);
 
 /* ---- recording ---- */
 

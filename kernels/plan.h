@@ -11,6 +11,7 @@
 /* NHWC: [B][H][W][C], C contiguous. BLOCKED: [B][C/16][H][W][16], oneDNN's nChw16c. */
 #define ATTENTION_HEAD_MAX 1024
 #define TUNING_BYTES_MAX   (1 << 20)
+#define LARGE_PAGE         ((size_t)2 << 20)
 
 enum layout { LAYOUT_NHWC, LAYOUT_BLOCKED };
 

@@ -8,24 +8,6 @@
 
 #include "plan.h"
 
-static float f16_to_f32(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
-    uint32_t bits;
-    if (exponent == 31) {
-        bits = sign | 0x7f800000 | fraction << 13;
-    } else if (exponent) {
-        bits = sign | (exponent + 112) << 23 | fraction << 13;
-    } else { /* subnormal: fraction * 2^-24, exact in f32 */
-        float value = (float)fraction * 0x1p-24f;
-        memcpy(&bits, &value, sizeof bits);
-        bits |= sign;
-    }
-    float out;
-    memcpy(&out, &bits, sizeof out);
-    return out;
-}
-
 /* Tensors in files need not be aligned, so values are copied out of them. */
 static uint16_t half_at(const char *data, size_t i)
 {
@@ -34,23 +16,43 @@ static uint16_t half_at(const char *data, size_t i)
     return half;
 }
 
+/* Exact, subnormals and infinities too, and without a branch: the exponent is moved by a
+ * multiplication. */
+static void f16_to_f32(float *out, const char *data, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t half = half_at(data, i), bits = (half & 0x7fff) << 13, high;
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        value *= 0x1p112f;
+        memcpy(&high, &value, sizeof high);
+        high |= (half & 0x8000) << 16 | ((half & 0x7c00) == 0x7c00 ? 0x7f800000u : 0);
+        memcpy(out + i, &high, sizeof high);
+    }
+}
+
+static void bf16_to_f32(float *out, const char *data, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits = (uint32_t)half_at(data, i) << 16;
+        memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
 void stored_to_f32(float *out, struct stored s, size_t first, size_t count)
 {
+    enum { SPAN = 1 << 16 };
     const char *data = (const char *)s.data + first * compute_type_bytes(s.type);
-    switch (s.type) {
-    case TYPE_F16:
-        for (size_t i = 0; i < count; i++)
-            out[i] = f16_to_f32(half_at(data, i));
-        return;
-    case TYPE_BF16:
-        for (size_t i = 0; i < count; i++) {
-            uint32_t bits = (uint32_t)half_at(data, i) << 16;
-            memcpy(out + i, &bits, sizeof bits);
-        }
-        return;
-    case TYPE_F32:
-    case TYPE_I32:
-    case TYPE_U8: memcpy(out, data, count * sizeof *out); return;
+    size_t bytes = compute_type_bytes(s.type);
+#pragma omp parallel for schedule(static) if (count > 4 * SPAN)
+    for (size_t at = 0; at < count; at += SPAN) {
+        size_t n = count - at < SPAN ? count - at : SPAN;
+        if (s.type == TYPE_F16)
+            f16_to_f32(out + at, data + at * bytes, n);
+        else if (s.type == TYPE_BF16)
+            bf16_to_f32(out + at, data + at * bytes, n);
+        else
+            memcpy(out + at, data + at * bytes, n * sizeof *out);
     }
 }
 
@@ -147,11 +149,12 @@ static size_t part_elements(const struct weight *w, int part)
     return (size_t)w->part_out[part] * (size_t)w->in * (size_t)(w->size * w->size);
 }
 
-void weight_drop(struct weight *w)
+/* Lets the file's pages go: what was read is packed, and the peak of memory stays low. */
+static void pages_drop(const struct weight *w)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    if (!w->packed) return;
     for (int i = 0; i < w->parts; i++) {
+        if (!w->matrix[i].mapped) continue;
         uintptr_t first = (uintptr_t)w->matrix[i].data;
         uintptr_t last = first + part_elements(w, i) * compute_type_bytes(w->matrix[i].type);
         /* Only whole pages: a neighbour's bytes would merely be read from the file again. */
@@ -168,10 +171,21 @@ void *weight_packed(const struct weight *w, uint64_t key)
     return NULL;
 }
 
+/* Large forms lie in large pages: a virtual machine takes microseconds for each page's first touch,
+ * and there would be a million of them. */
+static void *form_alloc(size_t bytes)
+{
+    size_t align = bytes >= LARGE_PAGE ? LARGE_PAGE : 64;
+    size_t size = (bytes + align - 1) & ~(align - 1);
+    void *data = aligned_alloc(align, size);
+    if (data && align == LARGE_PAGE) (void)madvise(data, size, MADV_HUGEPAGE);
+    return data;
+}
+
 void *weight_pack(struct weight *w, uint64_t key, size_t bytes)
 {
     struct packed *p = malloc(sizeof *p);
-    void *data = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    void *data = form_alloc(bytes);
     if (!p || !data) {
         free(p);
         free(data);
@@ -208,6 +222,7 @@ const float *weight_matrix_f32(struct weight *w)
         stored_to_f32(data + at, w->matrix[i], 0, part_elements(w, i));
         at += part_elements(w, i);
     }
+    pages_drop(w);
     return data;
 }
 

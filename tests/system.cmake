@@ -13,3 +13,6 @@ foreach(group BadFolders BadJobs OddFolders Drawing)
   set_tests_properties(worker/${group} PROPERTIES TIMEOUT 600 LABELS worker
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
 endforeach()
+# Load for tests/bench/broker.py; not a test.
+add_executable(farm_load bench/farm_load.c)
+target_link_libraries(farm_load PRIVATE steer_flags steer_proto PkgConfig::ZMQ)

@@ -1,2 +1,3 @@
 steer_test(engine golden steer_worker)
 steer_test(engine tokenizer steer_worker)
+steer_test(unit recipe steer_worker)

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 
 #include "../proto/job.h"
@@ -181,6 +180,18 @@ static int run_once(struct bench *b, const struct bench_args *a, int run, double
     return code;
 }
 
+/* Bytes, mapped pages included. Not getrusage: that remembers the parent's from before exec. */
+static long long peak_rss(void)
+{
+    char line[256];
+    long long kib = 0;
+    FILE *f = fopen("/proc/self/status", "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %lld kB", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib * 1024;
+}
+
 static json_t *peaks(const struct bench *b)
 {
     struct compute_peak peak = compute_peak(b->compute);
@@ -220,8 +231,6 @@ static int bench_run(struct bench *b, const struct bench_args *a, struct steer_e
         json_object_set_new(stages, names[i], s);
         if (a->ops && i < 3) ops_add(ops, names[i], plans[i]);
     }
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
     char size[32];
     snprintf(size, sizeof size, "%dx%d", b->plan.shape.width, b->plan.shape.height);
     const char *numerics = compute_numerics(b->compute);
@@ -232,7 +241,7 @@ static int bench_run(struct bench *b, const struct bench_args *a, struct steer_e
         b->plan.image.guidance.scale, "precision", strstr(numerics, "-bf16-") ? "bf16" : "f32",
         "threads", compute_threads(b->compute), "runs", runs, "numerics", numerics, "load_ms",
         b->load_ms, "first_image_ms", b->first_ms, "peak_rss_bytes",
-        (json_int_t)usage.ru_maxrss * 1024, "stages", stages, "total", spread(total, runs),
+        (json_int_t)peak_rss(), "stages", stages, "total", spread(total, runs),
         "peak_gflops", peaks(b));
     if (a->ops) json_object_set(out, "ops", ops);
     json_decref(ops);

@@ -86,7 +86,6 @@ static int plan_make(struct pipeline *p, struct plan **ret, struct params *param
 {
     int code = params_error(params, err);
     if (!code) code = compute_plan(ret, p->compute, g, err);
-    if (!code) params_drop(params);
     return code;
 }
 

@@ -19,7 +19,7 @@
 
 /* Fewer channels leave Winograd's transforms to dominate; fewer pixels, its four times larger
  * weights. In f32 it pays from small images on, against bf16 only on large ones. docs/speed.md. */
-enum { WINOGRAD_CHANNELS_MIN = 64, WINOGRAD_PIXELS_F32 = 256, WINOGRAD_PIXELS_BF16 = 4096 };
+enum { WINOGRAD_CHANNELS_MIN = 64, WINOGRAD_PIXELS_F32 = 1024, WINOGRAD_PIXELS_BF16 = 8192 };
 
 static int winograd_wanted(const struct plan *p, const struct op *op)
 {

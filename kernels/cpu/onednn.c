@@ -69,6 +69,8 @@ int onednn_bf16_native(void)
     return isa == dnnl_cpu_isa_avx512_core_bf16 || isa == dnnl_cpu_isa_avx512_core_amx;
 }
 
+#define WINOGRAD_SCRATCH ((size_t)200 << 20)
+
 /* ---- a step's primitive ---- */
 
 struct state {
@@ -78,6 +80,8 @@ struct state {
     float *bias_sum; /* conv with a vector per image: bias + vector */
     int bias_count;
     size_t wide_at, wide_count; /* f32 in, bf16 out: computed in scratch, then narrowed */
+    int bands, rows;            /* a convolution in bands of rows, copied to and from scratch */
+    size_t band_in, band_out;   /* where in scratch */
 };
 
 static void state_free(void *data)
@@ -108,34 +112,77 @@ static void narrow(uint16_t *to, const float *from, size_t count)
     }
 }
 
+static int execute(const struct state *st, const struct engine *e, void *src, void *dst)
+{
+    if (dnnl_memory_set_data_handle(st->src, src) || dnnl_memory_set_data_handle(st->dst, dst))
+        return STEER_INTERNAL;
+    dnnl_exec_arg_t args[5] = {{DNNL_ARG_SRC, st->src},
+                               {DNNL_ARG_WEIGHTS, st->weights},
+                               {DNNL_ARG_DST, st->dst},
+                               {DNNL_ARG_SCRATCHPAD, st->scratch},
+                               {DNNL_ARG_BIAS, st->bias}};
+    return dnnl_primitive_execute(st->primitive, e->stream, st->bias ? 5 : 4, args) ||
+                   dnnl_stream_wait(e->stream)
+               ? STEER_INTERNAL
+               : 0;
+}
+
+/* Band by band, blocked f32 on both sides: the rows with one more above and below (zeros beyond the
+ * image) to scratch, and the result back. */
+static int bands_execute(struct plan *p, struct step *s, int image)
+{
+    const struct state *st = s->state;
+    const struct place *in = p->places + s->op.in[0], *out = p->places + s->op.out;
+    size_t row = (size_t)in->shape.w * 16;
+    int h = in->shape.h, rows = st->rows, code = 0;
+    const float *x = place_image(p, s->op.in[0], image);
+    float *y = place_image(p, s->op.out, image);
+    float *src = (float *)(void *)(p->scratch + st->band_in);
+    float *dst = (float *)(void *)(p->scratch + st->band_out);
+    for (int first = 0; first < h && !code; first += rows) {
+#pragma omp parallel for schedule(static)
+        for (int block = 0; block < in->shape.c / 16; block++)
+            for (int i = 0; i < rows + 2; i++) {
+                float *to = src + ((size_t)block * (size_t)(rows + 2) + (size_t)i) * row;
+                int from = first + i - 1;
+                if (from < 0 || from >= h)
+                    memset(to, 0, row * sizeof *to);
+                else
+                    memcpy(to, x + ((size_t)block * (size_t)h + (size_t)from) * row,
+                           row * sizeof *to);
+            }
+        code = execute(st, p->compute->engine, src, dst);
+#pragma omp parallel for schedule(static)
+        for (int block = 0; block < out->shape.c / 16; block++)
+            memcpy(y + ((size_t)block * (size_t)h + (size_t)first) * row,
+                   dst + (size_t)block * (size_t)rows * row, (size_t)rows * row * sizeof *dst);
+    }
+    return code;
+}
+
 static int run(struct plan *p, struct step *s)
 {
     struct state *st = s->state;
     const struct engine *e = p->compute->engine;
     const struct op *op = &s->op;
-    int images = p->places[op->out].shape.b;
+    int images = p->places[op->out].shape.b, code = 0;
     if (st->scratch && dnnl_memory_set_data_handle(st->scratch, p->scratch)) return STEER_INTERNAL;
-    for (int b = 0; b < images; b++) {
+    for (int b = 0; b < images && !code; b++) {
         if (st->bias_sum) {
             const float *more = place_image(p, op->in[1], b);
             for (int i = 0; i < st->bias_count; i++)
                 st->bias_sum[i] = st->bias_data[i] + more[i];
         }
         void *out = place_image(p, op->out, b);
-        if (dnnl_memory_set_data_handle(st->src, place_image(p, op->in[0], b)) ||
-            dnnl_memory_set_data_handle(st->dst, st->wide_count ? p->scratch + st->wide_at : out))
-            return STEER_INTERNAL;
-        dnnl_exec_arg_t args[5] = {{DNNL_ARG_SRC, st->src},
-                                   {DNNL_ARG_WEIGHTS, st->weights},
-                                   {DNNL_ARG_DST, st->dst},
-                                   {DNNL_ARG_SCRATCHPAD, st->scratch},
-                                   {DNNL_ARG_BIAS, st->bias}};
-        if (dnnl_primitive_execute(st->primitive, e->stream, st->bias ? 5 : 4, args) ||
-            dnnl_stream_wait(e->stream))
-            return STEER_INTERNAL;
-        if (st->wide_count) narrow(out, (const float *)(p->scratch + st->wide_at), st->wide_count);
+        if (st->bands)
+            code = bands_execute(p, s, b);
+        else
+            code = execute(st, e, place_image(p, op->in[0], b),
+                           st->wide_count ? p->scratch + st->wide_at : out);
+        if (st->wide_count && !code)
+            narrow(out, (const float *)(p->scratch + st->wide_at), st->wide_count);
     }
-    return 0;
+    return code;
 }
 
 /* An activation after the sum, and scratch memory from outside. */
@@ -301,48 +348,96 @@ static dnnl_format_tag_t tag_of(enum layout layout)
     return layout == LAYOUT_BLOCKED ? dnnl_aBcd16b : dnnl_acdb;
 }
 
-int onednn_conv(struct plan *p, struct step *s, int winograd, struct steer_error *err)
+/* The descriptor of the whole image's convolution, or (rows > 0) of a band of it with a row more
+ * above and below. *ret stays NULL where there is no such algorithm. */
+static dnnl_status_t conv_plan(dnnl_primitive_desc_t *ret, struct plan *p, const struct op *op,
+                               dnnl_alg_kind_t algorithm, int rows, dnnl_memory_desc_t *dense)
 {
     const struct engine *e = p->compute->engine;
-    const struct op *op = &s->op;
     const struct place *in = p->places + op->in[0], *out = p->places + op->out;
-    struct weight *w = op->w;
+    const struct weight *w = op->w;
     dnnl_data_type_t type = type_of(in->type);
-    dnnl_memory_desc_t src, weights, dense, bias, dst;
-    dnnl_dims_t src_dims = {1, in->shape.c, in->shape.h, in->shape.w};
+    dnnl_data_type_t to = widens(p, op) ? dnnl_f32 : type_of(out->type);
+    dnnl_memory_desc_t src, weights, bias, dst;
+    dnnl_dims_t src_dims = {1, in->shape.c, rows ? rows + 2 : in->shape.h, in->shape.w};
     dnnl_dims_t weight_dims = {w->out, w->in, w->size, w->size};
-    dnnl_dims_t dst_dims = {1, out->shape.c, out->shape.h, out->shape.w}, bias_dims = {w->out};
-    dnnl_dims_t strides = {op->stride, op->stride}, before = {op->padding, op->padding}, after;
+    dnnl_dims_t dst_dims = {1, out->shape.c, rows ? rows : out->shape.h, out->shape.w};
+    dnnl_dims_t bias_dims = {w->out};
+    dnnl_dims_t strides = {op->stride, op->stride};
+    dnnl_dims_t before = {rows ? 0 : op->padding, op->padding}, after;
     dnnl_convolution_desc_t d;
     dnnl_primitive_attr_t attr = NULL;
-    dnnl_primitive_desc_t pd = NULL;
-    int has_bias = op->in[1] >= 0 || weight_has_vector(w);
-    if (in->pitch != in->shape.c)
-        return steer_fail(err, STEER_INTERNAL, "a convolution's input is not dense");
-    /* What the last window needs on the far side, which a stride may leave out. */
-    after[0] = (out->shape.h - 1) * op->stride + w->size - in->shape.h - op->padding;
-    after[1] = (out->shape.w - 1) * op->stride + w->size - in->shape.w - op->padding;
     dnnl_status_t status;
+    int has_bias = op->in[1] >= 0 || weight_has_vector(w);
+    /* What the last window needs on the far side, which a stride may leave out. */
+    for (int i = 0; i < 2; i++)
+        after[i] = (dst_dims[2 + i] - 1) * op->stride + w->size - src_dims[2 + i] - before[i];
     if (!(status = dnnl_memory_desc_init_by_tag(&src, 4, src_dims, type, tag_of(in->layout))) &&
         !(status =
               dnnl_memory_desc_init_by_tag(&weights, 4, weight_dims, type, dnnl_format_tag_any)) &&
-        !(status = dnnl_memory_desc_init_by_tag(&dense, 4, weight_dims, dnnl_f32, dnnl_abcd)) &&
+        !(status = dnnl_memory_desc_init_by_tag(dense, 4, weight_dims, dnnl_f32, dnnl_abcd)) &&
         !(status = dnnl_memory_desc_init_by_tag(&bias, 1, bias_dims, dnnl_f32, dnnl_a)) &&
-        !(status = dnnl_memory_desc_init_by_tag(&dst, 4, dst_dims,
-                                                widens(p, op) ? dnnl_f32 : type_of(out->type),
-                                                tag_of(out->layout))))
-        status = attributes(&attr, op->act);
-    for (int direct = !winograd; !status && !pd && direct < 2; direct++) {
-        status = dnnl_convolution_forward_desc_init(
-            &d, dnnl_forward_inference,
-            direct ? dnnl_convolution_direct : dnnl_convolution_winograd, &src, &weights,
-            has_bias ? &bias : NULL, &dst, strides, before, after);
-        if (!status) status = dnnl_primitive_desc_create(&pd, &d, attr, e->engine, NULL);
-        if (status && !direct) status = 0; /* not every shape has a Winograd form */
-    }
+        !(status = dnnl_memory_desc_init_by_tag(&dst, 4, dst_dims, to, tag_of(out->layout))) &&
+        !(status = dnnl_convolution_forward_desc_init(&d, dnnl_forward_inference, algorithm, &src,
+                                                      &weights, has_bias ? &bias : NULL, &dst,
+                                                      strides, before, after)) &&
+        !(status = attributes(&attr, op->act)))
+        status = dnnl_primitive_desc_create(ret, &d, attr, e->engine, NULL);
     if (attr) dnnl_primitive_attr_destroy(attr);
+    return status;
+}
+
+static size_t scratch_of(dnnl_primitive_desc_t pd)
+{
+    const dnnl_memory_desc_t *md = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+    return md ? dnnl_memory_desc_get_size(md) : 0;
+}
+
+/* Winograd transforms a whole image before it multiplies: 1.2 GB of scratch for 256 channels of
+ * 512x512. In bands it is a fraction of that, at the price of a copy. */
+static int winograd_plan(dnnl_primitive_desc_t *ret, struct plan *p, const struct op *op,
+                         dnnl_memory_desc_t *dense)
+{
+    const struct place *in = p->places + op->in[0], *out = p->places + op->out;
+    int h = in->shape.h, rows = 0;
+    if (conv_plan(ret, p, op, dnnl_convolution_winograd, 0, dense)) return 0;
+    if (in->layout != LAYOUT_BLOCKED || out->layout != LAYOUT_BLOCKED || out->type != TYPE_F32)
+        return 0;
+    for (int bands = 2; bands <= 8 && scratch_of(*ret) > WINOGRAD_SCRATCH; bands *= 2) {
+        dnnl_primitive_desc_t smaller = NULL;
+        if (h % (4 * bands) ||
+            conv_plan(&smaller, p, op, dnnl_convolution_winograd, h / bands, dense))
+            break;
+        dnnl_primitive_desc_destroy(*ret);
+        *ret = smaller;
+        rows = h / bands;
+    }
+    return rows;
+}
+
+int onednn_conv(struct plan *p, struct step *s, int winograd, struct steer_error *err)
+{
+    const struct op *op = &s->op;
+    const struct place *in = p->places + op->in[0], *out = p->places + op->out;
+    dnnl_memory_desc_t dense;
+    dnnl_primitive_desc_t pd = NULL;
+    int rows = 0;
+    if (in->pitch != in->shape.c)
+        return steer_fail(err, STEER_INTERNAL, "a convolution's input is not dense");
+    if (winograd) rows = winograd_plan(&pd, p, op, &dense); /* not every shape has such a form */
+    dnnl_status_t status =
+        pd ? dnnl_success : conv_plan(&pd, p, op, dnnl_convolution_direct, 0, &dense);
     if (status) return failed(err, "planning a convolution", status);
-    return step_make(p, s, pd, &dense, err);
+    int code = step_make(p, s, pd, &dense, err);
+    if (code || !rows) return code;
+    struct state *st = s->state;
+    size_t row = (size_t)in->shape.w * sizeof(float);
+    st->rows = rows;
+    st->bands = in->shape.h / rows;
+    st->band_in = (s->scratch_bytes + 63) & ~(size_t)63;
+    st->band_out = st->band_in + (size_t)in->shape.c * (size_t)(rows + 2) * row;
+    s->scratch_bytes = st->band_out + (size_t)out->shape.c * (size_t)rows * row;
+    return 0;
 }
 
 double onednn_peak(struct compute *c, enum compute_type type, int runs)

@@ -124,8 +124,10 @@ struct layer {
 static struct tensor record_layer(struct rig *r, const void *what)
 {
     const struct layer *l = what;
-    struct stored scale = {l->scale, TYPE_F32}, shift = {l->shift, TYPE_F32};
-    struct stored matrix = {l->matrix, TYPE_F32}, bias = {l->bias, TYPE_F32};
+    struct stored scale = {.data = l->scale, .type = TYPE_F32},
+                  shift = {.data = l->shift, .type = TYPE_F32};
+    struct stored matrix = {.data = l->matrix, .type = TYPE_F32},
+                  bias = {.data = l->bias, .type = TYPE_F32};
     assert_int_equal(weight_norm(r->w, r->c, scale, shift, l->in), 0);
     struct tensor x = input(r, (struct shape){2, l->h, l->w, l->in}, l->x);
     r->weights = 2;
@@ -189,7 +191,8 @@ struct shaped {
 static struct tensor record_shaped(struct rig *r, const void *what)
 {
     const struct shaped *s = what;
-    struct stored scale = {s->scale, TYPE_F32}, shift = {s->shift, TYPE_F32};
+    struct stored scale = {.data = s->scale, .type = TYPE_F32},
+                  shift = {.data = s->shift, .type = TYPE_F32};
     struct tensor x = input(r, (struct shape){2, s->h, s->w, s->c}, s->x), y;
     switch (s->kind) {
     case 0:
@@ -501,6 +504,31 @@ static void test_company(void **unused)
     free(first), free(second);
 }
 
+/* A convolution that Winograd does in bands of rows, beside the direct one that a table asks for.
+ */
+static void test_bands(void **unused)
+{
+    (void)unused;
+    struct layer l = {256, 384, 128, 128, 3, 1, ACT_NONE, 1, 0, 0, 0, 0, 0, 0};
+    size_t count = (size_t)2 * 256 * 384 * 128, n, m;
+    float *x = numbers(count, 3), *scale = numbers(128, 1), *shift = numbers(128, 1);
+    float *bias = numbers(128, 1), *matrix = numbers(128 * 128 * 9, 0.1f);
+    float *vector = numbers(256, 1);
+    l.x = x, l.scale = scale, l.shift = shift, l.matrix = matrix, l.bias = bias, l.vector = vector;
+    FILE *f = fopen("tuning.txt", "w");
+    assert_true(f && fputs("conv3 128 128 256x384 direct\n", f) > 0 && fclose(f) == 0);
+    struct compute *direct = NULL;
+    struct compute_options o = {.backend = "cpu", .threads = 2, .tuning = "tuning.txt"};
+    assert_int_equal(compute_open(&direct, &o, NULL), 0);
+    float *want = evaluate(direct, record_layer, &l, &m),
+          *got = evaluate(cpu, record_layer, &l, &n);
+    assert_int_equal(n, m);
+    hold("winograd in bands", distance(got, want, n), 5e-6);
+    compute_close(direct);
+    free(x), free(scale), free(shift), free(bias), free(matrix), free(vector);
+    free(want), free(got);
+}
+
 static int setup(void **unused)
 {
     (void)unused;
@@ -534,6 +562,7 @@ int main(void)
         cmocka_unit_test(test_masked_tokens),
         cmocka_unit_test(test_one_read_one_store),
         cmocka_unit_test(test_company),
+        cmocka_unit_test(test_bands),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

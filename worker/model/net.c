@@ -57,12 +57,6 @@ int params_error(const struct params *p, struct steer_error *err)
     return p->error.code;
 }
 
-void params_drop(struct params *p)
-{
-    for (size_t i = 0; i < p->room; i++)
-        if (p->entries[i].weight) weight_drop(p->entries[i].weight);
-}
-
 int params_has(const struct params *p, const char *format, ...)
 {
     char name[160];
@@ -131,6 +125,7 @@ static struct stored stored_get(struct params *p, const char *name, int rank, co
         return s;
     }
     s.data = view.data;
+    s.mapped = 1;
     return s;
 }
 

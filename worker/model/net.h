@@ -21,8 +21,6 @@ int params_new(struct params **ret, struct compute *c, struct tensors **files) S
 void params_free(struct params *p); /* NULL is fine; no plan may use its weights any more */
 /* The first mistake of all recordings so far; 0 and *err untouched when there is none. */
 int params_error(const struct params *p, struct steer_error *err) STEER_MUSTCHECK;
-/* Lets the files' pages go that plans have packed. */
-void params_drop(struct params *p);
 /* 1 when a tensor of that name is in the files. */
 int params_has(const struct params *p, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""The silent mistakes that cost others days, made on purpose, one at a time: a test must notice each.
+
+    tests/mutants.py [NAME...]      builds in a copy of the tree; about ten minutes for all (tests/run --long)
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_recipe")
+UNET, VAE, CLIP, BPE, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/text/clip_bpe.c", "worker/sampler.c"
+ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
+
+MUTANTS = {
+    "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(a + c, load(a + c) * ip - alpha", "store(a + c, load(a + c) * ip * (1 + alpha) - alpha"),
+    "nasa missing in the middle block": (UNET, "    if (f->method == GUIDANCE_NONE) {", "    if (f->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
+    "nag: nag_scale taken as phi": (ATTENTION, "w->zt[at + (size_t)c] = zp + phi * (zp - n[c] * in);", "w->zt[at + (size_t)c] = zp + (phi - 1) * (zp - n[c] * in);"),
+    "nag: 2-norms": (ATTENTION, "norm_t += fabsf(zt[c]);\n        norm_p += fabsf(zp[c]);", "norm_t += zt[c] * zt[c];\n        norm_p += zp[c] * zp[c];"),
+    "vsf: the negative's values without its sign": (ATTENTION, "load(a + c) * wp - alpha * wn", "load(a + c) * wp + alpha * wn"),
+    "attention_head_dim as a width": (UNET, "    memcpy(c.heads, given, sizeof given);", "    for (int i = 0; i < c.blocks; i++)\n        c.heads[i] = c.channels[i] / given[i] > 0 ? c.channels[i] / given[i] : 1;"),
+    "transformer group norm 1e-5": (UNET, "f->c->groups, 1e-6, ACT_NONE", "f->c->groups, 1e-5, ACT_NONE"),
+    "resnet group norm 1e-6": (UNET, 'real(config, "norm_eps", 1e-5)', '1e-6 + 0 * real(config, "norm_eps", 1e-5)'),
+    "layer norm 1e-6": (UNET, 'net_layer_norm(n, x, 1e-5, "%s.norm2"', 'net_layer_norm(n, x, 1e-3, "%s.norm2"'),
+    "vae group norm 1e-5": (VAE, "#define VAE_EPS 1e-6", "#define VAE_EPS 1e-4"),
+    "geglu by tanh": ("kernels/cpu/vector.h", "return x * 0.5f * (verf(x * 0.70710678f) + 1.f);", "return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);"),
+    "instaflow at 999": (SAMPLER, "1000.0 * (1 - (double)i / steps)", "999.0 * (1 - (double)i / steps)"),
+    "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
+    "euler without init_noise_sigma": (SAMPLER, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
+    "leading spacing as linspace": (SAMPLER, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
+    "ddim ends at alpha_bar 1": (SAMPLER, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
+    "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
+    "quick_gelu as gelu": (CLIP, '{"quick_gelu", ACT_QUICK_GELU}', '{"quick_gelu", ACT_GELU}'),
+    "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),
+    "NFKC for NFC": (BPE, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT"),
+    "no NFC": (BPE, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE"),
+    "ASCII lower case": (BPE, "c = utf8proc_tolower(c);", "c = c < 128 ? utf8proc_tolower(c) : c;"),
+    "U+0130 to one letter": (BPE, "if (c == 0x130) {", "if (c == -1) {"),
+    "marks as letters": (BPE, "case UTF8PROC_CATEGORY_LO: return KIND_LETTER;", "case UTF8PROC_CATEGORY_MN:\n    case UTF8PROC_CATEGORY_LO: return KIND_LETTER;"),
+    "no contractions": (BPE, "size_t short_form = c == '\\'' ?", "size_t short_form = c == -1 ?"),
+    "digits in runs": (BPE, "} else if (kind != KIND_NUMBER) {", "} else {"),
+    "only ASCII digits": (BPE, "case UTF8PROC_CATEGORY_ND:\n", "case UTF8PROC_CATEGORY_ND: if (c > 127) return KIND_OTHER; return KIND_NUMBER;\n"),
+    "merges that begin with # skipped": (BPE, "(number == 1 && n >= 8 && memcmp(line, \"#version\", 8) == 0)", "(line[0] == '#')"),
+    "special tokens in the text not seen": (BPE, "const struct special *s = special_at(t, text + i, size - i, normalized);", "const struct special *s = NULL;"),
+    "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
+}
+
+
+def main(names):
+    unseen, wrong = [], []
+    folder = Path(tempfile.mkdtemp(prefix="steer-mutants-"))
+    tree, build = folder / "tree", folder / "build"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")[:-1]
+    for f in files:
+        (tree / f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / f, tree / f)
+    subprocess.run(["cmake", "-S", tree, "-B", build, "-G", "Ninja"], check=True, stdout=subprocess.DEVNULL)
+    compile_all = ["cmake", "--build", build, "--target", *TESTS, "steer-worker"]
+    subprocess.run(compile_all, check=True, stdout=subprocess.DEVNULL)
+    env = {**os.environ, "STEER_SOURCE_DIR": str(tree), "STEER_BIN_DIR": str(build / "bin"), "OMP_WAIT_POLICY": "passive"}
+
+    def noticed():
+        """The first test that fails, or None."""
+        for test in TESTS:
+            if subprocess.run([build / "bin" / test], cwd=folder, env=env, capture_output=True, timeout=600).returncode:
+                return test
+        return None
+
+    assert noticed() is None, "the tests fail without a mutant"
+    for name, (file, old, new) in MUTANTS.items():
+        if names and name not in names:
+            continue
+        path = tree / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            wrong.append(name)
+            print(f"{name}: not found in {file} exactly once", flush=True)
+            continue
+        path.write_text(text.replace(old, new))
+        if subprocess.run(compile_all, capture_output=True).returncode:
+            wrong.append(name)
+            print(f"{name}: does not build", flush=True)
+        else:
+            by = noticed()
+            print(f"{name}: {by or 'NOT NOTICED'}", flush=True)
+            unseen += [] if by else [name]
+        path.write_text(text)
+    shutil.rmtree(folder)
+    print(f"{len(MUTANTS) - len(unseen) - len(wrong)} mutants noticed, {len(unseen)} not, {len(wrong)} could not be made")
+    return 1 if unseen or wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+/* What the shipped recipes say: the facts of the checkpoints' own scripts, which no folder tells.
+ */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "recipe.h"
+
+static struct recipe load(const char *name)
+{
+    struct recipe r;
+    struct steer_error err = {0};
+    json_t *scheduler =
+        json_pack("{s:s}", "_class_name", "PNDMScheduler"); /* sd15 takes the folder's */
+    if (recipe_load(&r, name, scheduler, "scheduler_config.json", &err))
+        fail_msg("%s: %s", name, err.text);
+    json_decref(scheduler);
+    return r;
+}
+
+/* The time step of the first call and the alpha_bar that is used there. */
+static void first_call(const char *name, double timestep, double alpha_bar)
+{
+    struct recipe r = load(name);
+    struct schedule *s = NULL;
+    struct steer_error err = {0};
+    assert_int_equal(schedule_new(&s, &r.sampler, 1, &err), 0);
+    assert_true(schedule_timestep(s, 0) == timestep);
+    if (alpha_bar > 0) assert_true(fabs(schedule_alpha_bar(s, (int)timestep) - alpha_bar) < 5e-7);
+    schedule_free(s);
+}
+
+static void test_one_step_checkpoints(void **state)
+{
+    (void)state;
+    first_call("instaflow", 1000, 0);         /* 1000, not 999: rectified flow's time 1 */
+    first_call("dmd2-sd15", 999, 0.0047);     /* the constant of its authors' script */
+    first_call("sbv2-sd15", 999, 0.00466009); /* diffusers' table, scaled_linear, at 999 */
+    first_call("demo", 999, 0.00466009);
+}
+
+static void each(void *data, const char *name)
+{
+    struct recipe r = load(name);
+    assert_true(r.steps >= r.steps_min && r.steps <= r.steps_max);
+    assert_true(isfinite(r.guidance.alpha) && isfinite(r.guidance.scale));
+    ++*(int *)data;
+}
+
+static void test_all_load(void **state)
+{
+    int count = 0;
+    (void)state;
+    recipe_list(each, &count);
+    assert_true(count >= 11);
+}
+
+static void test_unknown(void **state)
+{
+    (void)state;
+    struct recipe r;
+    struct steer_error err = {0};
+    assert_int_equal(recipe_load(&r, "nonsense", NULL, NULL, &err), STEER_UNKNOWN_RECIPE);
+    assert_non_null(strstr(err.text, "nonsense"));
+    assert_int_not_equal(recipe_load(&r, "../../etc/passwd", NULL, NULL, &err), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_one_step_checkpoints),
+                                       cmocka_unit_test(test_all_load),
+                                       cmocka_unit_test(test_unknown)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
