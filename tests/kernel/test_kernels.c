@@ -509,14 +509,14 @@ static void test_company(void **unused)
 static void test_bands(void **unused)
 {
     (void)unused;
-    struct layer l = {256, 384, 128, 128, 3, 1, ACT_NONE, 1, 0, 0, 0, 0, 0, 0};
-    size_t count = (size_t)2 * 256 * 384 * 128, n, m;
-    float *x = numbers(count, 3), *scale = numbers(128, 1), *shift = numbers(128, 1);
-    float *bias = numbers(128, 1), *matrix = numbers(128 * 128 * 9, 0.1f);
-    float *vector = numbers(256, 1);
+    struct layer l = {256, 256, 256, 256, 3, 1, ACT_NONE, 1, 0, 0, 0, 0, 0, 0};
+    size_t count = (size_t)2 * 256 * 256 * 256, n, m;
+    float *x = numbers(count, 3), *scale = numbers(256, 1), *shift = numbers(256, 1);
+    float *bias = numbers(256, 1), *matrix = numbers(256 * 256 * 9, 0.1f);
+    float *vector = numbers(512, 1);
     l.x = x, l.scale = scale, l.shift = shift, l.matrix = matrix, l.bias = bias, l.vector = vector;
     FILE *f = fopen("tuning.txt", "w");
-    assert_true(f && fputs("conv3 128 128 256x384 direct\n", f) > 0 && fclose(f) == 0);
+    assert_true(f && fputs("conv3 256 256 256x256 direct\n", f) > 0 && fclose(f) == 0);
     struct compute *direct = NULL;
     struct compute_options o = {.backend = "cpu", .threads = 2, .tuning = "tuning.txt"};
     assert_int_equal(compute_open(&direct, &o, NULL), 0);
