@@ -69,7 +69,7 @@ size_t compute_bytes(const struct compute *c);
 struct stored {
     const void *data;
     enum compute_type type; /* f32, f16 or bf16 */
-    int mapped;             /* an untouched mapping of a file: pages that were read may be dropped */
+    int mapped; /* an untouched mapping of a file: pages that were read may be dropped */
 };
 
 /* All create functions copy nothing at first: a plan packs the weight into the layout it wants and

@@ -240,9 +240,8 @@ static int bench_run(struct bench *b, const struct bench_args *a, struct steer_e
         "guidance", guidance_method_name(b->plan.shape.method), "guidance_scale",
         b->plan.image.guidance.scale, "precision", strstr(numerics, "-bf16-") ? "bf16" : "f32",
         "threads", compute_threads(b->compute), "runs", runs, "numerics", numerics, "load_ms",
-        b->load_ms, "first_image_ms", b->first_ms, "peak_rss_bytes",
-        (json_int_t)peak_rss(), "stages", stages, "total", spread(total, runs),
-        "peak_gflops", peaks(b));
+        b->load_ms, "first_image_ms", b->first_ms, "peak_rss_bytes", (json_int_t)peak_rss(),
+        "stages", stages, "total", spread(total, runs), "peak_gflops", peaks(b));
     if (a->ops) json_object_set(out, "ops", ops);
     json_decref(ops);
     json_dumpf(out, stdout, JSON_INDENT(2));
