@@ -162,8 +162,8 @@ static int set_up_connection(struct db *db, struct steer_error *err)
     if ((code = read_number(db, "PRAGMA user_version", &version, err)) != 0) return code;
     if ((code = read_number(db, "SELECT count(*) FROM sqlite_master", &tables, err)) != 0)
         return code;
-    db->is_new = application == 0 && version == 0 && tables == 0;
-    if (!db->is_new && application != APPLICATION_ID)
+    bool is_new = application == 0 && version == 0 && tables == 0;
+    if (!is_new && application != APPLICATION_ID)
         return steer_fail(err, STEER_STORE,
                           "%s: is a SQLite database of another program (application id %" PRId64
                           ", expected %d)",
@@ -217,26 +217,32 @@ static int prepare_statements(struct db *db, struct steer_error *err)
     return 0;
 }
 
+/* The one row of a directory's own facts. */
+static int meta_make(struct db *db, uint32_t shard, struct steer_error *err)
+{
+    int64_t salt[2];
+    if (getrandom(salt, sizeof salt, 0) != (ssize_t)sizeof salt)
+        return steer_fail(err, STEER_IO, "no random numbers: %s", strerror(errno));
+    sqlite3_stmt *st = db->statements[DB_META_NEW];
+    sqlite3_bind_int64(st, 1, shard);
+    sqlite3_bind_int64(st, 2, salt[0]);
+    sqlite3_bind_int64(st, 3, salt[1]);
+    return db_step(db, DB_META_NEW, err);
+}
+
 /* Reads what the last run left and begins the next epoch, durably. */
 static int begin_epoch(struct db *db, uint32_t shard, struct store_opened *opened,
                        struct steer_error *err)
 {
     int code = db_begin(db, err);
     if (code != 0) return code;
-    if (db->is_new) {
-        int64_t salt[2];
-        if (getrandom(salt, sizeof salt, 0) != (ssize_t)sizeof salt) {
-            code = steer_fail(err, STEER_IO, "no random numbers: %s", strerror(errno));
-            goto fail;
-        }
-        sqlite3_stmt *st = db->statements[DB_META_NEW];
-        sqlite3_bind_int64(st, 1, shard);
-        sqlite3_bind_int64(st, 2, salt[0]);
-        sqlite3_bind_int64(st, 3, salt[1]);
-        if ((code = db_step(db, DB_META_NEW, err)) != 0) goto fail;
-    }
     sqlite3_stmt *st = db->statements[DB_META_GET];
-    if ((code = db_step(db, DB_META_GET, err)) != 1) {
+    code = db_step(db, DB_META_GET, err);
+    if (code == 0) { /* new, or its first broker died between the schema and this */
+        if ((code = meta_make(db, shard, err)) != 0) goto fail;
+        code = db_step(db, DB_META_GET, err);
+    }
+    if (code != 1) {
         if (code == 0) code = steer_fail(err, STEER_STORE, "%s: has no meta record", db->path);
         goto fail;
     }

@@ -73,7 +73,6 @@ struct db {
     sqlite3_stmt *statements[DB_STATEMENTS];
     char path[4096];
     char boot[DB_BOOT_BYTES]; /* of the run before */
-    bool is_new;
     uint64_t epoch, sequence, job_last, salt[2];
     uint64_t files_made;
     uint64_t page_bytes, wal_bytes_max;
