@@ -65,9 +65,14 @@ struct compute {
     int threads;
     size_t bytes;
     char numerics[128];
-    void *engine; /* of the cpu backend */
-    char *tuning; /* the table's text; NULL: the shipped rule */
+    void *engine;  /* of the cpu backend */
+    char *tuning;  /* the table's text; NULL: the shipped rule */
+    void *staging; /* where a matrix is while it is packed, weight.c */
+    size_t staging_bytes;
 };
+
+/* Zeroed pages, large ones where the kernel has them; NULL for 0 bytes and when out of memory. */
+void *pages_new(size_t bytes);
 
 /* Image b of tensor t. */
 static inline void *place_image(const struct plan *p, int t, int b)
