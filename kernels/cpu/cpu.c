@@ -145,7 +145,8 @@ static const struct cpu_kernels *kernels(void)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return &cpu_kernels_avx512;
+        return __builtin_cpu_supports("avx512bf16") ? &cpu_kernels_avx512_bf16
+                                                    : &cpu_kernels_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &cpu_kernels_avx2;
     return &cpu_kernels_sse2;
 }
