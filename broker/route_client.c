@@ -523,10 +523,7 @@ static void drain_worker(struct route *r, const struct peer *from, const Steerfa
     }
     Steerfarm__Drain drain = STEERFARM__DRAIN__INIT;
     struct peer to;
-    memset(&to, 0, sizeof to);
-    to.side = SIDE_WORKERS;
-    to.size = w->identity_size;
-    memcpy(to.identity, w->identity, to.size);
+    peer_of(&to, w);
     w->state = WORKER_DRAINING;
     (void)send_to(r, &to, STEERFARM__MESSAGE_TYPE__DRAIN, &drain.base);
     status_later(r, from, m->has_tag, m->tag, 0);

@@ -9,14 +9,6 @@
 #include "log.h"
 #include "route_internal.h"
 
-static void peer_of(struct peer *to, const struct worker *w)
-{
-    memset(to, 0, sizeof *to);
-    to->side = SIDE_WORKERS;
-    to->size = w->identity_size;
-    memcpy(to->identity, w->identity, w->identity_size);
-}
-
 static void verdict_send(struct route *r, const struct peer *to, Steerfarm__Lease *lease,
                          const char *verdict)
 {
