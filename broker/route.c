@@ -120,7 +120,7 @@ int route_turn(struct route *r, uint64_t now_ms, struct steer_error *err)
     r->now_ms = now_ms;
     completions(r);
     timers(r);
-    if (!r->no_room) assign_all(r);
+    assign_all(r);
     turn_submit(r, &r->grow);
     turn_submit(r, &r->shrink);
     if (!r->broken) return 0;

@@ -47,6 +47,37 @@ static int assign_send(struct route *r, struct worker *w, const struct taken *ta
     return code;
 }
 
+enum { FULL_TOLD_MS = 60000 }; /* between two lines about a spool that stays full */
+
+static void spool_full(struct route *r)
+{
+    if (!r->full_told_ms || r->now_ms >= r->full_told_ms + FULL_TOLD_MS) {
+        log_event(LOG_WARN, "spool.full", "reason=%s",
+                  log_quote("no room for more images until some are fetched"));
+        r->full_told_ms = r->now_ms;
+    }
+    r->no_room = 1; /* after the undoing, which makes room */
+}
+
+/* Room and a lease for as many of the batch as there is room for; how many. */
+static int assign_lease(struct route *r, struct worker *w, const struct taken *taken,
+                        struct lease **leases, int count)
+{
+    int n = 0;
+    while (n < count && !store_reserve(r->store, taken[n].job->image_bytes)) {
+        leases[n] = sched_lease(r->sched, w, 0, 0, taken[n].job, taken[n].index,
+                                r->now_ms + r->options.lease_ms, count);
+        if (!leases[n]) {
+            store_release(r->store, taken[n].job->image_bytes);
+            break;
+        }
+        n++;
+    }
+    for (int i = 0; i < n; i++)
+        leases[i]->company = n; /* the others have stayed behind */
+    return n;
+}
+
 /* One batch to w; 0: there was none, or it could not go out. */
 static int assign(struct route *r, struct worker *w)
 {
@@ -54,34 +85,24 @@ static int assign(struct route *r, struct worker *w)
     struct lease *leases[STEER_BATCH_MAX] = {NULL};
     int room = w->batch_max && w->batch_max < STEER_BATCH_MAX ? (int)w->batch_max : STEER_BATCH_MAX;
     int count = sched_take(r->sched, r->queue, w, r->now_ms, taken, room);
-    for (int i = 0; i < count; i++) {
-        if (store_reserve(r->store, taken[i].job->image_bytes)) {
-            if (!r->no_room)
-                log_event(LOG_WARN, "spool.full", "reason=%s",
-                          log_quote("no room for more images until some are fetched"));
-            r->no_room = 1;
-            assign_undo(r, taken, leases, count);
-            return 0;
-        }
-        leases[i] = sched_lease(r->sched, w, 0, 0, taken[i].job, taken[i].index,
-                                r->now_ms + r->options.lease_ms, count);
-        if (leases[i]) continue;
-        store_release(r->store, taken[i].job->image_bytes);
-        assign_undo(r, taken, leases, count);
-        return 0;
-    }
     if (!count) return 0;
-    if (!assign_send(r, w, taken, leases, count)) return 1;
-    assign_undo(r, taken, leases, count);
+    int n = assign_lease(r, w, taken, leases, count);
+    if (n < count) {
+        assign_undo(r, taken + n, leases + n, count - n);
+        spool_full(r);
+    }
+    if (!n) return 0;
+    if (!assign_send(r, w, taken, leases, n)) return 1;
+    assign_undo(r, taken, leases, n);
     return 0;
 }
 
 void assign_all(struct route *r)
 {
     if (r->paused) return;
-    for (int again = 1; again;) {
+    for (int again = 1; again && !r->no_room;) {
         again = 0;
-        for (struct worker *w = sched_first(r->sched); w; w = w->next)
+        for (struct worker *w = sched_first(r->sched); w && !r->no_room; w = w->next)
             again |= assign(r, w);
     }
 }

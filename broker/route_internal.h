@@ -103,7 +103,7 @@ struct route {
     struct audience *audiences;
     struct turn *grow, *shrink; /* of this turn; NULL: nothing yet */
     uint32_t waiting;           /* batches and questions that the store has */
-    uint64_t epoch, job_last, now_ms, swept_ms, expired_ms;
+    uint64_t epoch, job_last, now_ms, swept_ms, expired_ms, full_told_ms;
     int paused, no_room;
     uint64_t accepted, results, duplicates, failures; /* counters for people */
     int broken;                                       /* the store failed */

@@ -1099,6 +1099,33 @@ static void test_too_big_for_the_spool(void **state)
     expect_refused("c", "BAD_SIZE");
 }
 
+/* A batch that does not fit the spool whole goes out as far as it fits. */
+static void test_batch_and_small_spool(void **state)
+{
+    (void)state;
+    route_close(route);
+    forget_sent();
+    spool_max = 200000; /* two images of 64x64 at the worst, not four */
+    open_route();
+    hello_client("c");
+    hello_worker_with("w/1", 1, "hash1", NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 4, 4);
+    submit("c", "k", 4);
+    const Steerfarm__Assign *a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 2);
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 1);
+    struct held_lease l = {.epoch = a->images[0]->lease->epoch,
+                           .lease = a->images[0]->lease->lease,
+                           .index = a->images[0]->lease->index};
+    snprintf(l.job, sizeof l.job, "%s", a->images[0]->lease->job);
+    result("w/1", &l, "small"); /* takes less than was set aside: there is room again */
+    expect_verdict("w/1", "kept");
+    a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 1);
+}
+
 static void test_many_acks(void **state)
 {
     (void)state;
@@ -1170,6 +1197,7 @@ int main(void)
         TEST(test_deadline),
         TEST(test_age),
         TEST(test_too_big_for_the_spool),
+        TEST(test_batch_and_small_spool),
         TEST(test_many_acks),
         TEST(test_jobs_by_state),
     };
