@@ -120,9 +120,9 @@ int route_turn(struct route *r, uint64_t now_ms, struct steer_error *err)
     r->now_ms = now_ms;
     completions(r);
     timers(r);
-    assign_all(r);
-    turn_submit(r, &r->grow);
+    turn_submit(r, &r->grow); /* counts its images in: what is assigned must see them */
     turn_submit(r, &r->shrink);
+    assign_all(r);
     if (!r->broken) return 0;
     if (err) *err = r->broken_error;
     return r->broken_error.code;

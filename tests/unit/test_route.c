@@ -1126,6 +1126,25 @@ static void test_batch_and_small_spool(void **state)
     assert_int_equal(a->n_images, 1);
 }
 
+/* Room given back by an image counts only together with the room that the image takes. */
+static void test_spool_is_not_overcommitted(void **state)
+{
+    (void)state;
+    static char big[70001];
+    memset(big, 'x', sizeof big - 1);
+    route_close(route);
+    forget_sent();
+    spool_max = 200000; /* two images of 64x64 at the worst */
+    open_route();
+    farm();
+    submit("c", "k", 4);
+    struct held_lease l = take_assign("w/1");
+    (void)take_assign("w/1");
+    result("w/1", &l, big);
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 2);
+}
+
 static void test_many_acks(void **state)
 {
     (void)state;
@@ -1198,6 +1217,7 @@ int main(void)
         TEST(test_age),
         TEST(test_too_big_for_the_spool),
         TEST(test_batch_and_small_spool),
+        TEST(test_spool_is_not_overcommitted),
         TEST(test_many_acks),
         TEST(test_jobs_by_state),
     };
