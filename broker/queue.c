@@ -12,7 +12,8 @@
 /* Invariants:
  * 1. A job is in its lane's ring exactly while it is committed and has queued images.
  * 2. No image before job.cursor is queued.
- * 3. Lanes are ordered by priority, highest first; an empty lane is removed. */
+ * 3. Lanes are ordered by priority, highest first, and among equals by who was served longest ago;
+ *    an empty lane is removed. */
 
 struct lane {
     struct lane *next;
@@ -205,6 +206,20 @@ static void ring_settle(struct queue *q, struct job *j)
     l->head->before = j;
 }
 
+/* A lane that was served goes behind its equals: models take turns as jobs do. */
+static void lane_served(struct queue *q, struct lane *l)
+{
+    if (!l->next || l->next->priority != l->priority) return;
+    struct lane **at = &q->lanes;
+    while (*at != l)
+        at = &(*at)->next;
+    *at = l->next;
+    while (*at && (*at)->priority == l->priority)
+        at = &(*at)->next;
+    l->next = *at;
+    *at = l;
+}
+
 /* ---- jobs ---- */
 
 /* What images that share a forward pass have in common. */
@@ -374,6 +389,7 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
                 if (lane_left && (after->lane || j->lane)) {
                     struct job *turn = after->lane ? after : j;
                     turn->lane->head = turn; /* the next image is the next job's */
+                    lane_served(q, turn->lane);
                     if (!ret[0].single)
                         return take_company(q, turn, batch, t, now_ms, ret, 1, room);
                 }
