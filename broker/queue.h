@@ -41,7 +41,6 @@ struct job {
     uint32_t cursor; /* no queued image before it */
     struct trouble *troubles;
     int committed;             /* the store has it; before that nothing is assigned */
-    int cancelled;             /* what still comes for it is dropped */
     int ending;                /* its end is on its way to the store */
     struct audience *audience; /* who watches and fetches; route's */
     int32_t priority;

@@ -37,7 +37,7 @@ static void deadline_check(void *data, struct job *j)
     struct route *r = data;
     if (!j->deadline_ms || j->ending || !j->committed || utc_now(r) < j->deadline_ms) return;
     if (j->states.counts[IMAGE_QUEUED] + j->states.counts[IMAGE_LEASED] == 0) return;
-    job_cancel(r, j, IMAGE_EXPIRED);
+    job_cancel(r, j, IMAGE_EXPIRED, 0);
 }
 
 /* Images that nobody fetches for --keep end. */

@@ -288,7 +288,7 @@ static void job_cancel_told(struct route *r, struct job *j)
     if (j->ending) return;
     job_id_write(id, j->id);
     log_event(LOG_INFO, "job.cancel", "job=%s", id);
-    job_cancel(r, j, IMAGE_CANCELLED);
+    job_cancel(r, j, IMAGE_CANCELLED, 1);
 }
 
 /* The job that was being stored when its CANCEL came is stored, or was refused. */

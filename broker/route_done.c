@@ -57,20 +57,15 @@ static void kept_now(struct route *r, const struct effect *e, int code)
     static char kept[] = "kept", unknown[] = "unknown", cancelled[] = "cancelled";
     struct job *j = queue_find(r->queue, e->job);
     m.verdict = code ? unknown : kept;
-    if (j && j->cancelled) {
-        struct turn *t = turn_shrink(r);
-        if (t && !code && store_batch_image_drop(t->batch, j->id, e->index)) return;
-        m.verdict = cancelled;
-        queue_move(r->queue, j, e->index, IMAGE_CANCELLED);
-        chunk_put(r, j, e->index);
-        job_settle(r, j);
-    } else if (j) {
+    if (!j || states_get(&j->states, e->index) != IMAGE_LEASED) {
+        m.verdict = cancelled; /* meanwhile, by a batch that drops the image too */
+    } else {
         queue_move(r->queue, j, e->index, code ? IMAGE_QUEUED : IMAGE_SPOOLED);
         j->touched_ms = utc_now(r);
         if (j->audience) j->audience->dirty = 1;
         if (!code) audience_pump(r, j);
+        if (!code) r->results++;
     }
-    if (!code) r->results++;
     job_id_write(id, e->job);
     lease.epoch = e->epoch;
     lease.lease = e->lease;

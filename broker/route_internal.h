@@ -150,7 +150,9 @@ void lease_drop(struct route *r, struct lease *l); /* gives the reserved room ba
 void lease_expired(struct route *r, struct lease *l);
 void revoke(struct route *r, const struct lease *l);
 void worker_lost(struct route *r, struct worker *w, const char *why);
-void job_cancel(struct route *r, struct job *j, enum image_state to);
+/* What has not been delivered becomes `to` (cancelled or expired), with what is spooled or without.
+ */
+void job_cancel(struct route *r, struct job *j, enum image_state to, int spooled);
 
 /* ---- route_audience.c ---- */
 

@@ -74,12 +74,6 @@ void image_fail(struct route *r, struct job *j, uint32_t index, int code, const 
 void image_retry(struct route *r, struct job *j, uint32_t index, int code, const char *text,
                  const char *worker, int counted, int single)
 {
-    if (j->cancelled) {
-        queue_move(r->queue, j, index, IMAGE_CANCELLED);
-        chunk_put(r, j, index);
-        job_settle(r, j);
-        return;
-    }
     struct trouble *t = counted || single ? job_trouble(j, index) : NULL;
     if (t && counted) {
         t->attempts++;
@@ -100,27 +94,28 @@ void image_retry(struct route *r, struct job *j, uint32_t index, int code, const
     queue_move(r->queue, j, index, IMAGE_QUEUED);
 }
 
-/* Everything that has not been delivered becomes `to` (cancelled or expired). */
-void job_cancel(struct route *r, struct job *j, enum image_state to)
+/* An image that is on its way to the store is dropped by this batch, which comes after its own:
+ * when the cancellation is durable nothing is left that could undo it. */
+void job_cancel(struct route *r, struct job *j, enum image_state to, int spooled)
 {
-    j->cancelled = to == IMAGE_CANCELLED;
-    for (uint32_t i = 0; i < j->states.images; i++) {
+    struct turn *t = turn_shrink(r);
+    int failed = !t || (spooled && store_batch_images_drop(t->batch, j->id));
+    for (uint32_t i = 0; i < j->states.images && !failed; i++) {
         enum image_state state = states_get(&j->states, i);
-        if (state == IMAGE_LEASED) {
-            struct lease *l = sched_lease_of(r->sched, j->id, i);
-            if (!l) continue; /* on its way to the store: dropped when it arrives */
+        struct lease *l = state == IMAGE_LEASED ? sched_lease_of(r->sched, j->id, i) : NULL;
+        if (l) {
             revoke(r, l);
             lease_drop(r, l);
-        } else if (state != IMAGE_QUEUED && (state != IMAGE_SPOOLED || to == IMAGE_EXPIRED)) {
+        } else if (state == IMAGE_LEASED) {
+            failed = !spooled && store_batch_image_drop(t->batch, j->id, i);
+        } else if (state != IMAGE_QUEUED && (state != IMAGE_SPOOLED || !spooled)) {
             continue;
         }
         queue_move(r->queue, j, i, to);
     }
+    if (failed) log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
     for (uint32_t i = 0; i < j->states.images; i += STATES_CHUNK)
         chunk_put(r, j, i);
-    struct turn *t = turn_shrink(r);
-    if (to == IMAGE_CANCELLED && t && store_batch_images_drop(t->batch, j->id))
-        log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
     job_settle(r, j);
 }
 

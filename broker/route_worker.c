@@ -124,8 +124,8 @@ static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Leas
     struct job *j = queue_find(r->queue, job_id_read(held->job));
     struct lease *known = sched_lease_find(r->sched, held->epoch, held->lease);
     if (known && known->worker == w) return;
-    int open = j && held->index < j->states.images && !j->cancelled &&
-               states_get(&j->states, held->index) == IMAGE_QUEUED;
+    int open =
+        j && held->index < j->states.images && states_get(&j->states, held->index) == IMAGE_QUEUED;
     if (open && !known && held->epoch && !store_reserve(r->store, j->image_bytes)) {
         if (sched_lease(r->sched, w, held->epoch, held->lease, j, held->index,
                         r->now_ms + r->options.lease_ms, 1)) {
@@ -254,7 +254,6 @@ static const char *result_verdict(struct route *r, const struct job *j, const St
     case IMAGE_EXPIRED: return "cancelled";
     default: return "duplicate";
     }
-    if (j->cancelled) return "cancelled";
     if (!(spec = job_spec(j))) return "retry";
     if (spec->model_hash && m->model_hash && strcmp(spec->model_hash, m->model_hash) != 0)
         verdict = "unknown";

@@ -30,13 +30,14 @@ struct sent_message {
     int seen;
 };
 
-static char dir[64];
+static char dir[32];
 static struct route *route;
 static uint64_t now_ms;
 static struct sent_message sent[SENT_MAX];
 static int sent_count;
 static const char *gone; /* a peer that cannot be reached */
 static uint64_t spool_max;
+static int snapshot_type; /* when this is sent, what is durable is copied to <dir>.copy */
 
 /* ---- the transport ---- */
 
@@ -49,6 +50,13 @@ static int transport_send(void *data, enum side side, const uint8_t *identity, s
     if (gone && identity_size == strlen(gone) && !memcmp(identity, gone, identity_size)) {
         free(payload);
         return -1;
+    }
+    if (type == snapshot_type) {
+        char command[256];
+        snprintf(command, sizeof command, "rm -rf '%s.copy' && cp -r '%s' '%s.copy'", dir, dir,
+                 dir);
+        assert_int_equal(system(command), 0);
+        snapshot_type = 0;
     }
     assert_true(sent_count < SENT_MAX);
     struct sent_message *m = sent + sent_count++;
@@ -435,6 +443,7 @@ static int set_up(void **state)
     now_ms = 1000000;
     gone = NULL;
     spool_max = 0;
+    snapshot_type = 0;
     if (!mkdtemp(dir)) return -1;
     open_route();
     return 0;
@@ -447,7 +456,7 @@ static int tear_down(void **state)
     route_close(route);
     route = NULL;
     forget_sent();
-    snprintf(command, sizeof command, "rm -rf '%s'", dir);
+    snprintf(command, sizeof command, "rm -rf '%s' '%s.copy'", dir, dir);
     return system(command);
 }
 
@@ -456,6 +465,18 @@ static void restart(void)
 {
     route_close(route);
     forget_sent();
+    now_ms += 3000;
+    open_route();
+}
+
+/* As after kill -9 at the moment of the snapshot. */
+static void restart_from_snapshot(void)
+{
+    char command[256];
+    route_close(route);
+    forget_sent();
+    snprintf(command, sizeof command, "rm -rf '%s' && mv '%s.copy' '%s'", dir, dir, dir);
+    assert_int_equal(system(command), 0);
     now_ms += 3000;
     open_route();
 }
@@ -639,6 +660,28 @@ static void test_cancel_at_once(void **state)
     assert_int_equal(r->tag, 5);
     settle();
     assert_string_equal(ask_job("c", "0-1")->state, "cancelled");
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 0);
+}
+
+/* What was cancelled while its image was on its way to the store is cancelled once that is said. */
+static void test_cancel_while_stored(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    snprintf(id, sizeof id, "%s", submit("c", "k", 1));
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "too late");
+    snapshot_type = TYPE(REPLY);
+    cancel("c", id, NULL);
+    turn();
+    (void)usleep(200000); /* both batches are durable before their answers are read */
+    expect_verdict("w/1", "cancelled");
+    (void)EXPECT("c", Reply, REPLY);
+    restart_from_snapshot();
+    farm();
+    assert_string_equal(ask_job("c", id)->state, "cancelled");
+    settle();
     assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 0);
 }
 
@@ -1197,6 +1240,7 @@ int main(void)
         TEST(test_bad_frames),
         TEST(test_cancel),
         TEST(test_cancel_at_once),
+        TEST(test_cancel_while_stored),
         TEST(test_adopted_lease),
         TEST(test_spooled_survives),
         TEST(test_first_result_wins),
