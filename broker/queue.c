@@ -320,7 +320,7 @@ static int may_go(const struct job *j, const struct trouble *t, const struct tak
     if (t->not_before_ms > now_ms || (in_company && t->single)) return 0;
     return !by->others || !*t->worker || strcmp(t->worker, by->worker) != 0 ||
            now_ms >= t->not_before_ms + ELSEWHERE_MS ||
-           !by->others(by->data, j->model, j->model_hash);
+           !by->others(by->data, j->model, j->model_hash, j->numerics);
 }
 
 /* The first queued image of j that may go now; images in back-off are passed over. */

@@ -72,7 +72,7 @@ struct taker {
     int (*takes)(void *data, const char *model, const char *hash, const char *numerics);
     /* 1 when another worker could take an image of that model now. An image that `worker` failed is
      * left to it for a while. NULL: there is none. */
-    int (*others)(void *data, const char *model, const char *hash);
+    int (*others)(void *data, const char *model, const char *hash, const char *numerics);
     void *data;
     const char *worker;
     uint32_t images_max;

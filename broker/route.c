@@ -84,14 +84,25 @@ struct turn *turn_shrink(struct route *r)
     return turn_get(&r->shrink, 0);
 }
 
-struct effect *effect_add(struct turn *t, enum effect_kind kind, uint64_t job)
+struct effect *effect_new(enum effect_kind kind, uint64_t job)
 {
     struct effect *e = calloc(1, sizeof *e);
     if (!e) return NULL;
     e->kind = kind;
     e->job = job;
+    return e;
+}
+
+void effect_link(struct turn *t, struct effect *e)
+{
     *t->effects_end = e;
     t->effects_end = &e->next;
+}
+
+struct effect *effect_add(struct turn *t, enum effect_kind kind, uint64_t job)
+{
+    struct effect *e = effect_new(kind, job);
+    if (e) effect_link(t, e);
     return e;
 }
 

@@ -56,6 +56,8 @@ static void kept_now(struct route *r, const struct effect *e, int code)
     Steerfarm__Verdict m = STEERFARM__VERDICT__INIT;
     static char kept[] = "kept", unknown[] = "unknown", cancelled[] = "cancelled";
     struct job *j = queue_find(r->queue, e->job);
+    struct lease *storing = sched_lease_find(r->sched, e->epoch, e->lease);
+    if (storing && !storing->worker) sched_release(r->sched, storing);
     m.verdict = code ? unknown : kept;
     if (!j || states_get(&j->states, e->index) != IMAGE_LEASED) {
         m.verdict = cancelled; /* meanwhile, by a batch that drops the image too */

@@ -121,6 +121,8 @@ void refuse(struct route *r, const struct peer *to, int code, const char *text, 
 struct turn *turn_grow(struct route *r);
 struct turn *turn_shrink(struct route *r);
 void turn_free(struct turn *t);
+struct effect *effect_new(enum effect_kind kind, uint64_t job);
+void effect_link(struct turn *t, struct effect *e);
 struct effect *effect_add(struct turn *t, enum effect_kind kind, uint64_t job);
 
 /* ---- route_done.c ---- */

@@ -37,7 +37,8 @@ static struct sent_message sent[SENT_MAX];
 static int sent_count;
 static const char *gone; /* a peer that cannot be reached */
 static uint64_t spool_max;
-static int snapshot_type; /* when this is sent, what is durable is copied to <dir>.copy */
+static const char *worker_numerics; /* of the workers that say HELLO */
+static int snapshot_type;           /* when this is sent, what is durable is copied to <dir>.copy */
 
 /* ---- the transport ---- */
 
@@ -247,6 +248,7 @@ static void hello_worker_with(const char *name, uint64_t incarnation, const char
     h.incarnation = incarnation;
     h.models = models;
     h.n_models = 1;
+    device.numerics = text(worker_numerics);
     h.device = &device;
     h.held = list;
     h.n_held = held_count;
@@ -444,6 +446,7 @@ static int set_up(void **state)
     gone = NULL;
     spool_max = 0;
     snapshot_type = 0;
+    worker_numerics = NULL;
     if (!mkdtemp(dir)) return -1;
     open_route();
     return 0;
@@ -795,6 +798,74 @@ static void test_odd_results(void **state)
         expect_verdict("w/1", "kept");
     }
     assert_int_equal(ask_job("c", id)->counts->spooled, 2);
+}
+
+/* A RESULT on its way to the store may be repeated and its lease renewed: only its VERDICT says
+ * that the worker may forget the image. */
+static void test_renew_while_stored(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "k", 1);
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    renew("w/1", &l, 1);
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(VERDICT)), 1);
+    assert_int_equal(count_sent("w/1", TYPE(REVOKE)), 0);
+    renew("w/1", &l, 1); /* now it is over */
+    assert_int_equal(EXPECT("w/1", Revoke, REVOKE)->leases[0]->lease, l.lease);
+}
+
+static void test_renew_of_many(void **state)
+{
+    (void)state;
+    static Steerfarm__LeaseProgress p[STEER_LEASES_MAX + 1], *list[STEER_LEASES_MAX + 1];
+    Steerfarm__Renew m = STEERFARM__RENEW__INIT;
+    farm();
+    for (size_t i = 0; i <= STEER_LEASES_MAX; i++) {
+        p[i] = (Steerfarm__LeaseProgress)STEERFARM__LEASE_PROGRESS__INIT;
+        p[i].epoch = 99;
+        p[i].lease = i;
+        list[i] = p + i;
+    }
+    m.leases = list;
+    m.n_leases = STEER_LEASES_MAX + 1;
+    say_worker("w/1", TYPE(RENEW), &m.base);
+    expect_refused("w/1", "BAD_VALUE");
+    m.n_leases = 3;
+    say_worker("w/1", TYPE(RENEW), &m.base);
+    assert_int_equal(EXPECT("w/1", Revoke, REVOKE)->n_leases, 3); /* in one message */
+}
+
+/* A RESULT has to say what it was made with, and a pinned numerics class is looked at. */
+static void test_unsaid_results(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "k", 1);
+    struct held_lease l = take_assign("w/1");
+    say_result("w/1", &l, l.job, l.index, NULL, "x", wire_crc32("x", 1));
+    expect_verdict("w/1", "unknown");
+    settle();
+    Steerfarm__Submit s = STEERFARM__SUBMIT__INIT;
+    Steerfarm__Job job = STEERFARM__JOB__INIT;
+    s.key = text("pinned");
+    s.job = &job;
+    job.model = text("m");
+    job.prompt = text("a cat");
+    job.numerics = text("cpu-x");
+    job.has_priority = 1;
+    job.priority = 1;
+    say_client("c", TYPE(SUBMIT), &s.base);
+    (void)EXPECT("c", Accepted, ACCEPTED);
+    worker_numerics = "cpu-x";
+    hello_worker("v/1");
+    l = take_assign("v/1");
+    result("v/1", &l, "x"); /* without its class */
+    expect_verdict("v/1", "unknown");
 }
 
 static void test_damaged_results(void **state)
@@ -1246,6 +1317,9 @@ int main(void)
         TEST(test_first_result_wins),
         TEST(test_stalled_worker),
         TEST(test_odd_results),
+        TEST(test_renew_while_stored),
+        TEST(test_renew_of_many),
+        TEST(test_unsaid_results),
         TEST(test_damaged_results),
         TEST(test_attempts),
         TEST(test_drain_is_no_attempt),
