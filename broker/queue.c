@@ -255,7 +255,7 @@ struct job *queue_add(struct queue *q, uint64_t id, const char *key,
     if (!j || states_init(&j->states, s->images ? s->images : 1)) goto fail;
     j->id = id;
     memcpy(j->hash, hash, sizeof j->hash);
-    j->accepted_ms = j->touched_ms = accepted_ms;
+    j->accepted_ms = j->touched_ms = j->touched_put_ms = accepted_ms;
     j->deadline_ms = s->has_deadline_ms ? s->deadline_ms : 0;
     j->priority = s->priority;
     j->batch = batch_of(s);

@@ -45,7 +45,8 @@ struct job {
     struct audience *audience; /* who watches and fetches; route's */
     int32_t priority;
     uint32_t spec_bytes;
-    uint64_t touched_ms; /* UTC: when an image was last made or asked for */
+    uint64_t touched_ms;     /* UTC: when an image was last made or asked for */
+    uint64_t touched_put_ms; /* what the store knows of that */
     const char *key, *model, *model_hash, *numerics; /* into texts */
     uint8_t *spec; /* the resolved Job, packed; behind the texts */
     char texts[];

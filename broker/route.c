@@ -201,7 +201,7 @@ static int load_job(void *data, const struct store_job *s)
         queue_add(r->queue, s->id, s->key, s->hash, s->spec, s->spec_bytes, s->accepted_ms);
     if (!j) return STEER_NO_MEMORY;
     j->committed = 1;
-    j->touched_ms = utc_now(r);
+    job_touched_load(r, j, s->accepted_ms);
     if (j->deadline_ms) r->deadlines++;
     queue_move(r->queue, j, 0, IMAGE_QUEUED);
     return 0;
@@ -211,7 +211,7 @@ static int load_chunk(void *data, const struct store_chunk *c)
 {
     struct route *r = data;
     struct job *j = queue_find(r->queue, c->job);
-    return j ? states_unpack(&j->states, c->number, c->data, c->bytes) : 0;
+    return j ? job_chunk_load(r, j, c) : 0;
 }
 
 static int load_failure(void *data, const struct store_failure *f)

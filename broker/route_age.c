@@ -40,22 +40,19 @@ static void deadline_check(void *data, struct job *j)
     job_cancel(r, j, IMAGE_EXPIRED, 0);
 }
 
-/* Images that nobody fetches for --keep end. */
+/* A job whose images nobody has fetched for --keep ends, with what is still queued of it: as long
+ * as that waited, the spool would stay full of what nobody wants. */
 static void age_check(void *data, struct job *j)
 {
     struct route *r = data;
-    const uint32_t *c = j->states.counts;
-    if (j->ending || !c[IMAGE_SPOOLED] || c[IMAGE_QUEUED] + c[IMAGE_LEASED] ||
+    if (j->ending || !j->states.counts[IMAGE_SPOOLED] ||
         utc_now(r) < j->touched_ms + r->options.keep_ms)
         return;
-    struct turn *t = turn_shrink(r);
-    if (!t || store_batch_images_drop(t->batch, j->id)) return; /* at the next look */
-    for (uint32_t i = states_find(&j->states, 0, IMAGE_SPOOLED); i < j->states.images;
-         i = states_find(&j->states, i + 1, IMAGE_SPOOLED))
-        queue_move(r->queue, j, i, IMAGE_EXPIRED);
-    for (uint32_t i = 0; i < j->states.images; i += STATES_CHUNK)
-        chunk_put(r, j, i);
-    job_settle(r, j);
+    char id[QUEUE_ID_BYTES];
+    job_id_write(id, j->id);
+    log_event(LOG_WARN, "job.abandoned", "job=%s spooled=%u queued=%u", id,
+              j->states.counts[IMAGE_SPOOLED], j->states.counts[IMAGE_QUEUED]);
+    job_cancel(r, j, IMAGE_EXPIRED, 1);
 }
 
 static void sweep_clients(struct route *r)

@@ -423,7 +423,7 @@ static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__
         return;
     }
     fetch_take_over(r, a, from, m->job);
-    j->touched_ms = utc_now(r);
+    job_touch(r, j);
     a->credit = m->credit < FETCH_CREDIT_MAX ? m->credit : FETCH_CREDIT_MAX;
     a->ranges_count = (uint32_t)m->n_indices;
     for (size_t i = 0; i < m->n_indices; i++) {
@@ -456,7 +456,7 @@ static void on_ack(struct route *r, const struct peer *from, const Steerfarm__Re
     /* With a tag it is answered, once durable. */
     if (m->has_tag) status_later(r, from, 1, m->tag, job_id_read(m->job));
     if (!j) return;
-    j->touched_ms = utc_now(r);
+    job_touch(r, j);
     for (size_t i = 0; i < m->n_indices; i++) {
         uint32_t last = m->indices[i]->last, chunk = UINT32_MAX;
         if (last >= j->states.images) last = j->states.images - 1;
@@ -502,13 +502,14 @@ int job_reopen(struct route *r, const struct store_found *f)
     if (!j) return STEER_NO_MEMORY;
     if (s->state == STORE_FAILED && j->states.images == 1) states_set(&j->states, 0, IMAGE_FAILED);
     for (size_t i = 0; i < f->chunk_count; i++)
-        if (states_unpack(&j->states, f->chunks[i].number, f->chunks[i].data, f->chunks[i].bytes))
+        if (job_chunk_load(r, j, f->chunks + i))
             log_event(LOG_ERROR, "store.chunk", "job=%" PRIu64, j->id);
     if (!j->states.counts[IMAGE_FAILED] || store_batch_job_reopen(t->batch, j->id)) {
         queue_remove(r->queue, j);
         return STEER_BAD_VALUE;
     }
     j->committed = 1;
+    job_touch(r, j);
     retry_failed(r, j);
     return 0;
 }

@@ -63,7 +63,7 @@ static void kept_now(struct route *r, const struct effect *e, int code)
         m.verdict = cancelled; /* meanwhile, by a batch that drops the image too */
     } else {
         queue_move(r->queue, j, e->index, code ? IMAGE_QUEUED : IMAGE_SPOOLED);
-        j->touched_ms = utc_now(r);
+        job_touch(r, j);
         if (j->audience) j->audience->dirty = 1;
         if (!code) audience_pump(r, j);
         if (!code) r->results++;

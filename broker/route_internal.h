@@ -139,6 +139,13 @@ void timers(struct route *r);
 
 /* ---- route_job.c ---- */
 
+/* Somebody has made or asked for an image of it: it is not abandoned. */
+void job_touch(struct route *r, struct job *j);
+void job_touched_load(struct route *r, struct job *j, uint64_t put_ms);
+/* What is stored as the job's chunks: the states of STATES_CHUNK images each, and when it was last
+ * touched. */
+#define CHUNK_TOUCHED UINT32_MAX
+int job_chunk_load(struct route *r, struct job *j, const struct store_chunk *c) STEER_MUSTCHECK;
 /* Writes the chunk that image lies in. */
 void chunk_put(struct route *r, struct job *j, uint32_t index);
 /* Ends the job when all its images have ended. */

@@ -2,6 +2,7 @@
 /* What becomes of images and jobs: retried, failed, cancelled, ended; and of leases. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "limits.h"
 #include "log.h"
@@ -17,6 +18,38 @@ void chunk_put(struct route *r, struct job *j, uint32_t index)
     c.bytes = states_pack(&j->states, c.number, data);
     if (t && store_batch_chunk_put(t->batch, &c))
         log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
+}
+
+/* Written only when it has moved so far; whoever reads it adds as much, so that a restart never
+ * ends a job too early. */
+static uint64_t touch_grain_ms(const struct route *r)
+{
+    return r->options.keep_ms / 16;
+}
+
+void job_touch(struct route *r, struct job *j)
+{
+    j->touched_ms = utc_now(r);
+    if (j->touched_ms < j->touched_put_ms + touch_grain_ms(r)) return;
+    struct turn *t = turn_shrink(r);
+    struct store_chunk c = {j->id, CHUNK_TOUCHED, &j->touched_ms, sizeof j->touched_ms};
+    if (t && !store_batch_chunk_put(t->batch, &c)) j->touched_put_ms = j->touched_ms;
+}
+
+void job_touched_load(struct route *r, struct job *j, uint64_t put_ms)
+{
+    j->touched_put_ms = put_ms;
+    j->touched_ms = put_ms + touch_grain_ms(r);
+}
+
+int job_chunk_load(struct route *r, struct job *j, const struct store_chunk *c)
+{
+    if (c->number != CHUNK_TOUCHED) return states_unpack(&j->states, c->number, c->data, c->bytes);
+    uint64_t put_ms;
+    if (c->bytes != sizeof put_ms) return STEER_STORE;
+    memcpy(&put_ms, c->data, sizeof put_ms);
+    job_touched_load(r, j, put_ms);
+    return 0;
 }
 
 void job_settle(struct route *r, struct job *j)

@@ -1201,6 +1201,57 @@ static void test_age(void **state)
     expect_refused("c", "UNKNOWN_JOB");
 }
 
+/* A large job that nobody fetches fills the spool, and after --keep makes room for others. */
+static void test_abandoned_job(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    route_close(route);
+    forget_sent();
+    spool_max = 77850; /* one image of 64x64 at the worst */
+    open_route();
+    farm();
+    snprintf(id, sizeof id, "%s", submit("c", "abandoned", 1000));
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "taking up the room of all others");
+    expect_verdict("w/1", "kept");
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 1);
+    now_ms += KEEP_MS + 120000;
+    hello_client("settler");
+    hello_client("c");
+    hello_worker("w/1");
+    settle();
+    const Steerfarm__JobStatus *s = ask_job("c", id);
+    assert_string_equal(s->state, "expired");
+    assert_int_equal(s->counts->expired, 1000);
+    submit("c", "next", 1);
+    (void)take_assign("w/1");
+}
+
+/* A restart is no sign of interest; a FETCH is one, and outlives it. */
+static void test_age_over_restarts(void **state)
+{
+    (void)state;
+    char old[STEER_JOB_ID_BYTES_MAX], asked[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    spool_images("old", 1, old);
+    spool_images("asked", 1, asked);
+    now_ms += KEEP_MS / 2;
+    hello_client("settler");
+    hello_client("c");
+    fetch("c", asked, 1);
+    (void)EXPECT("c", Result, RESULT);
+    settle();
+    restart();
+    now_ms += KEEP_MS / 2 + KEEP_MS / 8;
+    hello_client("settler");
+    hello_client("c");
+    settle();
+    assert_string_equal(ask_job("c", old)->state, "expired");
+    assert_int_equal(ask_job("c", asked)->counts->spooled, 1);
+}
+
 static void test_too_big_for_the_spool(void **state)
 {
     (void)state;
@@ -1333,6 +1384,8 @@ int main(void)
         TEST(test_progress_steps),
         TEST(test_deadline),
         TEST(test_age),
+        TEST(test_abandoned_job),
+        TEST(test_age_over_restarts),
         TEST(test_too_big_for_the_spool),
         TEST(test_batch_and_small_spool),
         TEST(test_spool_is_not_overcommitted),
