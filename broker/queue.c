@@ -12,7 +12,8 @@
 /* Invariants:
  * 1. A job is in its lane's ring exactly while it is committed and has queued images.
  * 2. No image before job.cursor is queued.
- * 3. Lanes are ordered by priority, highest first; an empty lane is removed. */
+ * 3. Lanes are ordered by priority, highest first, and among equals by who was served longest ago;
+ *    an empty lane is removed. */
 
 struct lane {
     struct lane *next;
@@ -205,6 +206,20 @@ static void ring_settle(struct queue *q, struct job *j)
     l->head->before = j;
 }
 
+/* A lane that was served goes behind its equals: models take turns as jobs do. */
+static void lane_served(struct queue *q, struct lane *l)
+{
+    if (!l->next || l->next->priority != l->priority) return;
+    struct lane **at = &q->lanes;
+    while (*at != l)
+        at = &(*at)->next;
+    *at = l->next;
+    while (*at && (*at)->priority == l->priority)
+        at = &(*at)->next;
+    l->next = *at;
+    *at = l;
+}
+
 /* ---- jobs ---- */
 
 /* What images that share a forward pass have in common. */
@@ -240,7 +255,7 @@ struct job *queue_add(struct queue *q, uint64_t id, const char *key,
     if (!j || states_init(&j->states, s->images ? s->images : 1)) goto fail;
     j->id = id;
     memcpy(j->hash, hash, sizeof j->hash);
-    j->accepted_ms = j->touched_ms = accepted_ms;
+    j->accepted_ms = j->touched_ms = j->touched_put_ms = accepted_ms;
     j->deadline_ms = s->has_deadline_ms ? s->deadline_ms : 0;
     j->priority = s->priority;
     j->batch = batch_of(s);
@@ -305,7 +320,7 @@ static int may_go(const struct job *j, const struct trouble *t, const struct tak
     if (t->not_before_ms > now_ms || (in_company && t->single)) return 0;
     return !by->others || !*t->worker || strcmp(t->worker, by->worker) != 0 ||
            now_ms >= t->not_before_ms + ELSEWHERE_MS ||
-           !by->others(by->data, j->model, j->model_hash);
+           !by->others(by->data, j->model, j->model_hash, j->numerics);
 }
 
 /* The first queued image of j that may go now; images in back-off are passed over. */
@@ -374,6 +389,7 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
                 if (lane_left && (after->lane || j->lane)) {
                     struct job *turn = after->lane ? after : j;
                     turn->lane->head = turn; /* the next image is the next job's */
+                    lane_served(q, turn->lane);
                     if (!ret[0].single)
                         return take_company(q, turn, batch, t, now_ms, ret, 1, room);
                 }

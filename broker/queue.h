@@ -41,12 +41,12 @@ struct job {
     uint32_t cursor; /* no queued image before it */
     struct trouble *troubles;
     int committed;             /* the store has it; before that nothing is assigned */
-    int cancelled;             /* what still comes for it is dropped */
     int ending;                /* its end is on its way to the store */
     struct audience *audience; /* who watches and fetches; route's */
     int32_t priority;
     uint32_t spec_bytes;
-    uint64_t touched_ms; /* UTC: when an image was last made or asked for */
+    uint64_t touched_ms;     /* UTC: when an image was last made or asked for */
+    uint64_t touched_put_ms; /* what the store knows of that */
     const char *key, *model, *model_hash, *numerics; /* into texts */
     uint8_t *spec; /* the resolved Job, packed; behind the texts */
     char texts[];
@@ -73,7 +73,7 @@ struct taker {
     int (*takes)(void *data, const char *model, const char *hash, const char *numerics);
     /* 1 when another worker could take an image of that model now. An image that `worker` failed is
      * left to it for a while. NULL: there is none. */
-    int (*others)(void *data, const char *model, const char *hash);
+    int (*others)(void *data, const char *model, const char *hash, const char *numerics);
     void *data;
     const char *worker;
     uint32_t images_max;

@@ -288,7 +288,7 @@ static void job_cancel_told(struct route *r, struct job *j)
     if (j->ending) return;
     job_id_write(id, j->id);
     log_event(LOG_INFO, "job.cancel", "job=%s", id);
-    job_cancel(r, j, IMAGE_CANCELLED);
+    job_cancel(r, j, IMAGE_CANCELLED, 1);
 }
 
 /* The job that was being stored when its CANCEL came is stored, or was refused. */
@@ -423,7 +423,7 @@ static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__
         return;
     }
     fetch_take_over(r, a, from, m->job);
-    j->touched_ms = utc_now(r);
+    job_touch(r, j);
     a->credit = m->credit < FETCH_CREDIT_MAX ? m->credit : FETCH_CREDIT_MAX;
     a->ranges_count = (uint32_t)m->n_indices;
     for (size_t i = 0; i < m->n_indices; i++) {
@@ -456,7 +456,7 @@ static void on_ack(struct route *r, const struct peer *from, const Steerfarm__Re
     /* With a tag it is answered, once durable. */
     if (m->has_tag) status_later(r, from, 1, m->tag, job_id_read(m->job));
     if (!j) return;
-    j->touched_ms = utc_now(r);
+    job_touch(r, j);
     for (size_t i = 0; i < m->n_indices; i++) {
         uint32_t last = m->indices[i]->last, chunk = UINT32_MAX;
         if (last >= j->states.images) last = j->states.images - 1;
@@ -502,13 +502,14 @@ int job_reopen(struct route *r, const struct store_found *f)
     if (!j) return STEER_NO_MEMORY;
     if (s->state == STORE_FAILED && j->states.images == 1) states_set(&j->states, 0, IMAGE_FAILED);
     for (size_t i = 0; i < f->chunk_count; i++)
-        if (states_unpack(&j->states, f->chunks[i].number, f->chunks[i].data, f->chunks[i].bytes))
+        if (job_chunk_load(r, j, f->chunks + i))
             log_event(LOG_ERROR, "store.chunk", "job=%" PRIu64, j->id);
     if (!j->states.counts[IMAGE_FAILED] || store_batch_job_reopen(t->batch, j->id)) {
         queue_remove(r->queue, j);
         return STEER_BAD_VALUE;
     }
     j->committed = 1;
+    job_touch(r, j);
     retry_failed(r, j);
     return 0;
 }
@@ -523,10 +524,7 @@ static void drain_worker(struct route *r, const struct peer *from, const Steerfa
     }
     Steerfarm__Drain drain = STEERFARM__DRAIN__INIT;
     struct peer to;
-    memset(&to, 0, sizeof to);
-    to.side = SIDE_WORKERS;
-    to.size = w->identity_size;
-    memcpy(to.identity, w->identity, to.size);
+    peer_of(&to, w);
     w->state = WORKER_DRAINING;
     (void)send_to(r, &to, STEERFARM__MESSAGE_TYPE__DRAIN, &drain.base);
     status_later(r, from, m->has_tag, m->tag, 0);

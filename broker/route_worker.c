@@ -9,14 +9,6 @@
 #include "log.h"
 #include "route_internal.h"
 
-static void peer_of(struct peer *to, const struct worker *w)
-{
-    memset(to, 0, sizeof *to);
-    to->side = SIDE_WORKERS;
-    to->size = w->identity_size;
-    memcpy(to->identity, w->identity, w->identity_size);
-}
-
 static void verdict_send(struct route *r, const struct peer *to, Steerfarm__Lease *lease,
                          const char *verdict)
 {
@@ -131,9 +123,9 @@ static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Leas
 {
     struct job *j = queue_find(r->queue, job_id_read(held->job));
     struct lease *known = sched_lease_find(r->sched, held->epoch, held->lease);
-    if (known && known->worker == w) return;
-    int open = j && held->index < j->states.images && !j->cancelled &&
-               states_get(&j->states, held->index) == IMAGE_QUEUED;
+    if (known && (known->worker == w || !known->worker)) return;
+    int open =
+        j && held->index < j->states.images && states_get(&j->states, held->index) == IMAGE_QUEUED;
     if (open && !known && held->epoch && !store_reserve(r->store, j->image_bytes)) {
         if (sched_lease(r->sched, w, held->epoch, held->lease, j, held->index,
                         r->now_ms + r->options.lease_ms, 1)) {
@@ -191,17 +183,30 @@ static struct lease *lease_held(struct route *r, const struct worker *w, const S
 }
 
 /* Sent by workers whose engine moves, with leases or without; what they lost is taken off them. */
-static void on_renew(struct route *r, struct worker *w, const Steerfarm__Renew *m)
+static void on_renew(struct route *r, struct worker *w, const struct peer *from,
+                     const Steerfarm__Renew *m)
 {
+    static char none[] = "0-0"; /* a RENEW does not say which job, and we do not know any more */
+    Steerfarm__Lease gone[STEER_LEASES_MAX], *list[STEER_LEASES_MAX];
+    Steerfarm__Revoke lost = STEERFARM__REVOKE__INIT;
+    lost.leases = list;
+    if (m->n_leases > STEER_LEASES_MAX) {
+        refuse(r, from, STEER_BAD_VALUE, "a RENEW of more than 1024 leases",
+               STEERFARM__MESSAGE_TYPE__RENEW, 0, 0, NULL, NULL);
+        return;
+    }
     w->stalled = 0;
     for (size_t i = 0; i < m->n_leases; i++) {
         const Steerfarm__LeaseProgress *p = m->leases[i];
-        struct lease *l = sched_lease_find(r->sched, p->epoch, p->lease), gone = {0};
+        struct lease *l = sched_lease_find(r->sched, p->epoch, p->lease);
+        if (l && !l->worker) continue; /* its RESULT is being stored: a VERDICT will come */
         if (!l || l->worker != w) {
-            gone.epoch = p->epoch;
-            gone.number = p->lease;
-            gone.worker = w;
-            revoke(r, &gone);
+            Steerfarm__Lease *g = gone + lost.n_leases;
+            *g = (Steerfarm__Lease)STEERFARM__LEASE__INIT;
+            g->epoch = p->epoch;
+            g->lease = p->lease;
+            g->job = none;
+            list[lost.n_leases++] = g;
             continue;
         }
         l->expires_ms = r->now_ms + r->options.lease_ms;
@@ -211,6 +216,7 @@ static void on_renew(struct route *r, struct worker *w, const Steerfarm__Renew *
         j->audience->steps = p->steps;
         j->audience->dirty = 1;
     }
+    if (lost.n_leases) (void)send_to(r, from, STEERFARM__MESSAGE_TYPE__REVOKE, &lost.base);
 }
 
 static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
@@ -250,8 +256,6 @@ static const char *result_fault(const Steerfarm__Result *m, const struct wire_me
 /* What the image's state says to a RESULT; NULL: it is wanted. */
 static const char *result_verdict(struct route *r, const struct job *j, const Steerfarm__Result *m)
 {
-    Steerfarm__Job *spec = NULL;
-    const char *verdict = NULL;
     if (!j || m->index >= j->states.images) return "unknown";
     switch (states_get(&j->states, m->index)) {
     case IMAGE_QUEUED: break;
@@ -262,12 +266,11 @@ static const char *result_verdict(struct route *r, const struct job *j, const St
     case IMAGE_EXPIRED: return "cancelled";
     default: return "duplicate";
     }
-    if (j->cancelled) return "cancelled";
-    if (!(spec = job_spec(j))) return "retry";
-    if (spec->model_hash && m->model_hash && strcmp(spec->model_hash, m->model_hash) != 0)
-        verdict = "unknown";
-    steerfarm__job__free_unpacked(spec, NULL);
-    return verdict;
+    /* What says nothing of how it was made proves nothing. */
+    if ((*j->model_hash && strcmp(j->model_hash, m->model_hash ? m->model_hash : "") != 0) ||
+        (*j->numerics && strcmp(j->numerics, m->numerics ? m->numerics : "") != 0))
+        return "unknown";
+    return NULL;
 }
 
 /* The worker that failed this image before is to blame when another renders it. */
@@ -281,6 +284,38 @@ static void blame(struct route *r, struct job *j, uint32_t index, const struct w
                       log_quote("it failed three jobs that others rendered"));
     }
     if (t) job_trouble_drop(j, index);
+}
+
+/* Puts the image into the turn's batch; nothing has changed when that fails. */
+static int result_store(struct route *r, const struct job *j, const Steerfarm__Result *m,
+                        const struct peer *from, struct store_payload *payload)
+{
+    struct turn *t = turn_grow(r);
+    Steerfarm__Result header = *m;
+    Steerfarm__Timing timing = STEERFARM__TIMING__INIT;
+    struct effect *e = effect_new(EFFECT_KEPT, j->id);
+    uint8_t *packed = NULL;
+    size_t size = 0;
+    header.lease = NULL; /* a matter between us and the worker */
+    if (m->timing) timing = *m->timing;
+    header.timing = &timing;
+    int code = t && e ? wire_pack(&header.base, &packed, &size) : STEER_NO_MEMORY;
+    if (!code) {
+        struct store_image image = {j->id, m->index, m->bytes, m->crc32, packed, size};
+        code = store_batch_image_spool(t->batch, &image, payload);
+        payload->release = NULL; /* the store's now, or let go of */
+    }
+    free(packed);
+    if (code) {
+        free(e);
+        return code;
+    }
+    e->to = *from;
+    e->epoch = m->lease->epoch;
+    e->lease = m->lease->lease;
+    e->index = m->index;
+    effect_link(t, e);
+    return 0;
 }
 
 static void on_result(struct route *r, struct worker *w, const struct peer *from,
@@ -297,6 +332,8 @@ static void on_result(struct route *r, struct worker *w, const struct peer *from
                STEERFARM__MESSAGE_TYPE__RESULT, 0, 0, NULL, m->job);
         return;
     }
+    struct lease *storing = sched_lease_find(r->sched, m->lease->epoch, m->lease->lease);
+    if (storing && !storing->worker) return; /* sent again meanwhile: one VERDICT will do */
     struct job *j = queue_find(r->queue, job_id_read(m->job));
     const char *verdict = result_verdict(r, j, m);
     int damaged = !verdict && (verdict = result_fault(m, wire)) != NULL;
@@ -310,38 +347,24 @@ static void on_result(struct route *r, struct worker *w, const struct peer *from
             /* The image is still wanted, only not this one. */
             if (j && m->index < j->states.images &&
                 states_get(&j->states, m->index) == IMAGE_LEASED)
-                image_retry(r, j, m->index, STEER_RENDER_FAILED,
-                            damaged ? "the image's bytes arrived damaged"
-                                    : "the worker rendered with another model of this name",
-                            w->id, 1, 0);
+                image_retry(
+                    r, j, m->index, STEER_RENDER_FAILED,
+                    damaged ? "the image's bytes arrived damaged"
+                            : "the worker rendered with another model or numerics than the job's",
+                    w->id, 1, 0);
         }
         verdict_send(r, from, m->lease, verdict);
         return;
     }
+    if (result_store(r, j, m, from, payload)) return; /* out of memory: it is sent again */
     if (!l && (l = sched_lease_of(r->sched, j->id, m->index))) revoke(r, l);
     if (l) lease_drop(r, l);
-    struct turn *t = turn_grow(r);
-    Steerfarm__Result header = *m;
-    header.lease = NULL; /* a matter between us and the worker */
-    Steerfarm__Timing timing = STEERFARM__TIMING__INIT;
-    if (m->timing) timing = *m->timing;
-    header.timing = &timing;
-    uint8_t *packed = NULL;
-    size_t size = 0;
-    struct effect *e = t ? effect_add(t, EFFECT_KEPT, j->id) : NULL;
-    if (!e || wire_pack(&header.base, &packed, &size)) return; /* it will be sent again */
-    e->to = *from;
-    e->epoch = m->lease->epoch;
-    e->lease = m->lease->lease;
-    e->index = m->index;
-    struct store_image image = {j->id, m->index, m->bytes, m->crc32, packed, size};
+    if (sched_storing(r->sched, m->lease->epoch, m->lease->lease))
+        log_event(LOG_ERROR, "broker.memory", "job=%s", m->job);
     if (states_get(&j->states, m->index) == IMAGE_QUEUED)
         queue_move(r->queue, j, m->index, IMAGE_LEASED);
     blame(r, j, m->index, w);
     w->done++;
-    if (store_batch_image_spool(t->batch, &image, payload)) e->kind = EFFECT_STATUS;
-    payload->release = NULL; /* the store's now */
-    free(packed);
 }
 
 /* ---- all ---- */
@@ -367,7 +390,9 @@ void worker_message(struct route *r, const struct peer *from, const struct wire_
         w->batch_max = c->batch;
         break;
     }
-    case STEERFARM__MESSAGE_TYPE__RENEW: on_renew(r, w, (const Steerfarm__Renew *)m->body); break;
+    case STEERFARM__MESSAGE_TYPE__RENEW:
+        on_renew(r, w, from, (const Steerfarm__Renew *)m->body);
+        break;
     case STEERFARM__MESSAGE_TYPE__FAIL: on_fail(r, w, (const Steerfarm__Fail *)m->body); break;
     case STEERFARM__MESSAGE_TYPE__RESULT: on_result(r, w, from, m, payload); break;
     case STEERFARM__MESSAGE_TYPE__DRAIN:

@@ -13,12 +13,13 @@
 enum worker_state { WORKER_READY, WORKER_DRAINING, WORKER_QUARANTINED };
 
 struct lease {
-    struct lease *next_hash, *next; /* of its worker */
+    struct lease *next_token, *next_image; /* hash chains */
+    struct lease *next, **at;              /* list of its worker, and what points here */
     uint64_t epoch, number, job, expires_ms, bytes;
     uint32_t index;
-    int company; /* images of its batch */
-    int damaged; /* RESULTs whose bytes were not what they said */
-    struct worker *worker;
+    int company;           /* images of its batch */
+    int damaged;           /* RESULTs whose bytes were not what they said */
+    struct worker *worker; /* NULL: its RESULT is being stored, the token is all that is left */
 };
 
 struct worker_model {
@@ -63,6 +64,9 @@ void sched_remove(struct sched *s, struct worker *w);
 /* epoch 0: a new lease of this run. NULL: out of memory. */
 struct lease *sched_lease(struct sched *s, struct worker *w, uint64_t epoch, uint64_t number,
                           const struct job *j, uint32_t index, uint64_t expires_ms, int company);
+/* Remembers the token of a RESULT that is being stored, so that a RENEW which names it is not told
+ * to throw the image away. */
+int sched_storing(struct sched *s, uint64_t epoch, uint64_t number) STEER_MUSTCHECK;
 struct lease *sched_lease_find(const struct sched *s, uint64_t epoch, uint64_t number);
 /* The lease under which an image is held, or NULL. */
 struct lease *sched_lease_of(const struct sched *s, uint64_t job, uint32_t index);

@@ -148,6 +148,30 @@ static void test_turns(void **unused)
     queue_free(q);
 }
 
+/* Models of one priority take turns, whatever one of them has queued; a higher one goes first. */
+static void test_lanes_take_turns(void **unused)
+{
+    (void)unused;
+    struct queue *q = queue_new();
+    struct taken taken[4];
+    struct job *jobs[3] = {job_add(q, 1, "a", 1000000, 0, 1), job_add(q, 2, "b", 1000, 0, 1),
+                           job_add(q, 3, "c", 1000, 0, 1)};
+    struct job *low = job_add(q, 4, "d", 1000, -1, 1);
+    int from[3] = {0};
+    for (int i = 0; i < 30; i++) {
+        assert_int_equal(take(q, NULL, 0, taken, 1), 1);
+        assert_ptr_not_equal(taken[0].job, low);
+        for (int k = 0; k < 3; k++)
+            from[k] += taken[0].job == jobs[k];
+    }
+    for (int k = 0; k < 3; k++)
+        assert_int_equal(from[k], 10);
+    assert_int_equal(take(q, "a", 0, taken, 4), 4); /* a batch is one turn */
+    assert_int_equal(take(q, NULL, 0, taken, 1), 1);
+    assert_ptr_not_equal(taken[0].job, jobs[0]);
+    queue_free(q);
+}
+
 static void test_ids(void **unused)
 {
     (void)unused;
@@ -257,9 +281,9 @@ static void test_simulation(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),     cmocka_unit_test(test_turns),
-        cmocka_unit_test(test_ids),        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_simulation),
+        cmocka_unit_test(test_states),           cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_lanes_take_turns), cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_memory),           cmocka_unit_test(test_simulation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

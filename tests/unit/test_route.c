@@ -30,13 +30,15 @@ struct sent_message {
     int seen;
 };
 
-static char dir[64];
+static char dir[32];
 static struct route *route;
 static uint64_t now_ms;
 static struct sent_message sent[SENT_MAX];
 static int sent_count;
 static const char *gone; /* a peer that cannot be reached */
 static uint64_t spool_max;
+static const char *worker_numerics; /* of the workers that say HELLO */
+static int snapshot_type;           /* when this is sent, what is durable is copied to <dir>.copy */
 
 /* ---- the transport ---- */
 
@@ -49,6 +51,13 @@ static int transport_send(void *data, enum side side, const uint8_t *identity, s
     if (gone && identity_size == strlen(gone) && !memcmp(identity, gone, identity_size)) {
         free(payload);
         return -1;
+    }
+    if (type == snapshot_type) {
+        char command[256];
+        snprintf(command, sizeof command, "rm -rf '%s.copy' && cp -r '%s' '%s.copy'", dir, dir,
+                 dir);
+        assert_int_equal(system(command), 0);
+        snapshot_type = 0;
     }
     assert_true(sent_count < SENT_MAX);
     struct sent_message *m = sent + sent_count++;
@@ -239,6 +248,7 @@ static void hello_worker_with(const char *name, uint64_t incarnation, const char
     h.incarnation = incarnation;
     h.models = models;
     h.n_models = 1;
+    device.numerics = text(worker_numerics);
     h.device = &device;
     h.held = list;
     h.n_held = held_count;
@@ -435,6 +445,8 @@ static int set_up(void **state)
     now_ms = 1000000;
     gone = NULL;
     spool_max = 0;
+    snapshot_type = 0;
+    worker_numerics = NULL;
     if (!mkdtemp(dir)) return -1;
     open_route();
     return 0;
@@ -447,7 +459,7 @@ static int tear_down(void **state)
     route_close(route);
     route = NULL;
     forget_sent();
-    snprintf(command, sizeof command, "rm -rf '%s'", dir);
+    snprintf(command, sizeof command, "rm -rf '%s' '%s.copy'", dir, dir);
     return system(command);
 }
 
@@ -456,6 +468,18 @@ static void restart(void)
 {
     route_close(route);
     forget_sent();
+    now_ms += 3000;
+    open_route();
+}
+
+/* As after kill -9 at the moment of the snapshot. */
+static void restart_from_snapshot(void)
+{
+    char command[256];
+    route_close(route);
+    forget_sent();
+    snprintf(command, sizeof command, "rm -rf '%s' && mv '%s.copy' '%s'", dir, dir, dir);
+    assert_int_equal(system(command), 0);
     now_ms += 3000;
     open_route();
 }
@@ -642,6 +666,28 @@ static void test_cancel_at_once(void **state)
     assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 0);
 }
 
+/* What was cancelled while its image was on its way to the store is cancelled once that is said. */
+static void test_cancel_while_stored(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    snprintf(id, sizeof id, "%s", submit("c", "k", 1));
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "too late");
+    snapshot_type = TYPE(REPLY);
+    cancel("c", id, NULL);
+    turn();
+    (void)usleep(200000); /* both batches are durable before their answers are read */
+    expect_verdict("w/1", "cancelled");
+    (void)EXPECT("c", Reply, REPLY);
+    restart_from_snapshot();
+    farm();
+    assert_string_equal(ask_job("c", id)->state, "cancelled");
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 0);
+}
+
 /* ---- restarts, leases, verdicts ---- */
 
 static void test_adopted_lease(void **state)
@@ -752,6 +798,74 @@ static void test_odd_results(void **state)
         expect_verdict("w/1", "kept");
     }
     assert_int_equal(ask_job("c", id)->counts->spooled, 2);
+}
+
+/* A RESULT on its way to the store may be repeated and its lease renewed: only its VERDICT says
+ * that the worker may forget the image. */
+static void test_renew_while_stored(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "k", 1);
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    renew("w/1", &l, 1);
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(VERDICT)), 1);
+    assert_int_equal(count_sent("w/1", TYPE(REVOKE)), 0);
+    renew("w/1", &l, 1); /* now it is over */
+    assert_int_equal(EXPECT("w/1", Revoke, REVOKE)->leases[0]->lease, l.lease);
+}
+
+static void test_renew_of_many(void **state)
+{
+    (void)state;
+    static Steerfarm__LeaseProgress p[STEER_LEASES_MAX + 1], *list[STEER_LEASES_MAX + 1];
+    Steerfarm__Renew m = STEERFARM__RENEW__INIT;
+    farm();
+    for (size_t i = 0; i <= STEER_LEASES_MAX; i++) {
+        p[i] = (Steerfarm__LeaseProgress)STEERFARM__LEASE_PROGRESS__INIT;
+        p[i].epoch = 99;
+        p[i].lease = i;
+        list[i] = p + i;
+    }
+    m.leases = list;
+    m.n_leases = STEER_LEASES_MAX + 1;
+    say_worker("w/1", TYPE(RENEW), &m.base);
+    expect_refused("w/1", "BAD_VALUE");
+    m.n_leases = 3;
+    say_worker("w/1", TYPE(RENEW), &m.base);
+    assert_int_equal(EXPECT("w/1", Revoke, REVOKE)->n_leases, 3); /* in one message */
+}
+
+/* A RESULT has to say what it was made with, and a pinned numerics class is looked at. */
+static void test_unsaid_results(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "k", 1);
+    struct held_lease l = take_assign("w/1");
+    say_result("w/1", &l, l.job, l.index, NULL, "x", wire_crc32("x", 1));
+    expect_verdict("w/1", "unknown");
+    settle();
+    Steerfarm__Submit s = STEERFARM__SUBMIT__INIT;
+    Steerfarm__Job job = STEERFARM__JOB__INIT;
+    s.key = text("pinned");
+    s.job = &job;
+    job.model = text("m");
+    job.prompt = text("a cat");
+    job.numerics = text("cpu-x");
+    job.has_priority = 1;
+    job.priority = 1;
+    say_client("c", TYPE(SUBMIT), &s.base);
+    (void)EXPECT("c", Accepted, ACCEPTED);
+    worker_numerics = "cpu-x";
+    hello_worker("v/1");
+    l = take_assign("v/1");
+    result("v/1", &l, "x"); /* without its class */
+    expect_verdict("v/1", "unknown");
 }
 
 static void test_damaged_results(void **state)
@@ -1087,6 +1201,57 @@ static void test_age(void **state)
     expect_refused("c", "UNKNOWN_JOB");
 }
 
+/* A large job that nobody fetches fills the spool, and after --keep makes room for others. */
+static void test_abandoned_job(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    route_close(route);
+    forget_sent();
+    spool_max = 77850; /* one image of 64x64 at the worst */
+    open_route();
+    farm();
+    snprintf(id, sizeof id, "%s", submit("c", "abandoned", 1000));
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "taking up the room of all others");
+    expect_verdict("w/1", "kept");
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 1);
+    now_ms += KEEP_MS + 120000;
+    hello_client("settler");
+    hello_client("c");
+    hello_worker("w/1");
+    settle();
+    const Steerfarm__JobStatus *s = ask_job("c", id);
+    assert_string_equal(s->state, "expired");
+    assert_int_equal(s->counts->expired, 1000);
+    submit("c", "next", 1);
+    (void)take_assign("w/1");
+}
+
+/* A restart is no sign of interest; a FETCH is one, and outlives it. */
+static void test_age_over_restarts(void **state)
+{
+    (void)state;
+    char old[STEER_JOB_ID_BYTES_MAX], asked[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    spool_images("old", 1, old);
+    spool_images("asked", 1, asked);
+    now_ms += KEEP_MS / 2;
+    hello_client("settler");
+    hello_client("c");
+    fetch("c", asked, 1);
+    (void)EXPECT("c", Result, RESULT);
+    settle();
+    restart();
+    now_ms += KEEP_MS / 2 + KEEP_MS / 8;
+    hello_client("settler");
+    hello_client("c");
+    settle();
+    assert_string_equal(ask_job("c", old)->state, "expired");
+    assert_int_equal(ask_job("c", asked)->counts->spooled, 1);
+}
+
 static void test_too_big_for_the_spool(void **state)
 {
     (void)state;
@@ -1097,6 +1262,52 @@ static void test_too_big_for_the_spool(void **state)
     farm();
     say_submit("c", "k", "a cat", 1, 0);
     expect_refused("c", "BAD_SIZE");
+}
+
+/* A batch that does not fit the spool whole goes out as far as it fits. */
+static void test_batch_and_small_spool(void **state)
+{
+    (void)state;
+    route_close(route);
+    forget_sent();
+    spool_max = 200000; /* two images of 64x64 at the worst, not four */
+    open_route();
+    hello_client("c");
+    hello_worker_with("w/1", 1, "hash1", NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 4, 4);
+    submit("c", "k", 4);
+    const Steerfarm__Assign *a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 2);
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 1);
+    struct held_lease l = {.epoch = a->images[0]->lease->epoch,
+                           .lease = a->images[0]->lease->lease,
+                           .index = a->images[0]->lease->index};
+    snprintf(l.job, sizeof l.job, "%s", a->images[0]->lease->job);
+    result("w/1", &l, "small"); /* takes less than was set aside: there is room again */
+    expect_verdict("w/1", "kept");
+    a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 1);
+}
+
+/* Room given back by an image counts only together with the room that the image takes. */
+static void test_spool_is_not_overcommitted(void **state)
+{
+    (void)state;
+    static char big[70001];
+    memset(big, 'x', sizeof big - 1);
+    route_close(route);
+    forget_sent();
+    spool_max = 200000; /* two images of 64x64 at the worst */
+    open_route();
+    farm();
+    submit("c", "k", 4);
+    struct held_lease l = take_assign("w/1");
+    (void)take_assign("w/1");
+    result("w/1", &l, big);
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 2);
 }
 
 static void test_many_acks(void **state)
@@ -1151,11 +1362,15 @@ int main(void)
         TEST(test_bad_frames),
         TEST(test_cancel),
         TEST(test_cancel_at_once),
+        TEST(test_cancel_while_stored),
         TEST(test_adopted_lease),
         TEST(test_spooled_survives),
         TEST(test_first_result_wins),
         TEST(test_stalled_worker),
         TEST(test_odd_results),
+        TEST(test_renew_while_stored),
+        TEST(test_renew_of_many),
+        TEST(test_unsaid_results),
         TEST(test_damaged_results),
         TEST(test_attempts),
         TEST(test_drain_is_no_attempt),
@@ -1169,7 +1384,11 @@ int main(void)
         TEST(test_progress_steps),
         TEST(test_deadline),
         TEST(test_age),
+        TEST(test_abandoned_job),
+        TEST(test_age_over_restarts),
         TEST(test_too_big_for_the_spool),
+        TEST(test_batch_and_small_spool),
+        TEST(test_spool_is_not_overcommitted),
         TEST(test_many_acks),
         TEST(test_jobs_by_state),
     };
