@@ -54,7 +54,7 @@ int steer_submit_start(struct steer_client *c, const char *json, const char *key
     json_error_t where;
     struct steer_error err = {0};
     ProtobufCMessage *job = NULL;
-    json_t *root = json_loads(json, JSON_REJECT_DUPLICATES, &where);
+    json_t *root = pb_json_read(json, &where);
     if (!json_is_object(root)) {
         char text[300];
         snprintf(text, sizeof text, "not a JSON object: %s", root ? "another value" : where.text);
