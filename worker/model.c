@@ -211,11 +211,15 @@ static int tokenizer_open(struct model *m, struct steer_error *err)
     int most = clip_bpe_length(m->tokenizer);
     m->tokens = most > 0 && most < m->clip.positions ? most : m->clip.positions;
     if (m->tokens > CLIP_BPE_TOKENS_MAX) m->tokens = CLIP_BPE_TOKENS_MAX;
-    if (clip_bpe_vocab(m->tokenizer) > m->clip.vocab)
-        return steer_fail(err, STEER_BAD_MODEL,
-                          "%s: it has %d tokens, but the text encoder's table has %d rows", path,
-                          clip_bpe_vocab(m->tokenizer), m->clip.vocab);
     return 0;
+}
+
+/* In pixels; 64 cells where the U-Net does not say, 512 pixels where it says too many. */
+static int side_default(int cells, int factor)
+{
+    int multiple = factor > 8 ? factor : 8, side = (cells ? cells : 64) * factor;
+    if (side > STEER_SIDE_MAX || (uint64_t)side * (uint64_t)side > STEER_PIXELS_MAX) side = 512;
+    return side < multiple ? multiple : side / multiple * multiple;
 }
 
 static int configs_read(struct model *m, struct steer_error *err)
@@ -246,6 +250,13 @@ static int configs_read(struct model *m, struct steer_error *err)
                        m->dir, m->unet.in_channels, m->vae.latent_channels);
         goto done;
     }
+    if (unet_text_channels(&m->unet) != m->clip.channels) {
+        code = steer_fail(err, STEER_BAD_MODEL,
+                          "%s: the U-Net's cross_attention_dim is %d and the text encoder's "
+                          "hidden_size %d: expected the same",
+                          m->dir, unet_text_channels(&m->unet), m->clip.channels);
+        goto done;
+    }
     snprintf(m->scheduler_file, sizeof m->scheduler_file, "%s/scheduler/scheduler_config.json",
              m->dir);
     if (access(m->scheduler_file, F_OK) == 0 &&
@@ -253,9 +264,8 @@ static int configs_read(struct model *m, struct steer_error *err)
         goto done;
 
     m->factor = vae_factor(&m->vae);
-    int side = (m->unet.sample_size ? m->unet.sample_size : 64) * m->factor;
-    if (side > STEER_SIDE_MAX || (uint64_t)side * (uint64_t)side > STEER_PIXELS_MAX) side = 512;
-    m->width = m->height = side < 8 ? 8 : side / 8 * 8;
+    m->width = side_default(m->unet.sample_width, m->factor);
+    m->height = side_default(m->unet.sample_height, m->factor);
 
     /* A folder may say which recipe it wants; otherwise the scheduler's class tells. */
     const char *scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
