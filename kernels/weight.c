@@ -136,7 +136,7 @@ void weight_free(struct weight *w)
     while (w->packed) {
         struct packed *p = w->packed;
         w->packed = p->next;
-        w->compute->bytes -= p->bytes;
+        compute_give(w->compute, p->bytes);
         free(p->data);
         free(p);
     }
@@ -184,16 +184,17 @@ static void *form_alloc(size_t bytes)
 
 void *weight_pack(struct weight *w, uint64_t key, size_t bytes)
 {
+    if (compute_take(w->compute, bytes)) return NULL;
     struct packed *p = malloc(sizeof *p);
     void *data = form_alloc(bytes);
     if (!p || !data) {
+        compute_give(w->compute, bytes);
         free(p);
         free(data);
         return NULL;
     }
     *p = (struct packed){.next = w->packed, .key = key, .data = data, .bytes = bytes};
     w->packed = p;
-    w->compute->bytes += bytes;
     return data;
 }
 
@@ -203,7 +204,7 @@ void weight_unpack(struct weight *w, uint64_t key)
         struct packed *p = *at;
         if (p->key != key) continue;
         *at = p->next;
-        w->compute->bytes -= p->bytes;
+        compute_give(w->compute, p->bytes);
         free(p->data);
         free(p);
         return;
