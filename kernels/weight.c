@@ -136,7 +136,7 @@ void weight_free(struct weight *w)
     while (w->packed) {
         struct packed *p = w->packed;
         w->packed = p->next;
-        w->compute->bytes -= p->bytes;
+        compute_give(w->compute, p->bytes);
         free(p->data);
         free(p);
     }
@@ -184,16 +184,17 @@ static void *form_alloc(size_t bytes)
 
 void *weight_pack(struct weight *w, uint64_t key, size_t bytes)
 {
+    if (compute_take(w->compute, bytes)) return NULL;
     struct packed *p = malloc(sizeof *p);
     void *data = form_alloc(bytes);
     if (!p || !data) {
+        compute_give(w->compute, bytes);
         free(p);
         free(data);
         return NULL;
     }
     *p = (struct packed){.next = w->packed, .key = key, .data = data, .bytes = bytes};
     w->packed = p;
-    w->compute->bytes += bytes;
     return data;
 }
 
@@ -203,7 +204,7 @@ void weight_unpack(struct weight *w, uint64_t key)
         struct packed *p = *at;
         if (p->key != key) continue;
         *at = p->next;
-        w->compute->bytes -= p->bytes;
+        compute_give(w->compute, p->bytes);
         free(p->data);
         free(p);
         return;
@@ -258,7 +259,11 @@ static void *staging_get(struct compute *c, size_t bytes)
     if (bytes <= c->staging_bytes) return c->staging;
     weight_staging_free(c);
     bytes = (bytes + LARGE_PAGE - 1) & ~(LARGE_PAGE - 1);
-    if (!(c->staging = pages_new(bytes))) return NULL;
+    if (compute_take(c, bytes)) return NULL;
+    if (!(c->staging = pages_new(bytes))) {
+        compute_give(c, bytes);
+        return NULL;
+    }
     c->staging_bytes = bytes;
     return c->staging;
 }
@@ -283,7 +288,9 @@ const void *weight_matrix_staged(struct weight *w, enum compute_type type)
 
 void weight_staging_free(struct compute *c)
 {
-    if (c->staging) (void)munmap(c->staging, c->staging_bytes);
+    if (!c->staging) return;
+    (void)munmap(c->staging, c->staging_bytes);
+    compute_give(c, c->staging_bytes);
     c->staging = NULL;
     c->staging_bytes = 0;
 }

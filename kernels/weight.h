@@ -29,7 +29,7 @@ struct weight {
 void stored_to_f32(float *out, struct stored s, size_t first, size_t count);
 /* The packed form of that key, or NULL. */
 void *weight_packed(const struct weight *w, uint64_t key);
-/* Makes room for a form; the bytes count towards compute_bytes. NULL: out of memory. */
+/* Makes room for a form; the bytes are the host's to count. NULL: out of memory. */
 void *weight_pack(struct weight *w, uint64_t key, size_t bytes);
 /* Forgets a form that nobody points at any more. */
 void weight_unpack(struct weight *w, uint64_t key);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "wire.h"
 
 /* Built with malloc as protobuf-c's own unpacking would, so that its free fits. */
 
@@ -35,6 +36,39 @@ static Steerfarm__Guidance *guidance_offer(const struct guidance *g)
     return o;
 }
 
+static Steerfarm__Recipe *recipe_new(const struct recipe *r)
+{
+    Steerfarm__Recipe *o = malloc(sizeof *o);
+    if (!o) return NULL;
+    steerfarm__recipe__init(o);
+    o->name = strdup(r->name);
+    o->guidance = guidance_offer(&r->guidance);
+    o->negative_prompt = *r->negative_prompt ? strdup(r->negative_prompt) : NULL;
+    o->has_steps = o->has_steps_min = o->has_steps_max = 1;
+    o->steps = (uint32_t)r->steps;
+    o->steps_min = (uint32_t)r->steps_min;
+    o->steps_max = (uint32_t)r->steps_max;
+    if (o->name && o->guidance && (o->negative_prompt || !*r->negative_prompt)) return o;
+    steerfarm__recipe__free_unpacked(o, NULL);
+    return NULL;
+}
+
+int offer_recipe(Steerfarm__Model *offer, const struct recipe *r)
+{
+    Steerfarm__Recipe *o = recipe_new(r);
+    if (!o) return STEER_NO_MEMORY;
+    size_t i = 0;
+    while (i < offer->n_recipes && strcmp(offer->recipes[i]->name, r->name) != 0)
+        i++;
+    if (i == STEER_RECIPES_MAX) i--; /* full: somebody asked for this one */
+    if (i < offer->n_recipes)
+        steerfarm__recipe__free_unpacked(offer->recipes[i], NULL);
+    else
+        offer->n_recipes++;
+    offer->recipes[i] = o;
+    return 0;
+}
+
 struct offering {
     const struct model *m;
     Steerfarm__Model *offer;
@@ -49,26 +83,13 @@ static void recipe_offer(void *data, const char *name)
     for (size_t i = 0; i < to->offer->n_recipes; i++)
         if (strcmp(to->offer->recipes[i]->name, name) == 0) return;
     if (to->failed || to->offer->n_recipes == STEER_RECIPES_MAX) return;
+    if (!wire_utf8_valid(name, strlen(name))) return;
     if (model_recipe(to->m, name, &r, &err)) {
         log_event(LOG_DEBUG, "recipe.left_out", "model=%s recipe=%s reason=%s",
                   log_quote(to->m->name), log_quote(name), log_quote(err.text));
         return;
     }
-    Steerfarm__Recipe *o = malloc(sizeof *o);
-    if (!o) {
-        to->failed = 1;
-        return;
-    }
-    steerfarm__recipe__init(o);
-    o->name = strdup(name);
-    o->guidance = guidance_offer(&r.guidance);
-    o->negative_prompt = *r.negative_prompt ? strdup(r.negative_prompt) : NULL;
-    o->has_steps = o->has_steps_min = o->has_steps_max = 1;
-    o->steps = (uint32_t)r.steps;
-    o->steps_min = (uint32_t)r.steps_min;
-    o->steps_max = (uint32_t)r.steps_max;
-    to->failed = !o->name || !o->guidance || (*r.negative_prompt && !o->negative_prompt);
-    to->offer->recipes[to->offer->n_recipes++] = o;
+    to->failed = offer_recipe(to->offer, &r);
 }
 
 Steerfarm__Model *offer_make(const struct model *m)
@@ -115,6 +136,13 @@ static int offers_add(struct offers *o, const char *dir)
     struct steer_error err = {0};
     struct model *m;
     if (o->count == STEER_MODELS_MAX) return 0;
+    /* One name that the wire cannot carry would make the whole HELLO invalid. */
+    const char *slash = strrchr(dir, '/'), *base = slash ? slash + 1 : dir;
+    if (strlen(base) > STEER_NAME_BYTES_MAX || !wire_utf8_valid(base, strlen(base))) {
+        log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
+                  log_quote("a model's name is at most 128 bytes of UTF-8"));
+        return 0;
+    }
     if (model_inspect(&m, dir, &err)) {
         log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
                   log_quote(err.text));

@@ -8,6 +8,8 @@
 /* Owned by the caller: offer_free. NULL: out of memory. Recipes that the folder cannot be sampled
  * with are left out; the folder's default comes first. */
 Steerfarm__Model *offer_make(const struct model *m);
+/* Adds a recipe that is not among the shipped ones, in place of one of its name. */
+int offer_recipe(Steerfarm__Model *offer, const struct recipe *r) STEER_MUSTCHECK;
 void offer_free(Steerfarm__Model *offer); /* NULL is fine */
 
 /* All model folders in `dir` (those with a model_index.json), or dir itself when it is one. A

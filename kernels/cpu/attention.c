@@ -494,6 +494,7 @@ int ISA(attention)(struct plan *p, struct step *s)
             struct work w = work_of(scratch + (size_t)omp_get_thread_num() * each, &j);
             int first = i % blocks * ROWS, left = j.rows - first;
             block_plain(&j, &w, i / blocks, first, left < ROWS ? left : ROWS);
+            compute_beat(p->compute); /* a large image's attention takes a minute */
         }
         p->counters.q_rows_read += (uint64_t)j.rows;
         p->counters.out_rows_stored += (uint64_t)j.rows;
@@ -519,6 +520,7 @@ int ISA(guided_attention)(struct plan *p, struct step *s)
             struct work w = work_of(scratch + (size_t)omp_get_thread_num() * each, &j);
             int left = j.rows - i * ROWS, count = left < ROWS ? left : ROWS;
             block_guided(&j, &w, i * ROWS, count);
+            compute_beat(p->compute);
             rows += (uint64_t)count;
         }
         p->counters.q_rows_read += rows;

@@ -17,6 +17,8 @@ struct cpu_kernels {
 };
 extern const struct cpu_kernels cpu_kernels_avx512_bf16, cpu_kernels_avx512, cpu_kernels_avx2,
     cpu_kernels_sse2;
+/* The best that this processor has, or those of that instruction set; NULL: it has none such. */
+const struct cpu_kernels *cpu_kernels_find(const char *isa);
 
 /* Bytes of plan scratch that a step needs. */
 size_t attention_scratch(const struct plan *p, const struct op *op);

@@ -152,6 +152,7 @@ static int bands_execute(struct plan *p, struct step *s, int image)
                            row * sizeof *to);
             }
         code = execute(st, p->compute->engine, src, dst);
+        compute_beat(p->compute);
 #pragma omp parallel for schedule(static)
         for (int block = 0; block < out->shape.c / 16; block++)
             memcpy(y + ((size_t)block * (size_t)h + (size_t)first) * row,
@@ -181,6 +182,7 @@ static int run(struct plan *p, struct step *s)
                            st->wide_count ? p->scratch + st->wide_at : out);
         if (st->wide_count && !code)
             narrow(out, (const float *)(p->scratch + st->wide_at), st->wide_count);
+        compute_beat(p->compute);
     }
     return code;
 }
