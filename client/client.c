@@ -21,6 +21,7 @@
 enum {
     HEARTBEAT_MS = 1000, /* until WELCOME says better */
     RESEND_MS = 3000,    /* a request without an answer */
+    REMIND_MS = 5000,    /* WATCH and FETCH, which have none: said again so often */
     SILENT_BEATS = 5,    /* heartbeats without a word: the connection is made anew */
     FRAMES_MAX = 3,
     PENDING_MAX = 4096,
@@ -44,6 +45,7 @@ struct interest {
     uint32_t first, last;   /* wanted images */
     uint8_t *shown, *acked; /* a bit an index */
     uint32_t room;          /* bits of them */
+    uint64_t sent_ms;
 };
 
 struct steer_client {
@@ -298,6 +300,7 @@ static struct interest *interest_find(struct steer_client *c, const char *job, i
 
 static void interest_send(struct steer_client *c, struct interest *i)
 {
+    i->sent_ms = now_ms();
     if (i->watching && !i->done) {
         Steerfarm__Watch m = STEERFARM__WATCH__INIT;
         m.job = i->job;
@@ -545,6 +548,8 @@ static void upkeep(struct steer_client *c)
     for (struct pending *p = c->pending; p; p = p->next)
         if (now >= p->due_ms && !send_raw(c, p->type, p->body, p->body_bytes))
             p->due_ms = now + RESEND_MS;
+    for (struct interest *i = c->interests; i; i = i->next)
+        if (now >= i->sent_ms + REMIND_MS) interest_send(c, i);
 }
 
 int steer_next(struct steer_client *c, struct steer_event *ret, int timeout_ms,

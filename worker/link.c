@@ -16,6 +16,7 @@
 
 #define HEARTBEAT_MS 1000
 #define STUCK_MS     60000 /* one operation takes this long only when the engine hangs */
+#define RESEND_MS    5000  /* a RESULT without a verdict; doubled each time */
 #define CREDIT_BYTES (UINT64_C(512) << 20)
 
 /* Invariants:
@@ -29,6 +30,8 @@ struct held {
     char job[STEER_JOB_ID_BYTES_MAX + 1];
     uint32_t index;
     struct done *done; /* NULL: still rendering */
+    uint64_t due_ms;   /* done: when to send it again */
+    int tries;
 };
 
 struct link {
@@ -153,7 +156,9 @@ static void send_result(struct link *l, struct held *h)
     d->header.lease = &lease;
     d->header.worker = (char *)(uintptr_t)l->options->worker;
     d->header.device = l->options->device->name;
-    /* Unsent is unacknowledged: the next HELLO lists it and WELCOME sends it again. */
+    /* Unsent is unacknowledged: the next HELLO lists it and WELCOME sends it again. So does time:
+     * RENEW keeps its lease, so that the broker would wait for it for ever. */
+    h->due_ms = now_ms() + ((uint64_t)RESEND_MS << (h->tries < 6 ? h->tries++ : 6));
     (void)send_message(l, STEERFARM__MESSAGE_TYPE__RESULT, &d->header.base, d->image,
                        d->image_bytes);
     d->header.lease = NULL;
@@ -224,6 +229,13 @@ static void send_renew(struct link *l)
     }
     renew.leases = list;
     (void)send_message(l, STEERFARM__MESSAGE_TYPE__RENEW, &renew.base, NULL, 0);
+}
+
+static void results_repeat(struct link *l)
+{
+    uint64_t now = now_ms();
+    for (int i = l->held_count - 1; i >= 0; i--)
+        if (l->held[i].done && now >= l->held[i].due_ms) send_result(l, l->held + i);
 }
 
 static void give_back_waiting(struct link *l)
@@ -314,7 +326,10 @@ static void on_welcome(struct link *l, const Steerfarm__Welcome *w)
               w->epoch, l->held_count);
     send_credit(l);
     for (int i = l->held_count - 1; i >= 0; i--)
-        if (l->held[i].done) send_result(l, l->held + i);
+        if (l->held[i].done) {
+            l->held[i].tries = 0;
+            send_result(l, l->held + i);
+        }
 }
 
 /* 0, or the code with which the link ends. */
@@ -461,7 +476,11 @@ int link_run(struct engine *e, const struct link_options *options, struct steer_
             if ((code = socket_reopen(l, err))) break;
             send_hello(l);
         }
-        if (l->welcomed && now >= l->renewed_ms + l->lease_ms / 4) send_renew(l);
+        if (l->welcomed && now >= l->renewed_ms + l->lease_ms / 4) {
+            send_renew(l);
+            send_credit(l); /* absolute, so that a lost one costs no more than this */
+        }
+        if (l->welcomed) results_repeat(l);
         drain_tell(l);
         if (l->draining && !l->held_count) break;
         if (l->draining && !l->welcomed && *options->drain > 1)
