@@ -69,7 +69,7 @@ class Program:
 
 
 class Farm:
-    def __init__(self, models=None, workers=1, broker_args=(), threads=1, broker_env=None):
+    def __init__(self, models=None, workers=1, broker_args=(), threads=1, broker_env=None, broker_prefix=(), data=None):
         self.dir = Path(tempfile.mkdtemp(prefix="steerfarm-"))
         self.models = self.dir / "models"
         if models is None:
@@ -80,8 +80,8 @@ class Farm:
         self.client_endpoint = f"ipc://{self.dir}/clients"
         self.worker_endpoint = f"ipc://{self.dir}/workers"
         self.threads, self.keep = threads, False
-        self.broker = Program([BIN / "steer-broker", "--clients", self.client_endpoint, "--workers", self.worker_endpoint,
-                               "--data", self.dir / "data", *broker_args], self.dir / "broker.log", **(broker_env or {}))
+        self.broker = Program([*broker_prefix, BIN / "steer-broker", "--clients", self.client_endpoint, "--workers", self.worker_endpoint,
+                               "--data", data or self.dir / "data", *broker_args], self.dir / "broker.log", **(broker_env or {}))
         self.broker.wait_for("ev=broker.ready")
         self.workers = [self.worker(i) for i in range(workers)]
 

@@ -231,5 +231,131 @@ class ClientLink(Case):
         self.assertTrue(fault.happened.is_set())
 
 
+class Kills(Case):
+    """kill -9 at each step of a job's life: what was accepted comes once, with the right bytes, whoever died.
+
+    A message that was in hand when one of its ends died is gone; else it goes on its way.
+    """
+
+    OPTIONS = dict(models=SMALL, workers=0)
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.workers_proxy = Proxy(cls.farm.dir, cls.farm.worker_endpoint, "workers")
+        cls.addClassCleanup(cls.workers_proxy.close)
+        cls.farm.workers.append(cls.farm.worker(0, endpoint=cls.workers_proxy.endpoint))
+        cls.workers_proxy.wait("down", "WELCOME")
+
+    def check(self, end, direction, kind, when):
+        for victim in ("broker", "worker", "client"):
+            with self.subTest(kill=victim):
+                key = f"{end}-{direction}-{kind}-{victim}"
+                clients = self.proxy(key, self.farm.client_endpoint)
+                step = (clients if end == "client" else self.workers_proxy).once(direction, kind, when)
+                run = self.render(key, clients.endpoint)
+                step.wait()
+                if victim == "broker":
+                    self.farm.broker.kill()
+                    self.farm.restart_broker()
+                    self.client.hello()
+                elif victim == "worker":
+                    self.farm.workers[0].kill()
+                    self.farm.workers[0].start()
+                else:
+                    run.kill()
+                step.resolve(deliver=victim not in (end, "broker"))
+                if victim == "client":
+                    run = self.render(key, clients.endpoint)
+                    self.assertEqual(run.process.wait(120), 0, run.text())
+                    shown = [json.loads(line)["index"] for line in run.text().splitlines()]
+                    self.assertEqual(len(shown), len(set(shown)))
+                    self.stored(key)
+                else:
+                    self.rendered(run, key)
+
+    def test_submit_forwarded(self):
+        self.check("client", "up", "SUBMIT", "after")
+
+    def test_accepted_held(self):
+        self.check("client", "down", "ACCEPTED", "before")
+
+    def test_assign_delivered(self):
+        self.check("worker", "down", "ASSIGN", "after")
+
+    def test_result_of_worker_held(self):
+        self.check("worker", "up", "RESULT", "before")
+
+    def test_verdict_held(self):
+        self.check("worker", "down", "VERDICT", "before")
+
+    def test_result_to_client_held(self):
+        self.check("client", "down", "RESULT", "before")
+
+    def test_ack_held(self):
+        self.check("client", "up", "RESULT_ACK", "before")
+
+    def test_done_held(self):
+        self.check("client", "down", "DONE", "before")
+
+
+class Stopped(Case):
+    """SIGSTOP past the lease, then SIGCONT: another worker renders, and the late result changes nothing."""
+
+    OPTIONS = dict(models=SMALL, workers=0)
+
+    def stopped(self, step):
+        """A job whose ASSIGN w0 has and whose `step` is in hand; w0 stops, w1 renders all. Gives what is needed to go on."""
+        proxy = self.proxy(step, self.farm.worker_endpoint)
+        worker = self.worker(proxy)
+        proxy.wait("down", "WELCOME")
+        fault = proxy.once(*{"ASSIGN": ("down", "ASSIGN", "after"), "RESULT": ("up", "RESULT", "before")}[step])
+        job = self.client.submit(step, **JOB).job
+        fault.wait()
+        worker.signal(signal.SIGSTOP)
+        self.assertEqual(self.client.query(QUERY_JOB, job=job).jobs[0].counts.leased, 3)
+        other = self.farm.worker(1)
+        self.farm.workers.append(other)
+        self.addCleanup(other.kill)
+        self.client.send("WATCH", job=job)
+        while self.client.expect("PROGRESS", seconds=60)[1].counts.spooled < 3:
+            pass
+        return job, proxy, worker, fault
+
+    def unchanged(self, job):
+        """All three are there, once, from w1."""
+        images, status = self.client.fetch(job)
+        self.assertEqual((digest(images), status.state, status.counts.acked, status.counts.failed), (self.calm, "done", 3, 0))
+        self.assertEqual({r.worker for r, _ in images.values()}, {"w1"})
+
+    def test_a_result_that_was_on_its_way(self):
+        job, proxy, worker, fault = self.stopped("RESULT")
+        before = {c.name: c.value for c in self.client.query(QUERY_STATUS).counters}
+        at = len(proxy.seen)
+        fault.resolve()
+        worker.signal(signal.SIGCONT)
+        for index in range(3):
+            proxy.wait("down", "VERDICT", lambda m: m.lease.index == index and m.verdict == "duplicate", after=at)
+        after = {c.name: c.value for c in self.client.query(QUERY_STATUS).counters}
+        self.assertEqual((after["results_kept"], after["results_duplicate"]), (before["results_kept"], before["results_duplicate"] + 3))
+        self.unchanged(job)
+
+    def test_a_worker_in_its_render(self):
+        job, proxy, worker, fault = self.stopped("ASSIGN")
+        at = len(proxy.seen)
+        fault.resolve()
+        worker.signal(signal.SIGCONT)
+
+        def answered():
+            said = {i for d, k, m in proxy.seen[at:] if k == "REVOKE" for i in (lease.index for lease in m.leases)}
+            return len(said | {m.lease.index for d, k, m in proxy.seen[at:] if k == "VERDICT"}) == 3
+
+        with proxy.changed:
+            self.assertTrue(proxy.changed.wait_for(answered, 60))
+        self.assertFalse([m for d, k, m in proxy.seen[at:] if k == "VERDICT" and m.verdict == "kept"])
+        self.unchanged(job)
+        self.assertEqual(digest(self.client.fetch(self.client.submit("after", **JOB).job)[0]), self.calm)
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)
