@@ -5,6 +5,11 @@ foreach(group Basics CommandLine Deaths DataDirectory)
   set_tests_properties(system/${group} PROPERTIES TIMEOUT 600 RUN_SERIAL ON LABELS farm
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
 endforeach()
+foreach(group WorkerLink ClientLink Kills Stopped)
+  add_test(NAME faults/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_faults.py ${group})
+  set_tests_properties(faults/${group} PROPERTIES TIMEOUT 600 RUN_SERIAL ON LABELS farm
+    ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
+endforeach()
 add_test(NAME system/chaos COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/chaos.py)
 set_tests_properties(system/chaos PROPERTIES TIMEOUT 300 RUN_SERIAL ON LABELS farm
   ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")

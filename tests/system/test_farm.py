@@ -17,7 +17,6 @@ from pathlib import Path
 import zmq
 
 from farm import BIN, GOLDEN, Farm, Program
-from proxy import Proxy
 from steer_client import MESSAGES, TYPES, Client, Refused
 
 FAST = dict(recipe="sbv2-sd15", guidance=dict(method=0))
@@ -171,23 +170,6 @@ class Basics(unittest.TestCase):
             images, _ = self.client.fetch(self.client.submit(f"alone{i}", **job).job)
             self.assertEqual(images[0][0].batch, 1)
             self.assertEqual(digest(images)[0], company[i], job)
-
-    def test_each_reply_dropped_doubled_delayed(self):
-        kinds = ["WELCOME", "ACCEPTED", "RESULT", "DONE", "PROGRESS", "REPLY"]
-        steer = BIN / "steer"
-        for kind in kinds:
-            for what in ("drop", "double", "delay"):
-                name = f"{kind}-{what}"
-                proxy = Proxy(self.farm.dir, self.farm.client_endpoint, (TYPES[kind], what), name)
-                out = self.farm.dir / f"{name}-{{index}}.webp"
-                run = subprocess.run([steer, "render", "a cat", "--model", "small", "--recipe", "sbv2-sd15", "--guidance", "none",
-                                      "--images", "2", "--seed", "1", "--key", name, "--json", "--broker", proxy.endpoint,
-                                      "--output", out, "--timeout", "60"], capture_output=True, text=True)
-                proxy.close()
-                self.assertEqual(run.returncode, 0, f"{name}: {run.stderr}")
-                self.assertTrue(proxy.done or kind in ("PROGRESS",), f"{name} never happened")
-                lines = [json.loads(line) for line in run.stdout.splitlines()]
-                self.assertEqual(sorted(line["index"] for line in lines), [0, 1], name)
 
 
 class CommandLine(unittest.TestCase):

@@ -1,0 +1,361 @@
+"""The farm when something breaks: messages lost, doubled and late, programs killed at each step, disks full, syncs that fail, hostile bytes.
+
+    python tests/system/test_faults.py [TestClass[.test]]
+
+Nothing here sleeps: a proxy on the link in question is the clock.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import unittest
+
+import zmq
+
+from farm import FAST, GOLDEN, Farm, FarmCase, digest
+from proxy import Proxy
+from steer_client import MESSAGES, TYPES, Client, Refused
+
+SMALL = {"small": GOLDEN / "small" / "model"}
+JOB = dict(model="small", prompt="a cat", seed=1, images=3, **FAST)
+RENDER = ["a cat", "--model", "small", "--recipe", "sbv2-sd15", "--guidance", "none", "--images", "3", "--seed", "1"]
+QUERY_JOB, QUERY_JOBS, QUERY_WORKERS, QUERY_MODELS, QUERY_STATUS = 1, 2, 3, 4, 5
+PAUSE, RESUME = 2, 3
+
+
+class Case(FarmCase):
+    """A farm behind proxies, and what a calm one gives."""
+
+    OPTIONS = dict(models=SMALL)
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if not cls.farm.workers:
+            calm = cls.farm.worker("calm")
+            cls.farm.wait_models()
+        client = cls.farm.client()
+        cls.calm = digest(client.fetch(client.submit("calm", **JOB).job)[0])
+        assert len(set(cls.calm.values())) == 3
+        client.close()
+        if not cls.farm.workers:
+            assert calm.stop() == 0
+
+    def proxy(self, name, target):
+        proxy = Proxy(self.farm.dir, target, name)
+        self.addCleanup(proxy.close)
+        return proxy
+
+    def worker(self, proxy):
+        """w0 behind a proxy; the next one of this name takes over from it."""
+        self.farm.workers[:] = [self.farm.worker(0, endpoint=proxy.endpoint)]
+        self.addCleanup(self.farm.workers[0].kill)
+        return self.farm.workers[0]
+
+    def render(self, key, endpoint=None, flags=RENDER):
+        """`steer render` under way; what it printed is checked by rendered()."""
+        run = self.farm.steer("render", *flags, "--key", key, "--json", "--output", self.farm.dir / f"{key}-{{index}}.webp", "--timeout", 90,
+                              endpoint=endpoint)
+        self.addCleanup(run.kill)
+        return run
+
+    def rendered(self, run, key, calm=None):
+        """It ended well, showed each image once and wrote the bytes of a calm farm; the broker has one job of this key, all acknowledged."""
+        calm = calm or self.calm
+        self.assertEqual(run.process.wait(120), 0, f"{key}: {run.text()}")
+        shown = [json.loads(line)["index"] for line in run.text().splitlines() if line.startswith("{")]
+        self.assertEqual(sorted(shown), sorted(calm), f"{key}: shown {shown}")
+        self.stored(key, calm)
+
+    def stored(self, key, calm=None):
+        calm = calm or self.calm
+        files = {i: hashlib.sha256((self.farm.dir / f"{key}-{i:04}.webp").read_bytes()).hexdigest() for i in calm}
+        self.assertEqual(files, calm, key)
+        jobs = [j for j in self.client.query(QUERY_JOBS, limit=1000).jobs if j.key == key]
+        self.assertEqual([(j.state, j.counts.acked) for j in jobs], [("done", len(calm))], key)
+
+
+def each(direction, kinds):
+    """A test for each kind of message, of the method that knows what to do with it."""
+
+    def decorate(cls):
+        for kind in kinds:
+            def test(self, kind=kind):
+                for what in ("drop", "double", "delay"):
+                    with self.subTest(what=what):
+                        getattr(self, f"check_{kind}", self.check)(direction, kind, what)
+
+            setattr(cls, f"test_{direction}_{kind}", test)
+        return cls
+
+    return decorate
+
+
+@each("down", ["WELCOME", "ASSIGN", "VERDICT", "REVOKE", "PING", "REFUSED"])
+@each("up", ["HELLO", "CREDIT", "RENEW", "RESULT", "FAIL", "PONG"])
+class WorkerLink(Case):
+    """Each kind of message between a worker and its broker, once dropped, doubled and late. (Workers send no PING, so no PONG comes down.)"""
+
+    OPTIONS = dict(models=SMALL, workers=0)
+
+    def begin(self, direction, kind, what, **fault):
+        key = f"{kind}-{what}"
+        proxy = self.proxy(key, self.farm.worker_endpoint)
+        fault = proxy.once(direction, kind, what, **fault)
+        self.worker(proxy)
+        proxy.wait("down", "WELCOME")  # from here on the one of the test before gets nothing
+        return key, proxy, fault
+
+    def check(self, direction, kind, what):
+        key, _, fault = self.begin(direction, kind, what)
+        self.rendered(self.render(key), key)
+        fault.wait(30)
+
+    def check_RENEW(self, direction, kind, what):
+        """One that keeps leases: the results stay on the way until it has gone."""
+        key, proxy, fault = self.begin(direction, kind, what, when=lambda m: m.leases)
+        for i in range(3):
+            proxy.once("up", "RESULT", "delay", when=lambda m, i=i: m.index == i, until=fault.happened)
+        self.rendered(self.render(key), key)
+        self.assertTrue(fault.happened.is_set())
+
+    def check_REFUSED(self, direction, kind, what):
+        """The broker is another one when the RESULT comes: say HELLO first."""
+        key, proxy, fault = self.begin(direction, kind, what)
+        assigned = proxy.once("down", "ASSIGN", "after")
+        run = self.render(key)
+        assigned.wait()
+        self.farm.broker.kill()
+        self.farm.restart_broker()
+        self.client.hello()
+        assigned.resolve()
+        self.rendered(run, key)
+        self.assertTrue(fault.happened.is_set())
+
+    def check_REVOKE(self, direction, kind, what):
+        """Cancelled while the results are on their way: what was not asked for any more changes nothing, and the worker takes other work."""
+        key, proxy, fault = self.begin(direction, kind, what)
+        results = [proxy.once("up", "RESULT", "delay", when=lambda m, i=i: m.index == i, until=fault.happened) for i in range(3)]
+        job = self.client.submit(key, **JOB).job
+        for r in results:
+            r.wait()
+        self.client.ask("CANCEL", "REPLY", job=job)
+        images, status = self.client.fetch(job)
+        self.assertEqual((len(images), status.state, status.counts.cancelled), (0, "cancelled", 3))
+        fault.wait()
+        key += "-after"
+        self.rendered(self.render(key), key)
+
+    def check_FAIL(self, direction, kind, what):
+        """The model cannot be loaded at first."""
+        folder = self.farm.models / f"broken-{what}"
+        shutil.copytree(GOLDEN / "tiny" / "model", folder)
+        self.addCleanup(shutil.rmtree, folder)
+        key, proxy, fault = self.begin(direction, kind, what)
+        file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        whole = file.read_bytes()
+        os.truncate(file, len(whole) // 2)
+        job = self.client.submit(key, model=folder.name, prompt="a cat", seed=1, images=3).job
+        fault.wait()
+        file.write_bytes(whole)
+        images, status = self.client.fetch(job, seconds=90)
+        self.assertEqual((status.state, status.counts.acked, len(status.failures)), ("done", 3, 0))
+        again = self.client.submit(f"{key}-again", model=folder.name, prompt="a cat", seed=1, images=3).job
+        self.assertEqual(digest(images), digest(self.client.fetch(again)[0]))
+
+
+@each("down", ["WELCOME", "ACCEPTED", "RESULT", "DONE", "PROGRESS", "REPLY", "REFUSED", "PONG"])
+@each("up", ["HELLO", "SUBMIT", "FETCH", "WATCH", "RESULT_ACK", "QUERY", "PING"])
+class ClientLink(Case):
+    """Each kind of message between `steer render` and the broker, once dropped, doubled and late."""
+
+    def begin(self, direction, kind, what):
+        key = f"{direction}-{kind}-{what}"
+        proxy = self.proxy(key, self.farm.client_endpoint)
+        return key, proxy, proxy.once(direction, kind, what)
+
+    def check(self, direction, kind, what):
+        key, proxy, fault = self.begin(direction, kind, what)
+        self.rendered(self.render(key, proxy.endpoint), key)
+        self.assertTrue(fault.happened.is_set())
+
+    def check_both(self, direction, kind, what):
+        """`steer render` says it twice and hears it twice, once for FETCH and once for WATCH: both meet the fault."""
+        key, proxy, fault = self.begin(direction, kind, what)
+        second = proxy.once(direction, kind, what)
+        self.rendered(self.render(key, proxy.endpoint), key)
+        self.assertTrue(fault.happened.is_set() and second.happened.is_set())
+
+    check_FETCH = check_DONE = check_both
+
+    def check_silence(self, direction, kind, what):
+        """The farm has nothing to say until the message has met its fault."""
+        self.client.ask("ADMIN", "REPLY", kind=PAUSE)
+        try:
+            key, proxy, fault = self.begin(direction, kind, what)
+            run = self.render(key, proxy.endpoint)
+            fault.wait()
+        finally:
+            self.client.ask("ADMIN", "REPLY", kind=RESUME)
+        self.rendered(run, key)
+
+    check_PING = check_PONG = check_silence
+
+    def check_PROGRESS(self, direction, kind, what):
+        steps = ["a cat", "--model", "small", "--recipe", "ddim", "--steps", "25", "--guidance", "none", "--images", "3", "--seed", "1"]
+        job = dict(model="small", prompt="a cat", recipe="ddim", steps=25, guidance=dict(method=0), images=3, seed=1)
+        calm = digest(self.client.fetch(self.client.submit(f"{what}-calm", **job).job)[0])
+        key, proxy, fault = self.begin(direction, kind, what)
+        self.rendered(self.render(key, proxy.endpoint, steps), key, calm)
+        self.assertTrue(fault.happened.is_set())
+
+    def check_REFUSED(self, direction, kind, what):
+        """A final no ends it in one sentence; "say HELLO first" of a broker that is a new one does not."""
+        key, proxy, fault = self.begin(direction, kind, what)
+        run = self.render(key, proxy.endpoint, ["a cat", "--model", "nonesuch"])
+        self.assertEqual(run.process.wait(60), 66, run.text())
+        self.assertEqual(len(run.text().splitlines()), 1, run.text())
+        self.assertTrue(fault.happened.is_set())
+        key, proxy, fault = f"{key}-restart", proxy, proxy.once(direction, kind, what)
+        accepted = proxy.once("down", "ACCEPTED", "after")
+        run = self.render(key, proxy.endpoint)
+        accepted.wait()
+        self.farm.broker.kill()
+        self.farm.restart_broker()
+        self.client.hello()
+        accepted.resolve()
+        self.rendered(run, key)
+        self.assertTrue(fault.happened.is_set())
+
+
+class Kills(Case):
+    """kill -9 at each step of a job's life: what was accepted comes once, with the right bytes, whoever died.
+
+    A message that was in hand when one of its ends died is gone; else it goes on its way.
+    """
+
+    OPTIONS = dict(models=SMALL, workers=0)
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.workers_proxy = Proxy(cls.farm.dir, cls.farm.worker_endpoint, "workers")
+        cls.addClassCleanup(cls.workers_proxy.close)
+        cls.farm.workers.append(cls.farm.worker(0, endpoint=cls.workers_proxy.endpoint))
+        cls.workers_proxy.wait("down", "WELCOME")
+
+    def check(self, end, direction, kind, when):
+        for victim in ("broker", "worker", "client"):
+            with self.subTest(kill=victim):
+                key = f"{end}-{direction}-{kind}-{victim}"
+                clients = self.proxy(key, self.farm.client_endpoint)
+                step = (clients if end == "client" else self.workers_proxy).once(direction, kind, when)
+                run = self.render(key, clients.endpoint)
+                step.wait()
+                if victim == "broker":
+                    self.farm.broker.kill()
+                    self.farm.restart_broker()
+                    self.client.hello()
+                elif victim == "worker":
+                    self.farm.workers[0].kill()
+                    self.farm.workers[0].start()
+                else:
+                    run.kill()
+                step.resolve(deliver=victim not in (end, "broker"))
+                if victim == "client":
+                    run = self.render(key, clients.endpoint)
+                    self.assertEqual(run.process.wait(120), 0, run.text())
+                    shown = [json.loads(line)["index"] for line in run.text().splitlines()]
+                    self.assertEqual(len(shown), len(set(shown)))
+                    self.stored(key)
+                else:
+                    self.rendered(run, key)
+
+    def test_submit_forwarded(self):
+        self.check("client", "up", "SUBMIT", "after")
+
+    def test_accepted_held(self):
+        self.check("client", "down", "ACCEPTED", "before")
+
+    def test_assign_delivered(self):
+        self.check("worker", "down", "ASSIGN", "after")
+
+    def test_result_of_worker_held(self):
+        self.check("worker", "up", "RESULT", "before")
+
+    def test_verdict_held(self):
+        self.check("worker", "down", "VERDICT", "before")
+
+    def test_result_to_client_held(self):
+        self.check("client", "down", "RESULT", "before")
+
+    def test_ack_held(self):
+        self.check("client", "up", "RESULT_ACK", "before")
+
+    def test_done_held(self):
+        self.check("client", "down", "DONE", "before")
+
+
+class Stopped(Case):
+    """SIGSTOP past the lease, then SIGCONT: another worker renders, and the late result changes nothing."""
+
+    OPTIONS = dict(models=SMALL, workers=0)
+
+    def stopped(self, step):
+        """A job whose ASSIGN w0 has and whose `step` is in hand; w0 stops, w1 renders all. Gives what is needed to go on."""
+        proxy = self.proxy(step, self.farm.worker_endpoint)
+        worker = self.worker(proxy)
+        proxy.wait("down", "WELCOME")
+        fault = proxy.once(*{"ASSIGN": ("down", "ASSIGN", "after"), "RESULT": ("up", "RESULT", "before")}[step])
+        job = self.client.submit(step, **JOB).job
+        fault.wait()
+        worker.signal(signal.SIGSTOP)
+        self.assertEqual(self.client.query(QUERY_JOB, job=job).jobs[0].counts.leased, 3)
+        other = self.farm.worker(1)
+        self.farm.workers.append(other)
+        self.addCleanup(other.kill)
+        self.client.send("WATCH", job=job)
+        while self.client.expect("PROGRESS", seconds=60)[1].counts.spooled < 3:
+            pass
+        return job, proxy, worker, fault
+
+    def unchanged(self, job):
+        """All three are there, once, from w1."""
+        images, status = self.client.fetch(job)
+        self.assertEqual((digest(images), status.state, status.counts.acked, status.counts.failed), (self.calm, "done", 3, 0))
+        self.assertEqual({r.worker for r, _ in images.values()}, {"w1"})
+
+    def test_a_result_that_was_on_its_way(self):
+        job, proxy, worker, fault = self.stopped("RESULT")
+        before = {c.name: c.value for c in self.client.query(QUERY_STATUS).counters}
+        at = len(proxy.seen)
+        fault.resolve()
+        worker.signal(signal.SIGCONT)
+        for index in range(3):
+            proxy.wait("down", "VERDICT", lambda m: m.lease.index == index and m.verdict == "duplicate", after=at)
+        after = {c.name: c.value for c in self.client.query(QUERY_STATUS).counters}
+        self.assertEqual((after["results_kept"], after["results_duplicate"]), (before["results_kept"], before["results_duplicate"] + 3))
+        self.unchanged(job)
+
+    def test_a_worker_in_its_render(self):
+        job, proxy, worker, fault = self.stopped("ASSIGN")
+        at = len(proxy.seen)
+        fault.resolve()
+        worker.signal(signal.SIGCONT)
+
+        def answered():
+            said = {i for d, k, m in proxy.seen[at:] if k == "REVOKE" for i in (lease.index for lease in m.leases)}
+            return len(said | {m.lease.index for d, k, m in proxy.seen[at:] if k == "VERDICT"}) == 3
+
+        with proxy.changed:
+            self.assertTrue(proxy.changed.wait_for(answered, 60))
+        self.assertFalse([m for d, k, m in proxy.seen[at:] if k == "VERDICT" and m.verdict == "kept"])
+        self.unchanged(job)
+        self.assertEqual(digest(self.client.fetch(self.client.submit("after", **JOB).job)[0]), self.calm)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
