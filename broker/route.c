@@ -71,6 +71,7 @@ static struct turn *turn_get(struct turn **at, int grows)
     t->batch = b;
     t->effects_end = &t->effects;
     t->grows = grows;
+    if (grows) store_batch_grows(b);
     return *at = t;
 }
 
@@ -112,6 +113,7 @@ void turn_free(struct turn *t)
     while (t->effects) {
         struct effect *e = t->effects;
         t->effects = e->next;
+        free(e->key);
         free(e);
     }
     store_batch_free(t->batch);

@@ -77,6 +77,7 @@ void timers(struct route *r)
     r->swept_ms = r->now_ms;
     r->no_room = 0;
     sweep_workers(r);
+    if (r->models_unstored) models_store(r);
     if (r->deadlines) queue_each(r->queue, deadline_check, r);
     if (r->expired_ms && r->now_ms < r->expired_ms + EXPIRE_MS) return;
     r->expired_ms = r->now_ms;

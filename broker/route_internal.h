@@ -49,7 +49,14 @@ struct audience {
 };
 
 /* What happens when a batch is durable. */
-enum effect_kind { EFFECT_ACCEPTED, EFFECT_KEPT, EFFECT_ENDED, EFFECT_STATUS, EFFECT_CANCEL };
+enum effect_kind {
+    EFFECT_ACCEPTED,
+    EFFECT_KEPT,
+    EFFECT_ENDED,
+    EFFECT_STATUS,
+    EFFECT_CANCEL,
+    EFFECT_TOMBSTONE,
+};
 struct effect {
     struct effect *next;
     enum effect_kind kind;
@@ -58,13 +65,15 @@ struct effect {
     int has_tag;
     uint64_t tag, job, epoch, lease;
     uint32_t index;
+    char *key; /* CANCEL, TOMBSTONE; owned */
 };
 
 /* A batch on its way, with its effects in order. */
 struct turn {
     struct store_batch *batch;
     struct effect *effects, **effects_end;
-    int grows; /* adds work: may be answered DISK_FULL */
+    int grows;  /* adds work: may be answered DISK_FULL */
+    int models; /* has some */
 };
 
 /* A question to the store. */
@@ -105,6 +114,7 @@ struct route {
     uint32_t waiting;           /* batches and questions that the store has */
     uint64_t epoch, job_last, now_ms, swept_ms, expired_ms, full_told_ms;
     int paused, no_room;
+    int models_unstored;                              /* learnt while the disk was full */
     uint64_t accepted, results, duplicates, failures; /* counters for people */
     int broken;                                       /* the store failed */
     struct steer_error broken_error;
@@ -205,6 +215,9 @@ void tombstone_add(struct route *r, const char *key, uint64_t made_ms);
 /* Forgets those made before that time. */
 void tombstones_sweep(struct route *r, uint64_t before_ms);
 void cancel_now(struct route *r, const struct effect *e);
+void tombstone_now(struct route *r, const struct effect *e, int code);
+/* Stores the whole catalogue again. */
+void models_store(struct route *r);
 void answer_cancel(struct route *r, const struct question *q, const struct store_completion *c);
 int job_reopen(struct route *r, const struct store_found *f);
 

@@ -118,7 +118,8 @@ void image_retry(struct route *r, struct job *j, uint32_t index, int code, const
             image_fail(r, j, index, code, text);
             return;
         }
-        struct turn *turn = turn_shrink(r); /* attempts are remembered over restarts */
+        /* Attempts are remembered over restarts, where the disk has room for that. */
+        struct turn *turn = turn_grow(r);
         struct store_failure f = {j->id, index, t->attempts, code, text};
         if (turn && store_batch_failure_put(turn->batch, &f))
             log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);

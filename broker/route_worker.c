@@ -64,12 +64,31 @@ static void models_learn(struct route *r, const Steerfarm__Hello *h)
         m.has_loaded = 0;
         if (wire_pack(&m.base, &data, &size)) continue;
         if (catalog_put(r->catalog, data, size) == 1) {
-            struct turn *t = turn_shrink(r);
+            struct turn *t = turn_grow(r);
             log_event(LOG_INFO, "model.learnt", "model=%s hash=%s", log_quote(m.name),
                       log_quote(m.hash));
-            if (t && store_batch_model_put(t->batch, m.name, data, size))
-                log_event(LOG_ERROR, "broker.memory", "model=%s", log_quote(m.name));
+            if (t) t->models = 1;
+            if (!t || store_batch_model_put(t->batch, m.name, data, size)) r->models_unstored = 1;
         }
+        free(data);
+    }
+}
+
+void models_store(struct route *r)
+{
+    Steerfarm__Model **all = catalog_all(r->catalog);
+    struct turn *t = turn_grow(r);
+    struct store_space space;
+    store_space(r->store, &space);
+    if (!t || space.full) return;
+    r->models_unstored = 0;
+    t->models = 1;
+    for (size_t i = 0; i < catalog_count(r->catalog); i++) {
+        uint8_t *data = NULL;
+        size_t size = 0;
+        if (wire_pack(&all[i]->base, &data, &size) ||
+            store_batch_model_put(t->batch, all[i]->name, data, size))
+            r->models_unstored = 1;
         free(data);
     }
 }

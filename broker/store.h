@@ -12,12 +12,11 @@
  *
  * A completion's code is 0, or
  *   STEER_DISK_FULL  nothing of this batch was kept. Batches that add nothing (without job_put and
- *                    image_spool: acks, cancels, ends) still go through, in space kept for them,
- *                    so put what must not fail with new work into a batch of its own. New work is
- *                    answered so until there is room again.
- *   STEER_STORE      an fsync failed, or another broker took the directory over: the outcome is
- *                    unknown, the store does nothing more, the broker says so and exits; the next
- *                    store_open finds out. store_trouble has the sentence.
+ *                    image_spool, and not marked by store_batch_grows: acks, cancels, ends) still
+ * go through, in space kept for them, so put what must not fail with new work into a batch of its
+ * own. New work is answered so until there is room again. STEER_STORE      an fsync failed, or
+ * another broker took the directory over: the outcome is unknown, the store does nothing more, the
+ * broker says so and exits; the next store_open finds out. store_trouble has the sentence.
  *
  * Ended jobs live only in the store: they are not loaded at start, and are asked for by
  * store_query. */
@@ -152,6 +151,9 @@ void store_close(struct store *s);
 struct store_batch *store_batch_new(void); /* NULL: out of memory */
 void store_batch_free(struct store_batch *b);
 size_t store_batch_records(const struct store_batch *b);
+/* Counts as new work whatever is in it: answered DISK_FULL, so that it cannot eat the space kept
+ * for acks, cancels and ends. */
+void store_batch_grows(struct store_batch *b);
 
 /* A new open job. If the store knows its (tenant, key), the record is left out, the rest of the
  * batch goes on, and the completion tells which job has the key (see store_known). */

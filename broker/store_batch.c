@@ -91,6 +91,11 @@ size_t store_batch_records(const struct store_batch *b)
     return b->records;
 }
 
+void store_batch_grows(struct store_batch *b)
+{
+    b->grows = true;
+}
+
 static struct record *record_new(struct store_batch *b, enum record_type type)
 {
     struct record *r = arena_get(&b->arena, sizeof *r);

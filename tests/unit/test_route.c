@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -39,6 +40,19 @@ static const char *gone; /* a peer that cannot be reached */
 static uint64_t spool_max;
 static const char *worker_numerics; /* of the workers that say HELLO */
 static int snapshot_type;           /* when this is sent, what is durable is copied to <dir>.copy */
+
+/* ---- the disk ---- */
+
+static volatile int disk_full;
+
+int __real_statvfs(const char *path, struct statvfs *v);
+int __wrap_statvfs(const char *path, struct statvfs *v);
+int __wrap_statvfs(const char *path, struct statvfs *v)
+{
+    int code = __real_statvfs(path, v);
+    if (!code && disk_full) v->f_bavail = 0;
+    return code;
+}
 
 /* ---- the transport ---- */
 
@@ -432,7 +446,8 @@ static void open_route(void)
     store_options_default(&o.store);
     o.store.dir = dir;
     o.store.spool_bytes_max = spool_max;
-    o.store.free_bytes_min = o.store.reserve_bytes = 0;
+    o.store.free_bytes_min = 1;
+    o.store.reserve_bytes = 0;
     if (route_open(&route, &o, &transport, now_ms, &err)) fail_msg("%s", err.text);
     hello_client("settler");
 }
@@ -447,6 +462,7 @@ static int set_up(void **state)
     spool_max = 0;
     snapshot_type = 0;
     worker_numerics = NULL;
+    disk_full = 0;
     if (!mkdtemp(dir)) return -1;
     open_route();
     return 0;
@@ -686,6 +702,62 @@ static void test_cancel_while_stored(void **state)
     assert_string_equal(ask_job("c", id)->state, "cancelled");
     settle();
     assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 0);
+}
+
+/* A full disk refuses the job and, for the key's sake, its CANCEL: neither is lost in silence. */
+static void test_cancel_on_full_disk(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "older", 2);
+    disk_full = 1;
+    say_submit("c", "k", "a cat", 1, 0);
+    cancel("c", NULL, "k");
+    say_submit("c", "older", "a cat", 2,
+               0); /* is durable already, whatever happens to the others */
+    for (int i = 0; i < 2; i++) {
+        const Steerfarm__Refused *m = EXPECT("c", Refused, REFUSED);
+        assert_string_equal(m->code, "DISK_FULL");
+        assert_string_equal(m->key, "k");
+        assert_int_equal(m->request, i ? TYPE(CANCEL) : TYPE(SUBMIT));
+        assert_true(m->retry_after_ms > 0);
+    }
+    const Steerfarm__Accepted *a = EXPECT("c", Accepted, ACCEPTED);
+    assert_true(a->again);
+    assert_int_equal(ask_job("c", a->job)->counts->queued + ask_job("c", a->job)->counts->leased,
+                     2);
+    for (int i = 0; i < 10; i++) { /* no number of keys eats the space kept for acks */
+        char key[8];
+        snprintf(key, sizeof key, "n%d", i);
+        cancel("c", NULL, key);
+        expect_refused("c", "DISK_FULL");
+    }
+    disk_full = 0;
+    (void)usleep(1200000); /* the store looks again every second */
+    cancel("c", NULL, "k");
+    (void)EXPECT("c", Reply, REPLY);
+    restart();
+    farm();
+    say_submit("c", "k", "a cat", 1, 0);
+    expect_refused("c", "CANCELLED");
+    submit("c", "n1", 1);
+}
+
+/* A model met while the disk is full is stored later. */
+static void test_model_on_full_disk(void **state)
+{
+    (void)state;
+    disk_full = 1;
+    settle();
+    farm();
+    settle();
+    disk_full = 0;
+    (void)usleep(1200000);
+    now_ms += 1000;
+    settle();
+    restart();
+    hello_client("c");
+    submit("c", "k", 1); /* no worker has come yet */
 }
 
 /* ---- restarts, leases, verdicts ---- */
@@ -1363,6 +1435,8 @@ int main(void)
         TEST(test_cancel),
         TEST(test_cancel_at_once),
         TEST(test_cancel_while_stored),
+        TEST(test_cancel_on_full_disk),
+        TEST(test_model_on_full_disk),
         TEST(test_adopted_lease),
         TEST(test_spooled_survives),
         TEST(test_first_result_wins),
