@@ -12,6 +12,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 enum {
     RETRY_AFTER_MS = 2000, /* told to clients that meet a limit */
@@ -224,7 +225,7 @@ static int load_failure(void *data, const struct store_failure *f)
     if (!t) return 0;
     t->attempts = f->attempts;
     t->code = f->code;
-    snprintf(t->text, sizeof t->text, "%s", f->text ? f->text : "");
+    text_copy(t->text, sizeof t->text, f->text ? f->text : "");
     return 0;
 }
 

@@ -11,6 +11,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 enum {
     JOBS_MAX = 4000000,
@@ -99,8 +100,8 @@ static void on_hello(struct route *r, const struct peer *from, const Steerfarm__
         return;
     }
     if (h->n_requires) {
-        snprintf(text, sizeof text, "required feature \"%.100s\" is unknown to this broker",
-                 h->requires[0]);
+        snprintf(text, sizeof text, "required feature \"%.*s\" is unknown to this broker",
+                 (int)text_cut(h->requires[0], 100), h->requires[0]);
         refuse(r, from, STEER_UNSUPPORTED, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
         return;
     }

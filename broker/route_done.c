@@ -7,6 +7,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 static void accepted_send(struct route *r, const struct effect *e, struct job *j)
 {
@@ -36,7 +37,7 @@ static void accepted_now(struct route *r, const struct effect *e, int code)
     }
     if (code && !j->committed) { /* an older job of this key stays, and is answered */
         char key[STEER_KEY_BYTES_MAX + 1];
-        snprintf(key, sizeof key, "%s", j->key);
+        text_copy(key, sizeof key, j->key);
         job_forget(r, j);
         refuse(r, &e->to, code, store_trouble(r->store), STEERFARM__MESSAGE_TYPE__SUBMIT,
                e->has_tag, e->tag, key, NULL);

@@ -7,6 +7,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 enum { BACK_OFF_MS = 500 };
 
@@ -94,7 +95,7 @@ void image_fail(struct route *r, struct job *j, uint32_t index, int code, const 
     r->failures++;
     if (t) {
         t->code = code;
-        snprintf(t->text, sizeof t->text, "%s", text);
+        text_copy(t->text, sizeof t->text, text);
     }
     struct store_failure f = {j->id, index, attempts ? attempts : 1, code, text};
     if (turn && store_batch_failure_put(turn->batch, &f))
@@ -111,8 +112,8 @@ void image_retry(struct route *r, struct job *j, uint32_t index, int code, const
     if (t && counted) {
         t->attempts++;
         t->code = code;
-        snprintf(t->text, sizeof t->text, "%s", text);
-        snprintf(t->worker, sizeof t->worker, "%s", worker);
+        text_copy(t->text, sizeof t->text, text);
+        text_copy(t->worker, sizeof t->worker, worker);
         t->not_before_ms = r->now_ms + ((uint64_t)BACK_OFF_MS << (t->attempts - 1));
         if (t->attempts >= STEER_ATTEMPTS_MAX) {
             image_fail(r, j, index, code, text);
@@ -184,7 +185,7 @@ static void lease_lost(struct route *r, struct lease *l, const char *why)
     uint32_t index = l->index;
     int company = l->company;
     char worker[STEER_NAME_BYTES_MAX + 1];
-    snprintf(worker, sizeof worker, "%s", l->worker->id);
+    text_copy(worker, sizeof worker, l->worker->id);
     lease_drop(r, l);
     if (j && states_get(&j->states, index) == IMAGE_LEASED)
         image_retry(r, j, index, STEER_WORKER_LOST, why, worker, company == 1, company > 1);

@@ -8,6 +8,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 enum { LIST_MAX = 1000 };
 
@@ -150,7 +151,7 @@ void ask_store(struct route *r, enum question_kind kind, int request, const stru
         q->has_tag = has_tag;
         q->tag = tag;
         q->job = what.job;
-        snprintf(q->key, sizeof q->key, "%s", key ? key : "");
+        text_copy(q->key, sizeof q->key, key ? key : "");
         if (!store_query(r->store, &what, q)) {
             r->waiting++;
             return;
@@ -198,7 +199,7 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
     ask->kind = ASK_LIST;
     ask->request = STEERFARM__MESSAGE_TYPE__QUERY;
     ask->limit = limit;
-    snprintf(ask->state, sizeof ask->state, "%s", q->state ? q->state : "");
+    text_copy(ask->state, sizeof ask->state, q->state ? q->state : "");
     ask->to = *from;
     ask->has_tag = q->has_tag;
     ask->tag = q->tag;

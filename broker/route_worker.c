@@ -8,6 +8,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 static void verdict_send(struct route *r, const struct peer *to, Steerfarm__Lease *lease,
                          const char *verdict)
@@ -20,6 +21,32 @@ static void verdict_send(struct route *r, const struct peer *to, Steerfarm__Leas
 
 /* ---- HELLO ---- */
 
+/* What is cut would never be equal to what jobs say, and they would wait for ever. */
+static int names_check(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
+{
+    char text[512];
+    const char *numerics = h->device->numerics;
+    if (numerics && strlen(numerics) > STEER_NAME_BYTES_MAX) {
+        refuse(r, from, STEER_BAD_VALUE, "a device's numerics class of over 128 bytes",
+               STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return -1;
+    }
+    for (size_t i = 0; i < h->n_models; i++) {
+        const Steerfarm__Model *m = h->models[i];
+        size_t name = strlen(m->name), hash = strlen(m->hash);
+        if (name && name <= STEER_NAME_BYTES_MAX && hash <= STEER_NAME_BYTES_MAX) continue;
+        snprintf(
+            text, sizeof text,
+            "model \"%.*s\" has a name of %zu and a hash of %zu bytes: expected 1 to %d and at "
+            "most %d",
+            (int)text_cut(m->name, 100), m->name, name, hash, STEER_NAME_BYTES_MAX,
+            STEER_NAME_BYTES_MAX);
+        refuse(r, from, STEER_BAD_VALUE, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return -1;
+    }
+    return 0;
+}
+
 static int hello_check(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
 {
     char text[256];
@@ -30,8 +57,8 @@ static int hello_check(struct route *r, const struct peer *from, const Steerfarm
         return -1;
     }
     if (h->n_requires) {
-        snprintf(text, sizeof text, "required feature \"%.100s\" is unknown to this broker",
-                 h->requires[0]);
+        snprintf(text, sizeof text, "required feature \"%.*s\" is unknown to this broker",
+                 (int)text_cut(h->requires[0], 100), h->requires[0]);
         refuse(r, from, STEER_UNSUPPORTED, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
         return -1;
     }
@@ -48,7 +75,7 @@ static int hello_check(struct route *r, const struct peer *from, const Steerfarm
                STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
         return -1;
     }
-    return 0;
+    return names_check(r, from, h);
 }
 
 /* Learns what is offered; `loaded` is of the hour and stays out of the catalogue. */
@@ -58,9 +85,7 @@ static void models_learn(struct route *r, const Steerfarm__Hello *h)
         Steerfarm__Model m = *h->models[i];
         uint8_t *data = NULL;
         size_t size = 0;
-        if (!*m.name || strlen(m.name) > STEER_NAME_BYTES_MAX || !m.n_recipes ||
-            m.n_recipes > STEER_RECIPES_MAX)
-            continue;
+        if (!m.n_recipes || m.n_recipes > STEER_RECIPES_MAX) continue;
         m.has_loaded = 0;
         if (wire_pack(&m.base, &data, &size)) continue;
         if (catalog_put(r->catalog, data, size) == 1) {

@@ -23,7 +23,7 @@ struct lease {
 };
 
 struct worker_model {
-    char name[STEER_NAME_BYTES_MAX + 1], hash[40];
+    char name[STEER_NAME_BYTES_MAX + 1], hash[STEER_NAME_BYTES_MAX + 1];
     int loaded;
 };
 

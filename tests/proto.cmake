@@ -1,1 +1,2 @@
 steer_test(unit job steer_proto)
+steer_test(unit text steer_proto)

@@ -961,6 +961,23 @@ static void test_damaged_results(void **state)
     assert_string_equal(ask_job("c", id)->state, "failed");
 }
 
+/* A hash as long as limits.h allows is compared whole; a longer one is refused, not cut. */
+static void test_long_hash(void **state)
+{
+    (void)state;
+    char hash[STEER_NAME_BYTES_MAX + 2] = {0};
+    memset(hash, 'a', STEER_NAME_BYTES_MAX);
+    hello_client("c");
+    hello_worker_with("w/1", 1, hash, NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 1, 1);
+    submit("c", "k", 1);
+    assert_string_equal(EXPECT("w/1", Assign, ASSIGN)->images[0]->job->model_hash, hash);
+    hash[STEER_NAME_BYTES_MAX] = 'a';
+    hello_worker_with("v/1", 1, hash, NULL, 0);
+    expect_refused("v/1", "BAD_VALUE");
+}
+
 /* ---- retries ---- */
 
 static void test_attempts(void **state)
@@ -1006,6 +1023,33 @@ static void test_attempts(void **state)
     s = ask_job("c", id);
     assert_string_equal(s->state, "done");
     assert_int_equal(s->n_failures, 0);
+}
+
+/* A reason that is cut is still a text: a DONE with half a character could not be read. */
+static void test_long_reasons(void **state)
+{
+    (void)state;
+    static char reason[3001];
+    char id[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    for (int shift = 0; shift < 2; shift++) {
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        memset(reason, 'x', sizeof reason - 1);
+        for (size_t i = (size_t)shift; i + 2 < sizeof reason; i += 2)
+            memcpy(reason + i, "\xc3\xa4", 2);
+        snprintf(id, sizeof id, "%s", submit("c", shift ? "odd" : "even", 1));
+        watch("c", id);
+        struct held_lease l = take_assign("w/1");
+        Steerfarm__Lease lease = lease_message(&l);
+        f.lease = &lease;
+        f.code = text("RENDER_FAILED");
+        f.text = reason;
+        say_worker("w/1", TYPE(FAIL), &f.base);
+        const char *shown = EXPECT("c", Done, DONE)->status->failures[0]->text;
+        assert_true(wire_utf8_valid(shown, strlen(shown)));
+        shown = ask_job("c", id)->failures[0]->text; /* as the store has it */
+        assert_true(wire_utf8_valid(shown, strlen(shown)));
+    }
 }
 
 /* What a drained worker gives back was no attempt. */
@@ -1446,6 +1490,8 @@ int main(void)
         TEST(test_renew_of_many),
         TEST(test_unsaid_results),
         TEST(test_damaged_results),
+        TEST(test_long_hash),
+        TEST(test_long_reasons),
         TEST(test_attempts),
         TEST(test_drain_is_no_attempt),
         TEST(test_quarantine),
