@@ -147,6 +147,7 @@ static void turn_done(struct route *r, struct turn *t, const struct store_comple
         if (c->code)
             log_event(LOG_WARN, "store.full", "reason=%s", log_quote(store_trouble(r->store)));
         if (c->code && t->models) r->models_unstored = 1;
+        if (c->expired >= EXPIRE_LIMIT) r->expire_again = 1;
         for (size_t i = 0; i < c->known_count; i++)
             known_now(r, t, c->known + i);
         for (struct effect *e = t->effects; e; e = e->next) {

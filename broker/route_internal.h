@@ -12,7 +12,8 @@
 
 #define FETCH_CREDIT_MAX 64
 #define FETCH_RANGES_MAX 64
-#define RESEND_TRIES     9 /* of a RESULT that nobody acknowledges */
+#define RESEND_TRIES     9     /* of a RESULT that nobody acknowledges */
+#define EXPIRE_LIMIT     10000 /* records forgotten in one batch */
 
 struct peer {
     enum side side;
@@ -114,6 +115,7 @@ struct route {
     uint32_t waiting;           /* batches and questions that the store has */
     uint64_t epoch, job_last, now_ms, swept_ms, expired_ms, full_told_ms;
     int paused, no_room;
+    int expire_again;                                 /* the last batch did not get to the end */
     int models_unstored;                              /* learnt while the disk was full */
     uint64_t accepted, results, duplicates, failures; /* counters for people */
     int broken;                                       /* the store failed */

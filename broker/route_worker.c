@@ -162,8 +162,10 @@ static void leases_compare(struct route *r, struct worker *w, const Steerfarm__H
     }
 }
 
-/* Adopts a lease of before a restart when its image is still open; what is not is revoked. */
-static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Lease *held, int done)
+/* Adopts a lease of before a restart when its image is still open; what is not is revoked. Which of
+ * the held ones are a batch nobody knows any more: all of them, to be on the safe side. */
+static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Lease *held,
+                        size_t company, int done)
 {
     struct job *j = queue_find(r->queue, job_id_read(held->job));
     struct lease *known = sched_lease_find(r->sched, held->epoch, held->lease);
@@ -172,7 +174,7 @@ static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Leas
         j && held->index < j->states.images && states_get(&j->states, held->index) == IMAGE_QUEUED;
     if (open && !known && held->epoch && !store_reserve(r->store, j->image_bytes)) {
         if (sched_lease(r->sched, w, held->epoch, held->lease, j, held->index,
-                        r->now_ms + r->options.lease_ms, 1)) {
+                        r->now_ms + r->options.lease_ms, (int)company)) {
             queue_move(r->queue, j, held->index, IMAGE_LEASED);
             return;
         }
@@ -200,9 +202,9 @@ static void on_hello(struct route *r, const struct peer *from, const Steerfarm__
     }
     leases_compare(r, w, h);
     for (size_t i = 0; i < h->n_held; i++)
-        lease_adopt(r, w, h->held[i], 0);
+        lease_adopt(r, w, h->held[i], h->n_held, 0);
     for (size_t i = 0; i < h->n_unacknowledged; i++)
-        lease_adopt(r, w, h->unacknowledged[i], 1);
+        lease_adopt(r, w, h->unacknowledged[i], 1, 1);
     Steerfarm__Welcome m = STEERFARM__WELCOME__INIT;
     m.version = h->version_max < STEER_WIRE_VERSION ? h->version_max : STEER_WIRE_VERSION;
     m.epoch = r->epoch;
@@ -270,7 +272,7 @@ static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
     if (!l) return; /* of before: somebody else has the image */
     struct job *j = queue_find(r->queue, l->job);
     uint32_t index = l->index;
-    int code = steer_code_of(m->code);
+    int code = steer_code_of(m->code), company = l->company;
     lease_drop(r, l);
     if (!j || states_get(&j->states, index) != IMAGE_LEASED) return;
     if (code == STEER_CANCELLED) { /* drained: given back untouched */
@@ -280,8 +282,8 @@ static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
     w->failed++;
     log_event(LOG_WARN, "image.attempt_failed", "job=%s index=%u worker=%s code=%s reason=%s",
               m->lease->job, index, log_quote(w->id), steer_code_name(code), log_quote(m->text));
-    if (m->retryable)
-        image_retry(r, j, index, code, m->text, w->id, 1, 0);
+    if (m->retryable) /* in company it may be another's fault: alone it is tried for real */
+        image_retry(r, j, index, code, m->text, w->id, company == 1, company > 1);
     else
         image_fail(r, j, index, code, m->text);
 }
@@ -318,16 +320,22 @@ static const char *result_verdict(struct route *r, const struct job *j, const St
 }
 
 /* The worker that failed this image before is to blame when another renders it. */
-static void blame(struct route *r, struct job *j, uint32_t index, const struct worker *w)
+static void blame(struct route *r, struct job *j, uint32_t index, struct worker *w)
 {
     const struct trouble *t = job_trouble_find(j, index);
-    if (t && *t->worker && strcmp(t->worker, w->id) != 0 && t->code != STEER_WORKER_LOST) {
+    sched_praise(w);
+    if (!t) return;
+    if (*t->worker && strcmp(t->worker, w->id) != 0 && t->code != STEER_WORKER_LOST) {
         struct worker *guilty = sched_worker_id(r->sched, t->worker);
-        if (guilty && sched_blame(guilty))
+        if (guilty && sched_blame(guilty, j->id))
             log_event(LOG_WARN, "worker.quarantined", "worker=%s reason=%s", log_quote(guilty->id),
                       log_quote("it failed three jobs that others rendered"));
     }
-    if (t) job_trouble_drop(j, index);
+    struct turn *turn = turn_grow(r); /* together with the image: its failures are history */
+    struct store_failure none = {j->id, index, 0, 0, NULL};
+    if (t->attempts && turn && store_batch_failure_put(turn->batch, &none))
+        log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
+    job_trouble_drop(j, index);
 }
 
 /* Puts the image into the turn's batch; nothing has changed when that fails. */

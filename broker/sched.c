@@ -6,7 +6,7 @@
 
 #include "text.h"
 
-enum { BUCKETS = 16384, AFFINITY_MS = 2000, BLAMED_MAX = 3 };
+enum { BUCKETS = 16384, AFFINITY_MS = 2000, FORGIVEN_AFTER = 100 };
 
 struct sched {
     uint64_t epoch, last_lease;
@@ -121,11 +121,21 @@ void sched_remove(struct sched *s, struct worker *w)
     free(w);
 }
 
-int sched_blame(struct worker *w)
+int sched_blame(struct worker *w, uint64_t job)
 {
-    if (++w->blamed < BLAMED_MAX || w->state == WORKER_QUARANTINED) return 0;
+    w->praised = 0;
+    for (uint32_t i = 0; i < w->blamed_count; i++)
+        if (w->blamed[i] == job) return 0; /* a job that suits it badly is one job */
+    if (w->blamed_count < SCHED_BLAMED_MAX) w->blamed[w->blamed_count++] = job;
+    if (w->blamed_count < SCHED_BLAMED_MAX || w->state == WORKER_QUARANTINED) return 0;
     w->state = WORKER_QUARANTINED;
     return 1;
+}
+
+void sched_praise(struct worker *w)
+{
+    if (!w->blamed_count || ++w->praised < FORGIVEN_AFTER) return;
+    w->blamed_count = w->praised = 0;
 }
 
 /* ---- leases ---- */

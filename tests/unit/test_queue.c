@@ -202,6 +202,29 @@ static void test_memory(void **unused)
     states_free(&s);
 }
 
+/* ---- workers ---- */
+
+static struct worker *worker_add(struct sched *s, int number);
+
+static void test_blame(void **unused)
+{
+    (void)unused;
+    struct sched *s = sched_new(1);
+    struct worker *w = worker_add(s, 1);
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(sched_blame(w, 7), 0); /* one job, whatever its images */
+    assert_int_equal(sched_blame(w, 8), 0);
+    for (int i = 0; i < 100; i++)
+        sched_praise(w);
+    assert_int_equal(sched_blame(w, 9), 0); /* long ago */
+    assert_int_equal(sched_blame(w, 10), 0);
+    for (int i = 0; i < 50; i++)
+        sched_praise(w);
+    assert_int_equal(sched_blame(w, 11), 1);
+    assert_int_equal(w->state, WORKER_QUARANTINED);
+    sched_free(s);
+}
+
 /* ---- the core under a random farm ---- */
 
 static struct worker *worker_add(struct sched *s, int number)
@@ -283,7 +306,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_states),           cmocka_unit_test(test_turns),
         cmocka_unit_test(test_lanes_take_turns), cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_memory),           cmocka_unit_test(test_simulation),
+        cmocka_unit_test(test_memory),           cmocka_unit_test(test_blame),
+        cmocka_unit_test(test_simulation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1052,6 +1052,51 @@ static void test_long_reasons(void **state)
     }
 }
 
+/* A batch that fails together says nothing about its images: each is tried alone, and that counts.
+ */
+static void test_failed_batch(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    hello_client("c");
+    hello_worker_with("w/1", 1, "hash1", NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 3, 3);
+    snprintf(id, sizeof id, "%s", submit("c", "k", 3));
+    const Steerfarm__Assign *a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 3);
+    for (size_t i = 0; i < 3; i++) {
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        f.lease = a->images[i]->lease;
+        f.code = text("NO_MEMORY");
+        f.text = text("too many at once");
+        f.retryable = 1;
+        say_worker("w/1", TYPE(FAIL), &f.base);
+    }
+    settle();
+    for (int i = 0; i < 3; i++) {
+        struct held_lease l = take_assign("w/1"); /* one image each */
+        if (!i) {
+            fail_lease("w/1", &l, "NO_MEMORY");
+        } else {
+            result("w/1", &l, "x");
+            expect_verdict("w/1", "kept");
+        }
+    }
+    now_ms += 6000;
+    hello_worker("w/1");
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+    fetch("c", id, 8);
+    for (uint32_t i = 0; i < 3; i++) {
+        (void)EXPECT("c", Result, RESULT);
+        ack("c", id, i);
+    }
+    (void)EXPECT("c", Done, DONE);
+    assert_int_equal(ask_job("c", id)->n_failures, 0); /* of what went well in the end */
+}
+
 /* What a drained worker gives back was no attempt. */
 static void test_drain_is_no_attempt(void **state)
 {
@@ -1317,6 +1362,53 @@ static void test_age(void **state)
     expect_refused("c", "UNKNOWN_JOB");
 }
 
+/* However many jobs have passed their age, they go in seconds, a batch at a time. */
+static void test_age_of_many(void **state)
+{
+    (void)state;
+    enum { JOBS = 25000 };
+    struct store_options o;
+    struct store_opened opened;
+    struct store_completion c;
+    struct steer_error err;
+    struct store *s;
+    struct store_batch *b = store_batch_new();
+    route_close(route);
+    forget_sent();
+    store_options_default(&o);
+    o.dir = dir;
+    assert_int_equal(store_open(&s, &o, NULL, &opened, &err), 0);
+    for (uint64_t id = 1; id <= JOBS; id++) {
+        char key[32];
+        snprintf(key, sizeof key, "k%d", (int)id);
+        struct store_job j = {.id = id,
+                              .tenant = "default",
+                              .key = key,
+                              .spec = "",
+                              .accepted_ms = UINT64_C(1700000000000)};
+        assert_int_equal(store_batch_job_put(b, &j), 0);
+        assert_int_equal(
+            store_batch_job_end(b, id, STORE_DONE, UINT64_C(1700000000000) + id, NULL, 0), 0);
+    }
+    store_submit(s, &b, NULL);
+    struct pollfd p = {store_fd(s), POLLIN, 0};
+    while (store_next(s, &c) != 1)
+        (void)poll(&p, 1, 100);
+    assert_int_equal(c.code, 0);
+    store_completion_clear(&c);
+    store_close(s);
+    now_ms += KEEP_MS + 60000;
+    open_route();
+    hello_client("c");
+    for (int i = 0; i < 6; i++) {
+        settle();
+        now_ms += 500;
+    }
+    forget_sent();
+    watch("c", "0-rd8"); /* the last of them */
+    expect_refused("c", "UNKNOWN_JOB");
+}
+
 /* A large job that nobody fetches fills the spool, and after --keep makes room for others. */
 static void test_abandoned_job(void **state)
 {
@@ -1493,6 +1585,7 @@ int main(void)
         TEST(test_long_hash),
         TEST(test_long_reasons),
         TEST(test_attempts),
+        TEST(test_failed_batch),
         TEST(test_drain_is_no_attempt),
         TEST(test_quarantine),
         TEST(test_pinned_hash),
@@ -1504,6 +1597,7 @@ int main(void)
         TEST(test_progress_steps),
         TEST(test_deadline),
         TEST(test_age),
+        TEST(test_age_of_many),
         TEST(test_abandoned_job),
         TEST(test_age_over_restarts),
         TEST(test_too_big_for_the_spool),
