@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -1244,6 +1245,33 @@ static void test_client_that_never_reads(void **state)
     (void)EXPECT("c", Result, RESULT);
 }
 
+/* A broker out of descriptors keeps its images and its life. */
+static void test_no_descriptors(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    struct rlimit before, none;
+    farm();
+    spool_images("k", 1, id);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 3;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    fetch("c", id, 4);
+    submit("c", "another", 1);
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "unknown"); /* it is rendered again */
+    settle();
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(ask_job("c", id)->counts->spooled, 1);
+    now_ms += 2500;
+    (void)EXPECT("c", Result, RESULT);
+    l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+}
+
 /* A client that is gone is not read for at full speed. */
 static void test_client_that_is_gone(void **state)
 {
@@ -1592,6 +1620,7 @@ int main(void)
         TEST(test_replaced),
         TEST(test_fetch_credit_and_range),
         TEST(test_client_that_never_reads),
+        TEST(test_no_descriptors),
         TEST(test_client_that_is_gone),
         TEST(test_dead_watchers_make_room),
         TEST(test_progress_steps),
