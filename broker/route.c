@@ -221,8 +221,13 @@ static int load_failure(void *data, const struct store_failure *f)
 {
     struct route *r = data;
     struct job *j = queue_find(r->queue, f->job);
-    struct trouble *t = j && f->index < j->states.images ? job_trouble(j, f->index) : NULL;
+    struct trouble *t =
+        j && f->index < j->states.images ? trouble_get(&j->troubles, f->index) : NULL;
     if (!t) return 0;
+    if (states_get(&j->states, f->index) == IMAGE_FAILED) {
+        trouble_settle(j, t, f->attempts, f->code, f->text ? f->text : "");
+        return 0;
+    }
     t->attempts = f->attempts;
     t->code = f->code;
     text_copy(t->text, sizeof t->text, f->text ? f->text : "");

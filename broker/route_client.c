@@ -529,15 +529,20 @@ static void on_ack(struct route *r, const struct peer *from, const Steerfarm__Re
 
 static void retry_failed(struct route *r, struct job *j)
 {
+    uint32_t chunk = UINT32_MAX;
+    struct turn *t = turn_shrink(r);
+    if (!t) return;
     for (uint32_t i = states_find(&j->states, 0, IMAGE_FAILED); i < j->states.images;
          i = states_find(&j->states, i + 1, IMAGE_FAILED)) {
-        struct turn *t = turn_shrink(r);
         struct store_failure none = {j->id, i, 0, 0, NULL};
-        if (t && store_batch_failure_put(t->batch, &none)) return;
-        job_trouble_drop(j, i);
+        if (store_batch_failure_put(t->batch, &none)) break;
+        trouble_drop(&j->troubles, i);
         queue_move(r->queue, j, i, IMAGE_QUEUED);
-        chunk_put(r, j, i);
+        if (chunk != UINT32_MAX && i / STATES_CHUNK != chunk) chunk_put(r, j, chunk * STATES_CHUNK);
+        chunk = i / STATES_CHUNK;
     }
+    if (chunk != UINT32_MAX) chunk_put(r, j, chunk * STATES_CHUNK);
+    j->reasons = 0;
 }
 
 /* An ended job comes back with what failed queued again. */

@@ -166,6 +166,8 @@ void job_forget(struct route *r, struct job *j);
 /* Back to the queue after a failed attempt; `counted` attempts are limited. */
 void image_retry(struct route *r, struct job *j, uint32_t index, int code, const char *text,
                  const char *worker, int counted, int single);
+void trouble_settle(struct job *j, struct trouble *t, uint32_t attempts, int code,
+                    const char *text);
 void image_fail(struct route *r, struct job *j, uint32_t index, int code, const char *text);
 void lease_drop(struct route *r, struct lease *l); /* gives the reserved room back too */
 void lease_expired(struct route *r, struct lease *l);

@@ -83,24 +83,34 @@ void job_forget(struct route *r, struct job *j)
     queue_remove(r->queue, j);
 }
 
+/* Nobody reads more reasons than a JobStatus has room for, and the store has them all. */
+void trouble_settle(struct job *j, struct trouble *t, uint32_t attempts, int code, const char *text)
+{
+    if (j->reasons >= STATUS_FAILURES_MAX) {
+        trouble_drop(&j->troubles, t->index);
+        return;
+    }
+    j->reasons++;
+    t->attempts = attempts;
+    t->code = code;
+    text_copy(t->text, sizeof t->text, text);
+}
+
 void image_fail(struct route *r, struct job *j, uint32_t index, int code, const char *text)
 {
     char id[QUEUE_ID_BYTES];
-    struct trouble *t = job_trouble(j, index);
+    struct trouble *t = trouble_get(&j->troubles, index);
     struct turn *turn = turn_shrink(r);
-    uint32_t attempts = t ? t->attempts : 1;
+    uint32_t attempts = t && t->attempts ? t->attempts : 1;
     job_id_write(id, j->id);
     log_event(LOG_WARN, "image.failed", "job=%s index=%u attempts=%u code=%s reason=%s", id, index,
               attempts, steer_code_name(code), log_quote(text));
     r->failures++;
-    if (t) {
-        t->code = code;
-        text_copy(t->text, sizeof t->text, text);
-    }
-    struct store_failure f = {j->id, index, attempts ? attempts : 1, code, text};
+    struct store_failure f = {j->id, index, attempts, code, text};
     if (turn && store_batch_failure_put(turn->batch, &f))
         log_event(LOG_ERROR, "broker.memory", "job=%s", id);
     queue_move(r->queue, j, index, IMAGE_FAILED);
+    if (t) trouble_settle(j, t, attempts, code, text);
     chunk_put(r, j, index);
     job_settle(r, j);
 }
@@ -108,7 +118,7 @@ void image_fail(struct route *r, struct job *j, uint32_t index, int code, const 
 void image_retry(struct route *r, struct job *j, uint32_t index, int code, const char *text,
                  const char *worker, int counted, int single)
 {
-    struct trouble *t = counted || single ? job_trouble(j, index) : NULL;
+    struct trouble *t = counted || single ? trouble_get(&j->troubles, index) : NULL;
     if (t && counted) {
         t->attempts++;
         t->code = code;

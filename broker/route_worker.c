@@ -322,7 +322,7 @@ static const char *result_verdict(struct route *r, const struct job *j, const St
 /* The worker that failed this image before is to blame when another renders it. */
 static void blame(struct route *r, struct job *j, uint32_t index, struct worker *w)
 {
-    const struct trouble *t = job_trouble_find(j, index);
+    const struct trouble *t = trouble_find(&j->troubles, index);
     sched_praise(w);
     if (!t) return;
     if (*t->worker && strcmp(t->worker, w->id) != 0 && t->code != STEER_WORKER_LOST) {
@@ -335,7 +335,7 @@ static void blame(struct route *r, struct job *j, uint32_t index, struct worker 
     struct store_failure none = {j->id, index, 0, 0, NULL};
     if (t->attempts && turn && store_batch_failure_put(turn->batch, &none))
         log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
-    job_trouble_drop(j, index);
+    trouble_drop(&j->troubles, index);
 }
 
 /* Puts the image into the turn's batch; nothing has changed when that fails. */

@@ -126,7 +126,7 @@ static void test_turns(void **unused)
     for (int i = 1; i < count; i++)
         assert_int_equal(taken[i].job->batch, taken[0].job->batch);
     /* A back-off is waited for; a lost image goes alone. */
-    struct trouble *t = job_trouble(small, 0);
+    struct trouble *t = trouble_get(&small->troubles, 0);
     t->not_before_ms = 500;
     t->single = 1;
     queue_move(q, big, 0, IMAGE_QUEUED);
@@ -200,6 +200,30 @@ static void test_memory(void **unused)
     assert_true((s.images + 1) / 2 + sizeof s <= 1 << 20);
     assert_int_equal(s.counts[IMAGE_ACKED], 500000);
     states_free(&s);
+}
+
+/* ---- trouble ---- */
+
+/* As many as images, found at once: a list would take hours here. */
+static void test_trouble(void **unused)
+{
+    (void)unused;
+    enum { IMAGES = 300000 };
+    struct troubles all = {0};
+    assert_null(trouble_find(&all, 5));
+    for (uint32_t i = 0; i < IMAGES; i++)
+        trouble_get(&all, i * 7)->attempts = i;
+    assert_int_equal(all.count, IMAGES);
+    for (uint32_t i = 0; i < IMAGES; i++)
+        assert_int_equal(trouble_get(&all, i * 7)->attempts, i);
+    assert_null(trouble_find(&all, 1));
+    for (uint32_t i = 0; i < IMAGES; i += 2)
+        trouble_drop(&all, i * 7);
+    assert_int_equal(all.count, IMAGES / 2);
+    assert_null(trouble_find(&all, 0));
+    assert_non_null(trouble_find(&all, 7));
+    troubles_free(&all);
+    assert_null(trouble_find(&all, 7));
 }
 
 /* ---- workers ---- */
@@ -304,9 +328,13 @@ static void test_simulation(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),           cmocka_unit_test(test_turns),
-        cmocka_unit_test(test_lanes_take_turns), cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_memory),           cmocka_unit_test(test_blame),
+        cmocka_unit_test(test_states),
+        cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_lanes_take_turns),
+        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_trouble),
+        cmocka_unit_test(test_blame),
         cmocka_unit_test(test_simulation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
