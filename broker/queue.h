@@ -28,7 +28,8 @@ struct job {
     uint64_t batch;       /* images of equal batch may share a forward pass */
     uint64_t image_bytes; /* spool room to reserve for an image */
     struct states states;
-    uint32_t cursor; /* no queued image before it */
+    uint32_t cursor;      /* no queued image before it */
+    uint32_t deadline_at; /* place in the heap of deadlines; 0: none */
     struct troubles troubles;
     uint32_t reasons;          /* of them, of images that have failed for good */
     int committed;             /* the store has it; before that nothing is assigned */

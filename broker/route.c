@@ -205,7 +205,7 @@ static int load_job(void *data, const struct store_job *s)
     if (!j) return STEER_NO_MEMORY;
     j->committed = 1;
     job_touched_load(r, j, s->accepted_ms);
-    if (j->deadline_ms) r->deadlines++;
+    job_watch_deadline(r, j);
     queue_move(r->queue, j, 0, IMAGE_QUEUED);
     return 0;
 }
@@ -310,6 +310,7 @@ void route_close(struct route *r)
     while (r->audiences)
         audience_free(r, r->audiences);
     sched_free(r->sched);
+    free(r->deadlines.jobs);
     queue_free(r->queue);
     catalog_free(r->catalog);
     for (int i = 0; i < CLIENT_BUCKETS; i++)

@@ -31,12 +31,12 @@ static void sweep_workers(struct route *r)
         (void)send_to(r, &to, STEERFARM__MESSAGE_TYPE__PING, &ping.base);
     }
 }
-static void deadline_check(void *data, struct job *j)
+/* What is spooled by then stays: it was made in time. */
+static void deadlines_check(struct route *r)
 {
-    struct route *r = data;
-    if (!j->deadline_ms || j->ending || !j->committed || utc_now(r) < j->deadline_ms) return;
-    if (j->states.counts[IMAGE_QUEUED] + j->states.counts[IMAGE_LEASED] == 0) return;
-    job_cancel(r, j, IMAGE_EXPIRED, 0);
+    for (struct job *j; (j = deadline_passed(&r->deadlines, utc_now(r)));)
+        if (!j->ending && j->states.counts[IMAGE_QUEUED] + j->states.counts[IMAGE_LEASED])
+            job_cancel(r, j, IMAGE_EXPIRED, 0);
 }
 
 /* A job whose images nobody has fetched for --keep ends, with what is still queued of it: as long
@@ -88,7 +88,7 @@ void timers(struct route *r)
     r->no_room = 0;
     sweep_workers(r);
     if (r->models_unstored) models_store(r);
-    if (r->deadlines) queue_each(r->queue, deadline_check, r);
+    deadlines_check(r);
     if (r->expire_again) store_expire(r);
     if (r->expired_ms && r->now_ms < r->expired_ms + EXPIRE_MS) return;
     r->expired_ms = r->now_ms;

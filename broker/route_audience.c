@@ -95,6 +95,7 @@ void image_send(struct route *r, struct question *q, struct store_completion *c)
         if (s) *s = a->sent[--a->sent_count];
         if (t && store_batch_image_drop(t->batch, j->id, q->index)) return;
         queue_move(r->queue, j, q->index, IMAGE_QUEUED);
+        job_watch_deadline(r, j); /* it may have passed while all was made */
         return;
     }
     if (c->code) { /* says nothing about the image: it is read again, as if it had not arrived */

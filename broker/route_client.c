@@ -266,7 +266,6 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
         return;
     }
     r->job_last++;
-    if (j->deadline_ms) r->deadlines++;
     accepted_later(r, turn_grow(r), from, m, j->id, 0);
 }
 
@@ -564,6 +563,7 @@ int job_reopen(struct route *r, const struct store_found *f)
     }
     j->committed = 1;
     job_touch(r, j);
+    job_watch_deadline(r, j);
     retry_failed(r, j);
     return 0;
 }

@@ -46,6 +46,7 @@ static void accepted_now(struct route *r, const struct effect *e, int code)
     accepted_send(r, e, j);
     if (e->again || j->committed) return;
     j->committed = 1;
+    job_watch_deadline(r, j);
     queue_move(r->queue, j, 0, states_get(&j->states, 0)); /* into its lane */
 }
 

@@ -6,6 +6,7 @@
 #ifndef BROKER_ROUTE_INTERNAL_H
 #define BROKER_ROUTE_INTERNAL_H
 #include "catalog.h"
+#include "deadline.h"
 #include "queue.h"
 #include "route.h"
 #include "sched.h"
@@ -109,7 +110,8 @@ struct route {
     struct catalog *catalog;
     struct client *clients[CLIENT_BUCKETS];
     struct tombstone *tombstones[TOMBSTONE_BUCKETS];
-    uint32_t clients_count, tombstones_count, deadlines;
+    uint32_t clients_count, tombstones_count;
+    struct deadlines deadlines; /* of jobs that have something queued or leased */
     struct audience *audiences;
     struct turn *grow, *shrink; /* of this turn; NULL: nothing yet */
     uint32_t waiting;           /* batches and questions that the store has */
@@ -163,6 +165,8 @@ void chunk_put(struct route *r, struct job *j, uint32_t index);
 /* Ends the job when all its images have ended. */
 void job_settle(struct route *r, struct job *j);
 void job_forget(struct route *r, struct job *j);
+/* Ends the job in time, if it has a deadline. */
+void job_watch_deadline(struct route *r, struct job *j);
 /* Back to the queue after a failed attempt; `counted` attempts are limited. */
 void image_retry(struct route *r, struct job *j, uint32_t index, int code, const char *text,
                  const char *worker, int counted, int single);

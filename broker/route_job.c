@@ -75,11 +75,17 @@ void job_settle(struct route *r, struct job *j)
         log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
 }
 
+void job_watch_deadline(struct route *r, struct job *j)
+{
+    if (deadline_watch(&r->deadlines, j))
+        log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
+}
+
 void job_forget(struct route *r, struct job *j)
 {
     audience_free(r, j->audience);
     j->audience = NULL;
-    if (j->deadline_ms) r->deadlines--;
+    deadline_drop(&r->deadlines, j);
     queue_remove(r->queue, j);
 }
 

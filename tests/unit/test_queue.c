@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "deadline.h"
 #include "queue.h"
 #include "sched.h"
 #include "wire.h"
@@ -202,6 +203,36 @@ static void test_memory(void **unused)
     states_free(&s);
 }
 
+/* ---- deadlines ---- */
+
+static void test_deadlines(void **unused)
+{
+    (void)unused;
+    enum { JOBS = 2000 };
+    static struct job *jobs[JOBS];
+    struct deadlines d = {0};
+    uint32_t left = JOBS;
+    for (int i = 0; i < JOBS; i++) {
+        assert_non_null(jobs[i] = calloc(1, sizeof *jobs[i]));
+        jobs[i]->id = (uint64_t)i;
+        jobs[i]->deadline_ms = 1 + random_below(500);
+        assert_int_equal(deadline_watch(&d, jobs[i]), 0);
+        assert_int_equal(deadline_watch(&d, jobs[i]), 0); /* twice is once */
+    }
+    for (int i = 0; i < JOBS; i += 3, left--)
+        deadline_drop(&d, jobs[i]);
+    deadline_drop(&d, jobs[0]);
+    for (uint64_t now = 0; now <= 500; now++)
+        for (struct job *j; (j = deadline_passed(&d, now)); left--) {
+            assert_int_equal(j->deadline_ms, now);
+            assert_int_not_equal(j->id % 3, 0);
+        }
+    assert_int_equal(left, 0);
+    for (int i = 0; i < JOBS; i++)
+        free(jobs[i]);
+    free(d.jobs);
+}
+
 /* ---- trouble ---- */
 
 /* As many as images, found at once: a list would take hours here. */
@@ -328,13 +359,10 @@ static void test_simulation(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),
-        cmocka_unit_test(test_turns),
-        cmocka_unit_test(test_lanes_take_turns),
-        cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_trouble),
-        cmocka_unit_test(test_blame),
+        cmocka_unit_test(test_states),           cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_lanes_take_turns), cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_memory),           cmocka_unit_test(test_deadlines),
+        cmocka_unit_test(test_trouble),          cmocka_unit_test(test_blame),
         cmocka_unit_test(test_simulation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

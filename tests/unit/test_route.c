@@ -1360,6 +1360,38 @@ static void test_deadline(void **state)
     assert_int_equal(d->status->counts->expired, 2);
 }
 
+/* A deadline outlives restarts and holds for what retry --failed queues again. */
+static void test_deadline_after_retry(void **state)
+{
+    (void)state;
+    uint64_t deadline_ms = UINT64_C(1700000000000) + now_ms + 60000;
+    farm();
+    for (int i = 0; i < 2; i++) {
+        say_submit("c", i ? "retried" : "other", "a cat", 1, deadline_ms);
+        (void)EXPECT("c", Accepted, ACCEPTED);
+        struct held_lease l = take_assign("w/1");
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        Steerfarm__Lease lease = lease_message(&l);
+        f.lease = &lease;
+        f.code = f.text = text("RENDER_FAILED");
+        say_worker("w/1", TYPE(FAIL), &f.base);
+    }
+    settle();
+    credit("w/1", 0, 1);
+    Steerfarm__Admin admin = STEERFARM__ADMIN__INIT;
+    admin.kind = STEERFARM__ADMIN_KIND__ADMIN_RETRY_FAILED;
+    admin.job = text("0-2");
+    say_client("c", TYPE(ADMIN), &admin.base);
+    (void)EXPECT("c", Reply, REPLY);
+    restart();
+    hello_client("c");
+    assert_string_equal(ask_job("c", "0-2")->state, "queued");
+    now_ms += 70000;
+    settle();
+    assert_string_equal(ask_job("c", "0-2")->state, "expired");
+    assert_string_equal(ask_job("c", "0-1")->state, "failed");
+}
+
 /* Images that nobody fetches for --keep end as expired; so do tombstones, and ended jobs. */
 static void test_age(void **state)
 {
@@ -1625,6 +1657,7 @@ int main(void)
         TEST(test_dead_watchers_make_room),
         TEST(test_progress_steps),
         TEST(test_deadline),
+        TEST(test_deadline_after_retry),
         TEST(test_age),
         TEST(test_age_of_many),
         TEST(test_abandoned_job),
