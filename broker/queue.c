@@ -43,11 +43,7 @@ struct queue *queue_new(void)
 
 static void job_free(struct job *j)
 {
-    while (j->troubles) {
-        struct trouble *t = j->troubles;
-        j->troubles = t->next;
-        free(t);
-    }
+    troubles_free(&j->troubles);
     states_free(&j->states);
     free(j);
 }
@@ -328,8 +324,8 @@ static uint32_t job_next(struct job *j, const struct taker *by, uint64_t now_ms,
 {
     uint32_t i = states_find(&j->states, j->cursor, IMAGE_QUEUED);
     j->cursor = i < j->states.images ? i : j->cursor;
-    while (i < j->states.images && j->troubles) {
-        const struct trouble *t = job_trouble_find(j, i);
+    while (i < j->states.images && j->troubles.count) {
+        const struct trouble *t = trouble_find(&j->troubles, i);
         if (!t || may_go(j, t, by, now_ms, in_company)) break;
         i = states_find(&j->states, i + 1, IMAGE_QUEUED);
     }
@@ -341,7 +337,7 @@ static int take_one(struct queue *q, struct job *j, const struct taker *by, uint
 {
     uint32_t i = job_next(j, by, now_ms, in_company);
     if (i >= j->states.images) return 0;
-    const struct trouble *t = j->troubles ? job_trouble_find(j, i) : NULL;
+    const struct trouble *t = trouble_find(&j->troubles, i);
     *ret = (struct taken){j, i, t && t->single};
     queue_move(q, j, i, IMAGE_LEASED);
     return 1;
@@ -399,39 +395,6 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
         } while (j != first);
     }
     return 0;
-}
-
-/* ---- trouble ---- */
-
-const struct trouble *job_trouble_find(const struct job *j, uint32_t index)
-{
-    const struct trouble *t = j->troubles;
-    while (t && t->index != index)
-        t = t->next;
-    return t;
-}
-
-struct trouble *job_trouble(struct job *j, uint32_t index)
-{
-    for (struct trouble *t = j->troubles; t; t = t->next)
-        if (t->index == index) return t;
-    struct trouble *t = calloc(1, sizeof *t);
-    if (!t) return NULL;
-    t->index = index;
-    t->next = j->troubles;
-    j->troubles = t;
-    return t;
-}
-
-void job_trouble_drop(struct job *j, uint32_t index)
-{
-    for (struct trouble **at = &j->troubles; *at; at = &(*at)->next) {
-        struct trouble *t = *at;
-        if (t->index != index) continue;
-        *at = t->next;
-        free(t);
-        return;
-    }
 }
 
 /* ---- ids and hashes ---- */

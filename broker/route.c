@@ -12,6 +12,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 enum {
     RETRY_AFTER_MS = 2000, /* told to clients that meet a limit */
@@ -71,6 +72,7 @@ static struct turn *turn_get(struct turn **at, int grows)
     t->batch = b;
     t->effects_end = &t->effects;
     t->grows = grows;
+    if (grows) store_batch_grows(b);
     return *at = t;
 }
 
@@ -112,6 +114,7 @@ void turn_free(struct turn *t)
     while (t->effects) {
         struct effect *e = t->effects;
         t->effects = e->next;
+        free(e->key);
         free(e);
     }
     store_batch_free(t->batch);
@@ -202,7 +205,7 @@ static int load_job(void *data, const struct store_job *s)
     if (!j) return STEER_NO_MEMORY;
     j->committed = 1;
     job_touched_load(r, j, s->accepted_ms);
-    if (j->deadline_ms) r->deadlines++;
+    job_watch_deadline(r, j);
     queue_move(r->queue, j, 0, IMAGE_QUEUED);
     return 0;
 }
@@ -218,11 +221,16 @@ static int load_failure(void *data, const struct store_failure *f)
 {
     struct route *r = data;
     struct job *j = queue_find(r->queue, f->job);
-    struct trouble *t = j && f->index < j->states.images ? job_trouble(j, f->index) : NULL;
+    struct trouble *t =
+        j && f->index < j->states.images ? trouble_get(&j->troubles, f->index) : NULL;
     if (!t) return 0;
+    if (states_get(&j->states, f->index) == IMAGE_FAILED) {
+        trouble_settle(j, t, f->attempts, f->code, f->text ? f->text : "");
+        return 0;
+    }
     t->attempts = f->attempts;
     t->code = f->code;
-    snprintf(t->text, sizeof t->text, "%s", f->text ? f->text : "");
+    text_copy(t->text, sizeof t->text, f->text ? f->text : "");
     return 0;
 }
 
@@ -302,6 +310,7 @@ void route_close(struct route *r)
     while (r->audiences)
         audience_free(r, r->audiences);
     sched_free(r->sched);
+    free(r->deadlines.jobs);
     queue_free(r->queue);
     catalog_free(r->catalog);
     for (int i = 0; i < CLIENT_BUCKETS; i++)

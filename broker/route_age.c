@@ -6,9 +6,8 @@
 #include "route_internal.h"
 
 enum {
-    SWEEP_MS = 500,       /* between two looks at leases and heartbeats */
-    EXPIRE_MS = 60000,    /* between two looks at ended jobs' age */
-    EXPIRE_LIMIT = 10000, /* records forgotten in one batch */
+    SWEEP_MS = 500,    /* between two looks at leases and heartbeats */
+    EXPIRE_MS = 60000, /* between two looks at ended jobs' age */
     CLIENT_SILENT_MS = 600000,
 };
 
@@ -32,12 +31,12 @@ static void sweep_workers(struct route *r)
         (void)send_to(r, &to, STEERFARM__MESSAGE_TYPE__PING, &ping.base);
     }
 }
-static void deadline_check(void *data, struct job *j)
+/* What is spooled by then stays: it was made in time. */
+static void deadlines_check(struct route *r)
 {
-    struct route *r = data;
-    if (!j->deadline_ms || j->ending || !j->committed || utc_now(r) < j->deadline_ms) return;
-    if (j->states.counts[IMAGE_QUEUED] + j->states.counts[IMAGE_LEASED] == 0) return;
-    job_cancel(r, j, IMAGE_EXPIRED, 0);
+    for (struct job *j; (j = deadline_passed(&r->deadlines, utc_now(r)));)
+        if (!j->ending && j->states.counts[IMAGE_QUEUED] + j->states.counts[IMAGE_LEASED])
+            job_cancel(r, j, IMAGE_EXPIRED, 0);
 }
 
 /* A job whose images nobody has fetched for --keep ends, with what is still queued of it: as long
@@ -70,6 +69,17 @@ static void sweep_clients(struct route *r)
         }
 }
 
+/* So many records in one batch: acks and results are not held up by more. */
+static void store_expire(struct route *r)
+{
+    struct turn *t = turn_shrink(r);
+    uint64_t utc = utc_now(r);
+    r->expire_again = 0;
+    if (t && utc > r->options.keep_ms &&
+        store_batch_expire(t->batch, utc - r->options.keep_ms, EXPIRE_LIMIT))
+        log_event(LOG_ERROR, "broker.memory", "reason=%s", log_quote("expiry put off"));
+}
+
 void timers(struct route *r)
 {
     audiences_sweep(r);
@@ -77,15 +87,13 @@ void timers(struct route *r)
     r->swept_ms = r->now_ms;
     r->no_room = 0;
     sweep_workers(r);
-    if (r->deadlines) queue_each(r->queue, deadline_check, r);
+    if (r->models_unstored) models_store(r);
+    deadlines_check(r);
+    if (r->expire_again) store_expire(r);
     if (r->expired_ms && r->now_ms < r->expired_ms + EXPIRE_MS) return;
     r->expired_ms = r->now_ms;
     sweep_clients(r);
-    struct turn *t = turn_shrink(r);
-    uint64_t utc = utc_now(r);
     queue_each(r->queue, age_check, r);
-    if (utc > r->options.keep_ms) tombstones_sweep(r, utc - r->options.keep_ms);
-    if (t && utc > r->options.keep_ms &&
-        store_batch_expire(t->batch, utc - r->options.keep_ms, EXPIRE_LIMIT))
-        log_event(LOG_ERROR, "broker.memory", "reason=%s", log_quote("expiry put off"));
+    store_expire(r);
+    if (utc_now(r) > r->options.keep_ms) tombstones_sweep(r, utc_now(r) - r->options.keep_ms);
 }

@@ -86,15 +86,21 @@ void image_send(struct route *r, struct question *q, struct store_completion *c)
     for (uint32_t k = 0; a && k < a->sent_count; k++)
         if (a->sent[k].index == q->index) s = a->sent + k;
     if (!j || states_get(&j->states, q->index) != IMAGE_SPOOLED) return;
-    if (c->code) { /* what cannot be read is rendered again */
+    if (c->code == STEER_NOT_FOUND || c->code == STEER_IO) { /* rendered again */
         char id[QUEUE_ID_BYTES];
         job_id_write(id, j->id);
         log_event(LOG_WARN, "spool.lost", "job=%s index=%u code=%s", id, q->index,
                   steer_code_name(c->code));
         struct turn *t = turn_shrink(r);
-        if (t && store_batch_image_drop(t->batch, j->id, q->index)) return;
         if (s) *s = a->sent[--a->sent_count];
+        if (t && store_batch_image_drop(t->batch, j->id, q->index)) return;
         queue_move(r->queue, j, q->index, IMAGE_QUEUED);
+        job_watch_deadline(r, j); /* it may have passed while all was made */
+        return;
+    }
+    if (c->code) { /* says nothing about the image: it is read again, as if it had not arrived */
+        if (s) s->reading = 0;
+        if (s) s->sent_ms = r->now_ms;
         return;
     }
     if (!s || memcmp(&a->fetcher, &q->to, sizeof q->to) != 0) return;

@@ -7,6 +7,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 static void accepted_send(struct route *r, const struct effect *e, struct job *j)
 {
@@ -34,9 +35,9 @@ static void accepted_now(struct route *r, const struct effect *e, int code)
                STEERFARM__MESSAGE_TYPE__SUBMIT, e->has_tag, e->tag, NULL, NULL);
         return;
     }
-    if (code) {
+    if (code && !j->committed) { /* an older job of this key stays, and is answered */
         char key[STEER_KEY_BYTES_MAX + 1];
-        snprintf(key, sizeof key, "%s", j->key);
+        text_copy(key, sizeof key, j->key);
         job_forget(r, j);
         refuse(r, &e->to, code, store_trouble(r->store), STEERFARM__MESSAGE_TYPE__SUBMIT,
                e->has_tag, e->tag, key, NULL);
@@ -45,6 +46,7 @@ static void accepted_now(struct route *r, const struct effect *e, int code)
     accepted_send(r, e, j);
     if (e->again || j->committed) return;
     j->committed = 1;
+    job_watch_deadline(r, j);
     queue_move(r->queue, j, 0, states_get(&j->states, 0)); /* into its lane */
 }
 
@@ -145,6 +147,8 @@ static void turn_done(struct route *r, struct turn *t, const struct store_comple
     } else {
         if (c->code)
             log_event(LOG_WARN, "store.full", "reason=%s", log_quote(store_trouble(r->store)));
+        if (c->code && t->models) r->models_unstored = 1;
+        if (c->expired >= EXPIRE_LIMIT) r->expire_again = 1;
         for (size_t i = 0; i < c->known_count; i++)
             known_now(r, t, c->known + i);
         for (struct effect *e = t->effects; e; e = e->next) {
@@ -153,6 +157,7 @@ static void turn_done(struct route *r, struct turn *t, const struct store_comple
             if (e->kind == EFFECT_ENDED) ended_now(r, e);
             if (e->kind == EFFECT_STATUS) status_now(r, e);
             if (e->kind == EFFECT_CANCEL) cancel_now(r, e);
+            if (e->kind == EFFECT_TOMBSTONE) tombstone_now(r, e, c->code);
         }
     }
     turn_free(t);

@@ -7,6 +7,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 enum { BACK_OFF_MS = 500 };
 
@@ -74,32 +75,48 @@ void job_settle(struct route *r, struct job *j)
         log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
 }
 
+void job_watch_deadline(struct route *r, struct job *j)
+{
+    if (deadline_watch(&r->deadlines, j))
+        log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
+}
+
 void job_forget(struct route *r, struct job *j)
 {
     audience_free(r, j->audience);
     j->audience = NULL;
-    if (j->deadline_ms) r->deadlines--;
+    deadline_drop(&r->deadlines, j);
     queue_remove(r->queue, j);
+}
+
+/* Nobody reads more reasons than a JobStatus has room for, and the store has them all. */
+void trouble_settle(struct job *j, struct trouble *t, uint32_t attempts, int code, const char *text)
+{
+    if (j->reasons >= STATUS_FAILURES_MAX) {
+        trouble_drop(&j->troubles, t->index);
+        return;
+    }
+    j->reasons++;
+    t->attempts = attempts;
+    t->code = code;
+    text_copy(t->text, sizeof t->text, text);
 }
 
 void image_fail(struct route *r, struct job *j, uint32_t index, int code, const char *text)
 {
     char id[QUEUE_ID_BYTES];
-    struct trouble *t = job_trouble(j, index);
+    struct trouble *t = trouble_get(&j->troubles, index);
     struct turn *turn = turn_shrink(r);
-    uint32_t attempts = t ? t->attempts : 1;
+    uint32_t attempts = t && t->attempts ? t->attempts : 1;
     job_id_write(id, j->id);
     log_event(LOG_WARN, "image.failed", "job=%s index=%u attempts=%u code=%s reason=%s", id, index,
               attempts, steer_code_name(code), log_quote(text));
     r->failures++;
-    if (t) {
-        t->code = code;
-        snprintf(t->text, sizeof t->text, "%s", text);
-    }
-    struct store_failure f = {j->id, index, attempts ? attempts : 1, code, text};
+    struct store_failure f = {j->id, index, attempts, code, text};
     if (turn && store_batch_failure_put(turn->batch, &f))
         log_event(LOG_ERROR, "broker.memory", "job=%s", id);
     queue_move(r->queue, j, index, IMAGE_FAILED);
+    if (t) trouble_settle(j, t, attempts, code, text);
     chunk_put(r, j, index);
     job_settle(r, j);
 }
@@ -107,18 +124,19 @@ void image_fail(struct route *r, struct job *j, uint32_t index, int code, const 
 void image_retry(struct route *r, struct job *j, uint32_t index, int code, const char *text,
                  const char *worker, int counted, int single)
 {
-    struct trouble *t = counted || single ? job_trouble(j, index) : NULL;
+    struct trouble *t = counted || single ? trouble_get(&j->troubles, index) : NULL;
     if (t && counted) {
         t->attempts++;
         t->code = code;
-        snprintf(t->text, sizeof t->text, "%s", text);
-        snprintf(t->worker, sizeof t->worker, "%s", worker);
+        text_copy(t->text, sizeof t->text, text);
+        text_copy(t->worker, sizeof t->worker, worker);
         t->not_before_ms = r->now_ms + ((uint64_t)BACK_OFF_MS << (t->attempts - 1));
         if (t->attempts >= STEER_ATTEMPTS_MAX) {
             image_fail(r, j, index, code, text);
             return;
         }
-        struct turn *turn = turn_shrink(r); /* attempts are remembered over restarts */
+        /* Attempts are remembered over restarts, where the disk has room for that. */
+        struct turn *turn = turn_grow(r);
         struct store_failure f = {j->id, index, t->attempts, code, text};
         if (turn && store_batch_failure_put(turn->batch, &f))
             log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
@@ -183,7 +201,7 @@ static void lease_lost(struct route *r, struct lease *l, const char *why)
     uint32_t index = l->index;
     int company = l->company;
     char worker[STEER_NAME_BYTES_MAX + 1];
-    snprintf(worker, sizeof worker, "%s", l->worker->id);
+    text_copy(worker, sizeof worker, l->worker->id);
     lease_drop(r, l);
     if (j && states_get(&j->states, index) == IMAGE_LEASED)
         image_retry(r, j, index, STEER_WORKER_LOST, why, worker, company == 1, company > 1);

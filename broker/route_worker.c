@@ -8,6 +8,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 static void verdict_send(struct route *r, const struct peer *to, Steerfarm__Lease *lease,
                          const char *verdict)
@@ -20,6 +21,32 @@ static void verdict_send(struct route *r, const struct peer *to, Steerfarm__Leas
 
 /* ---- HELLO ---- */
 
+/* What is cut would never be equal to what jobs say, and they would wait for ever. */
+static int names_check(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
+{
+    char text[512];
+    const char *numerics = h->device->numerics;
+    if (numerics && strlen(numerics) > STEER_NAME_BYTES_MAX) {
+        refuse(r, from, STEER_BAD_VALUE, "a device's numerics class of over 128 bytes",
+               STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return -1;
+    }
+    for (size_t i = 0; i < h->n_models; i++) {
+        const Steerfarm__Model *m = h->models[i];
+        size_t name = strlen(m->name), hash = strlen(m->hash);
+        if (name && name <= STEER_NAME_BYTES_MAX && hash <= STEER_NAME_BYTES_MAX) continue;
+        snprintf(
+            text, sizeof text,
+            "model \"%.*s\" has a name of %zu and a hash of %zu bytes: expected 1 to %d and at "
+            "most %d",
+            (int)text_cut(m->name, 100), m->name, name, hash, STEER_NAME_BYTES_MAX,
+            STEER_NAME_BYTES_MAX);
+        refuse(r, from, STEER_BAD_VALUE, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return -1;
+    }
+    return 0;
+}
+
 static int hello_check(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
 {
     char text[256];
@@ -30,8 +57,8 @@ static int hello_check(struct route *r, const struct peer *from, const Steerfarm
         return -1;
     }
     if (h->n_requires) {
-        snprintf(text, sizeof text, "required feature \"%.100s\" is unknown to this broker",
-                 h->requires[0]);
+        snprintf(text, sizeof text, "required feature \"%.*s\" is unknown to this broker",
+                 (int)text_cut(h->requires[0], 100), h->requires[0]);
         refuse(r, from, STEER_UNSUPPORTED, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
         return -1;
     }
@@ -48,7 +75,7 @@ static int hello_check(struct route *r, const struct peer *from, const Steerfarm
                STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
         return -1;
     }
-    return 0;
+    return names_check(r, from, h);
 }
 
 /* Learns what is offered; `loaded` is of the hour and stays out of the catalogue. */
@@ -58,18 +85,35 @@ static void models_learn(struct route *r, const Steerfarm__Hello *h)
         Steerfarm__Model m = *h->models[i];
         uint8_t *data = NULL;
         size_t size = 0;
-        if (!*m.name || strlen(m.name) > STEER_NAME_BYTES_MAX || !m.n_recipes ||
-            m.n_recipes > STEER_RECIPES_MAX)
-            continue;
+        if (!m.n_recipes || m.n_recipes > STEER_RECIPES_MAX) continue;
         m.has_loaded = 0;
         if (wire_pack(&m.base, &data, &size)) continue;
         if (catalog_put(r->catalog, data, size) == 1) {
-            struct turn *t = turn_shrink(r);
+            struct turn *t = turn_grow(r);
             log_event(LOG_INFO, "model.learnt", "model=%s hash=%s", log_quote(m.name),
                       log_quote(m.hash));
-            if (t && store_batch_model_put(t->batch, m.name, data, size))
-                log_event(LOG_ERROR, "broker.memory", "model=%s", log_quote(m.name));
+            if (t) t->models = 1;
+            if (!t || store_batch_model_put(t->batch, m.name, data, size)) r->models_unstored = 1;
         }
+        free(data);
+    }
+}
+
+void models_store(struct route *r)
+{
+    Steerfarm__Model **all = catalog_all(r->catalog);
+    struct turn *t = turn_grow(r);
+    struct store_space space;
+    store_space(r->store, &space);
+    if (!t || space.full) return;
+    r->models_unstored = 0;
+    t->models = 1;
+    for (size_t i = 0; i < catalog_count(r->catalog); i++) {
+        uint8_t *data = NULL;
+        size_t size = 0;
+        if (wire_pack(&all[i]->base, &data, &size) ||
+            store_batch_model_put(t->batch, all[i]->name, data, size))
+            r->models_unstored = 1;
         free(data);
     }
 }
@@ -118,8 +162,10 @@ static void leases_compare(struct route *r, struct worker *w, const Steerfarm__H
     }
 }
 
-/* Adopts a lease of before a restart when its image is still open; what is not is revoked. */
-static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Lease *held, int done)
+/* Adopts a lease of before a restart when its image is still open; what is not is revoked. Which of
+ * the held ones are a batch nobody knows any more: all of them, to be on the safe side. */
+static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Lease *held,
+                        size_t company, int done)
 {
     struct job *j = queue_find(r->queue, job_id_read(held->job));
     struct lease *known = sched_lease_find(r->sched, held->epoch, held->lease);
@@ -128,7 +174,7 @@ static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Leas
         j && held->index < j->states.images && states_get(&j->states, held->index) == IMAGE_QUEUED;
     if (open && !known && held->epoch && !store_reserve(r->store, j->image_bytes)) {
         if (sched_lease(r->sched, w, held->epoch, held->lease, j, held->index,
-                        r->now_ms + r->options.lease_ms, 1)) {
+                        r->now_ms + r->options.lease_ms, (int)company)) {
             queue_move(r->queue, j, held->index, IMAGE_LEASED);
             return;
         }
@@ -156,9 +202,9 @@ static void on_hello(struct route *r, const struct peer *from, const Steerfarm__
     }
     leases_compare(r, w, h);
     for (size_t i = 0; i < h->n_held; i++)
-        lease_adopt(r, w, h->held[i], 0);
+        lease_adopt(r, w, h->held[i], h->n_held, 0);
     for (size_t i = 0; i < h->n_unacknowledged; i++)
-        lease_adopt(r, w, h->unacknowledged[i], 1);
+        lease_adopt(r, w, h->unacknowledged[i], 1, 1);
     Steerfarm__Welcome m = STEERFARM__WELCOME__INIT;
     m.version = h->version_max < STEER_WIRE_VERSION ? h->version_max : STEER_WIRE_VERSION;
     m.epoch = r->epoch;
@@ -226,7 +272,7 @@ static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
     if (!l) return; /* of before: somebody else has the image */
     struct job *j = queue_find(r->queue, l->job);
     uint32_t index = l->index;
-    int code = steer_code_of(m->code);
+    int code = steer_code_of(m->code), company = l->company;
     lease_drop(r, l);
     if (!j || states_get(&j->states, index) != IMAGE_LEASED) return;
     if (code == STEER_CANCELLED) { /* drained: given back untouched */
@@ -236,8 +282,8 @@ static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
     w->failed++;
     log_event(LOG_WARN, "image.attempt_failed", "job=%s index=%u worker=%s code=%s reason=%s",
               m->lease->job, index, log_quote(w->id), steer_code_name(code), log_quote(m->text));
-    if (m->retryable)
-        image_retry(r, j, index, code, m->text, w->id, 1, 0);
+    if (m->retryable) /* in company it may be another's fault: alone it is tried for real */
+        image_retry(r, j, index, code, m->text, w->id, company == 1, company > 1);
     else
         image_fail(r, j, index, code, m->text);
 }
@@ -274,16 +320,22 @@ static const char *result_verdict(struct route *r, const struct job *j, const St
 }
 
 /* The worker that failed this image before is to blame when another renders it. */
-static void blame(struct route *r, struct job *j, uint32_t index, const struct worker *w)
+static void blame(struct route *r, struct job *j, uint32_t index, struct worker *w)
 {
-    const struct trouble *t = job_trouble_find(j, index);
-    if (t && *t->worker && strcmp(t->worker, w->id) != 0 && t->code != STEER_WORKER_LOST) {
+    const struct trouble *t = trouble_find(&j->troubles, index);
+    sched_praise(w);
+    if (!t) return;
+    if (*t->worker && strcmp(t->worker, w->id) != 0 && t->code != STEER_WORKER_LOST) {
         struct worker *guilty = sched_worker_id(r->sched, t->worker);
-        if (guilty && sched_blame(guilty))
+        if (guilty && sched_blame(guilty, j->id))
             log_event(LOG_WARN, "worker.quarantined", "worker=%s reason=%s", log_quote(guilty->id),
                       log_quote("it failed three jobs that others rendered"));
     }
-    if (t) job_trouble_drop(j, index);
+    struct turn *turn = turn_grow(r); /* together with the image: its failures are history */
+    struct store_failure none = {j->id, index, 0, 0, NULL};
+    if (t->attempts && turn && store_batch_failure_put(turn->batch, &none))
+        log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
+    trouble_drop(&j->troubles, index);
 }
 
 /* Puts the image into the turn's batch; nothing has changed when that fails. */

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sched.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUCKETS = 16384, AFFINITY_MS = 2000, BLAMED_MAX = 3 };
+#include "text.h"
+
+enum { BUCKETS = 16384, AFFINITY_MS = 2000, FORGIVEN_AFTER = 100 };
 
 struct sched {
     uint64_t epoch, last_lease;
@@ -65,8 +66,8 @@ static int models_take(struct worker *w, const Steerfarm__Hello *h)
     struct worker_model *models = calloc(h->n_models + 1, sizeof *models);
     if (!models) return STEER_NO_MEMORY;
     for (size_t i = 0; i < h->n_models; i++) {
-        snprintf(models[i].name, sizeof models[i].name, "%s", h->models[i]->name);
-        snprintf(models[i].hash, sizeof models[i].hash, "%s", h->models[i]->hash);
+        text_copy(models[i].name, sizeof models[i].name, h->models[i]->name);
+        text_copy(models[i].hash, sizeof models[i].hash, h->models[i]->hash);
         models[i].loaded = h->models[i]->has_loaded && h->models[i]->loaded;
     }
     free(w->models);
@@ -92,13 +93,13 @@ struct worker *sched_hello(struct sched *s, const uint8_t *identity, size_t size
     }
     memcpy(w->identity, identity, size);
     w->identity_size = size;
-    snprintf(w->id, sizeof w->id, "%s", h->worker ? h->worker : "");
+    text_copy(w->id, sizeof w->id, h->worker ? h->worker : "");
     w->incarnation = h->incarnation;
     if (h->device) {
         const Steerfarm__Device *d = h->device;
-        snprintf(w->numerics, sizeof w->numerics, "%s", d->numerics ? d->numerics : "");
-        snprintf(w->device_kind, sizeof w->device_kind, "%s", d->kind ? d->kind : "");
-        snprintf(w->device_name, sizeof w->device_name, "%s", d->name ? d->name : "");
+        text_copy(w->numerics, sizeof w->numerics, d->numerics ? d->numerics : "");
+        text_copy(w->device_kind, sizeof w->device_kind, d->kind ? d->kind : "");
+        text_copy(w->device_name, sizeof w->device_name, d->name ? d->name : "");
         w->device_memory = d->memory_bytes;
     }
     w->heard_ms = w->pinged_ms = now_ms;
@@ -120,11 +121,21 @@ void sched_remove(struct sched *s, struct worker *w)
     free(w);
 }
 
-int sched_blame(struct worker *w)
+int sched_blame(struct worker *w, uint64_t job)
 {
-    if (++w->blamed < BLAMED_MAX || w->state == WORKER_QUARANTINED) return 0;
+    w->praised = 0;
+    for (uint32_t i = 0; i < w->blamed_count; i++)
+        if (w->blamed[i] == job) return 0; /* a job that suits it badly is one job */
+    if (w->blamed_count < SCHED_BLAMED_MAX) w->blamed[w->blamed_count++] = job;
+    if (w->blamed_count < SCHED_BLAMED_MAX || w->state == WORKER_QUARANTINED) return 0;
     w->state = WORKER_QUARANTINED;
     return 1;
+}
+
+void sched_praise(struct worker *w)
+{
+    if (!w->blamed_count || ++w->praised < FORGIVEN_AFTER) return;
+    w->blamed_count = w->praised = 0;
 }
 
 /* ---- leases ---- */

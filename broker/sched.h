@@ -10,6 +10,8 @@
 
 #define SCHED_IDENTITY_MAX 255
 
+#define SCHED_BLAMED_MAX 3
+
 enum worker_state { WORKER_READY, WORKER_DRAINING, WORKER_QUARANTINED };
 
 struct lease {
@@ -23,7 +25,7 @@ struct lease {
 };
 
 struct worker_model {
-    char name[STEER_NAME_BYTES_MAX + 1], hash[40];
+    char name[STEER_NAME_BYTES_MAX + 1], hash[STEER_NAME_BYTES_MAX + 1];
     int loaded;
 };
 
@@ -42,7 +44,8 @@ struct worker {
     struct lease *leases;
     uint32_t leased;
     uint64_t leased_bytes, done, failed;
-    int blamed;  /* jobs that it failed and another rendered */
+    uint64_t blamed[SCHED_BLAMED_MAX]; /* jobs that it failed and another rendered */
+    uint32_t blamed_count, praised;    /* images rendered since the last of them */
     int stalled; /* a lease ran out: nothing new before its engine shows life */
 };
 
@@ -77,7 +80,10 @@ void sched_release(struct sched *s, struct lease *l);
 int sched_take(struct sched *s, struct queue *q, struct worker *w, uint64_t now_ms,
                struct taken *ret, int room);
 
-/* Blames w for a failure that another worker has shown to be its own. 1: now quarantined. */
-int sched_blame(struct worker *w);
+/* Blames w for failing an image of that job, which another worker has rendered. 1: it was one job
+ * too many, and w is quarantined now. */
+int sched_blame(struct worker *w, uint64_t job);
+/* w has rendered an image: many of them in a row and what it was blamed for is forgotten. */
+void sched_praise(struct worker *w);
 
 #endif

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -39,6 +41,19 @@ static const char *gone; /* a peer that cannot be reached */
 static uint64_t spool_max;
 static const char *worker_numerics; /* of the workers that say HELLO */
 static int snapshot_type;           /* when this is sent, what is durable is copied to <dir>.copy */
+
+/* ---- the disk ---- */
+
+static volatile int disk_full;
+
+int __real_statvfs(const char *path, struct statvfs *v);
+int __wrap_statvfs(const char *path, struct statvfs *v);
+int __wrap_statvfs(const char *path, struct statvfs *v)
+{
+    int code = __real_statvfs(path, v);
+    if (!code && disk_full) v->f_bavail = 0;
+    return code;
+}
 
 /* ---- the transport ---- */
 
@@ -432,7 +447,8 @@ static void open_route(void)
     store_options_default(&o.store);
     o.store.dir = dir;
     o.store.spool_bytes_max = spool_max;
-    o.store.free_bytes_min = o.store.reserve_bytes = 0;
+    o.store.free_bytes_min = 1;
+    o.store.reserve_bytes = 0;
     if (route_open(&route, &o, &transport, now_ms, &err)) fail_msg("%s", err.text);
     hello_client("settler");
 }
@@ -447,6 +463,7 @@ static int set_up(void **state)
     spool_max = 0;
     snapshot_type = 0;
     worker_numerics = NULL;
+    disk_full = 0;
     if (!mkdtemp(dir)) return -1;
     open_route();
     return 0;
@@ -688,6 +705,62 @@ static void test_cancel_while_stored(void **state)
     assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 0);
 }
 
+/* A full disk refuses the job and, for the key's sake, its CANCEL: neither is lost in silence. */
+static void test_cancel_on_full_disk(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "older", 2);
+    disk_full = 1;
+    say_submit("c", "k", "a cat", 1, 0);
+    cancel("c", NULL, "k");
+    say_submit("c", "older", "a cat", 2,
+               0); /* is durable already, whatever happens to the others */
+    for (int i = 0; i < 2; i++) {
+        const Steerfarm__Refused *m = EXPECT("c", Refused, REFUSED);
+        assert_string_equal(m->code, "DISK_FULL");
+        assert_string_equal(m->key, "k");
+        assert_int_equal(m->request, i ? TYPE(CANCEL) : TYPE(SUBMIT));
+        assert_true(m->retry_after_ms > 0);
+    }
+    const Steerfarm__Accepted *a = EXPECT("c", Accepted, ACCEPTED);
+    assert_true(a->again);
+    assert_int_equal(ask_job("c", a->job)->counts->queued + ask_job("c", a->job)->counts->leased,
+                     2);
+    for (int i = 0; i < 10; i++) { /* no number of keys eats the space kept for acks */
+        char key[8];
+        snprintf(key, sizeof key, "n%d", i);
+        cancel("c", NULL, key);
+        expect_refused("c", "DISK_FULL");
+    }
+    disk_full = 0;
+    (void)usleep(1200000); /* the store looks again every second */
+    cancel("c", NULL, "k");
+    (void)EXPECT("c", Reply, REPLY);
+    restart();
+    farm();
+    say_submit("c", "k", "a cat", 1, 0);
+    expect_refused("c", "CANCELLED");
+    submit("c", "n1", 1);
+}
+
+/* A model met while the disk is full is stored later. */
+static void test_model_on_full_disk(void **state)
+{
+    (void)state;
+    disk_full = 1;
+    settle();
+    farm();
+    settle();
+    disk_full = 0;
+    (void)usleep(1200000);
+    now_ms += 1000;
+    settle();
+    restart();
+    hello_client("c");
+    submit("c", "k", 1); /* no worker has come yet */
+}
+
 /* ---- restarts, leases, verdicts ---- */
 
 static void test_adopted_lease(void **state)
@@ -889,6 +962,23 @@ static void test_damaged_results(void **state)
     assert_string_equal(ask_job("c", id)->state, "failed");
 }
 
+/* A hash as long as limits.h allows is compared whole; a longer one is refused, not cut. */
+static void test_long_hash(void **state)
+{
+    (void)state;
+    char hash[STEER_NAME_BYTES_MAX + 2] = {0};
+    memset(hash, 'a', STEER_NAME_BYTES_MAX);
+    hello_client("c");
+    hello_worker_with("w/1", 1, hash, NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 1, 1);
+    submit("c", "k", 1);
+    assert_string_equal(EXPECT("w/1", Assign, ASSIGN)->images[0]->job->model_hash, hash);
+    hash[STEER_NAME_BYTES_MAX] = 'a';
+    hello_worker_with("v/1", 1, hash, NULL, 0);
+    expect_refused("v/1", "BAD_VALUE");
+}
+
 /* ---- retries ---- */
 
 static void test_attempts(void **state)
@@ -934,6 +1024,78 @@ static void test_attempts(void **state)
     s = ask_job("c", id);
     assert_string_equal(s->state, "done");
     assert_int_equal(s->n_failures, 0);
+}
+
+/* A reason that is cut is still a text: a DONE with half a character could not be read. */
+static void test_long_reasons(void **state)
+{
+    (void)state;
+    static char reason[3001];
+    char id[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    for (int shift = 0; shift < 2; shift++) {
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        memset(reason, 'x', sizeof reason - 1);
+        for (size_t i = (size_t)shift; i + 2 < sizeof reason; i += 2)
+            memcpy(reason + i, "\xc3\xa4", 2);
+        snprintf(id, sizeof id, "%s", submit("c", shift ? "odd" : "even", 1));
+        watch("c", id);
+        struct held_lease l = take_assign("w/1");
+        Steerfarm__Lease lease = lease_message(&l);
+        f.lease = &lease;
+        f.code = text("RENDER_FAILED");
+        f.text = reason;
+        say_worker("w/1", TYPE(FAIL), &f.base);
+        const char *shown = EXPECT("c", Done, DONE)->status->failures[0]->text;
+        assert_true(wire_utf8_valid(shown, strlen(shown)));
+        shown = ask_job("c", id)->failures[0]->text; /* as the store has it */
+        assert_true(wire_utf8_valid(shown, strlen(shown)));
+    }
+}
+
+/* A batch that fails together says nothing about its images: each is tried alone, and that counts.
+ */
+static void test_failed_batch(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    hello_client("c");
+    hello_worker_with("w/1", 1, "hash1", NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 3, 3);
+    snprintf(id, sizeof id, "%s", submit("c", "k", 3));
+    const Steerfarm__Assign *a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 3);
+    for (size_t i = 0; i < 3; i++) {
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        f.lease = a->images[i]->lease;
+        f.code = text("NO_MEMORY");
+        f.text = text("too many at once");
+        f.retryable = 1;
+        say_worker("w/1", TYPE(FAIL), &f.base);
+    }
+    settle();
+    for (int i = 0; i < 3; i++) {
+        struct held_lease l = take_assign("w/1"); /* one image each */
+        if (!i) {
+            fail_lease("w/1", &l, "NO_MEMORY");
+        } else {
+            result("w/1", &l, "x");
+            expect_verdict("w/1", "kept");
+        }
+    }
+    now_ms += 6000;
+    hello_worker("w/1");
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+    fetch("c", id, 8);
+    for (uint32_t i = 0; i < 3; i++) {
+        (void)EXPECT("c", Result, RESULT);
+        ack("c", id, i);
+    }
+    (void)EXPECT("c", Done, DONE);
+    assert_int_equal(ask_job("c", id)->n_failures, 0); /* of what went well in the end */
 }
 
 /* What a drained worker gives back was no attempt. */
@@ -1083,6 +1245,33 @@ static void test_client_that_never_reads(void **state)
     (void)EXPECT("c", Result, RESULT);
 }
 
+/* A broker out of descriptors keeps its images and its life. */
+static void test_no_descriptors(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    struct rlimit before, none;
+    farm();
+    spool_images("k", 1, id);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 3;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    fetch("c", id, 4);
+    submit("c", "another", 1);
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "unknown"); /* it is rendered again */
+    settle();
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(ask_job("c", id)->counts->spooled, 1);
+    now_ms += 2500;
+    (void)EXPECT("c", Result, RESULT);
+    l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+}
+
 /* A client that is gone is not read for at full speed. */
 static void test_client_that_is_gone(void **state)
 {
@@ -1171,6 +1360,38 @@ static void test_deadline(void **state)
     assert_int_equal(d->status->counts->expired, 2);
 }
 
+/* A deadline outlives restarts and holds for what retry --failed queues again. */
+static void test_deadline_after_retry(void **state)
+{
+    (void)state;
+    uint64_t deadline_ms = UINT64_C(1700000000000) + now_ms + 60000;
+    farm();
+    for (int i = 0; i < 2; i++) {
+        say_submit("c", i ? "retried" : "other", "a cat", 1, deadline_ms);
+        (void)EXPECT("c", Accepted, ACCEPTED);
+        struct held_lease l = take_assign("w/1");
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        Steerfarm__Lease lease = lease_message(&l);
+        f.lease = &lease;
+        f.code = f.text = text("RENDER_FAILED");
+        say_worker("w/1", TYPE(FAIL), &f.base);
+    }
+    settle();
+    credit("w/1", 0, 1);
+    Steerfarm__Admin admin = STEERFARM__ADMIN__INIT;
+    admin.kind = STEERFARM__ADMIN_KIND__ADMIN_RETRY_FAILED;
+    admin.job = text("0-2");
+    say_client("c", TYPE(ADMIN), &admin.base);
+    (void)EXPECT("c", Reply, REPLY);
+    restart();
+    hello_client("c");
+    assert_string_equal(ask_job("c", "0-2")->state, "queued");
+    now_ms += 70000;
+    settle();
+    assert_string_equal(ask_job("c", "0-2")->state, "expired");
+    assert_string_equal(ask_job("c", "0-1")->state, "failed");
+}
+
 /* Images that nobody fetches for --keep end as expired; so do tombstones, and ended jobs. */
 static void test_age(void **state)
 {
@@ -1198,6 +1419,53 @@ static void test_age(void **state)
     settle();
     forget_sent();
     watch("c", id);
+    expect_refused("c", "UNKNOWN_JOB");
+}
+
+/* However many jobs have passed their age, they go in seconds, a batch at a time. */
+static void test_age_of_many(void **state)
+{
+    (void)state;
+    enum { JOBS = 25000 };
+    struct store_options o;
+    struct store_opened opened;
+    struct store_completion c;
+    struct steer_error err;
+    struct store *s;
+    struct store_batch *b = store_batch_new();
+    route_close(route);
+    forget_sent();
+    store_options_default(&o);
+    o.dir = dir;
+    assert_int_equal(store_open(&s, &o, NULL, &opened, &err), 0);
+    for (uint64_t id = 1; id <= JOBS; id++) {
+        char key[32];
+        snprintf(key, sizeof key, "k%d", (int)id);
+        struct store_job j = {.id = id,
+                              .tenant = "default",
+                              .key = key,
+                              .spec = "",
+                              .accepted_ms = UINT64_C(1700000000000)};
+        assert_int_equal(store_batch_job_put(b, &j), 0);
+        assert_int_equal(
+            store_batch_job_end(b, id, STORE_DONE, UINT64_C(1700000000000) + id, NULL, 0), 0);
+    }
+    store_submit(s, &b, NULL);
+    struct pollfd p = {store_fd(s), POLLIN, 0};
+    while (store_next(s, &c) != 1)
+        (void)poll(&p, 1, 100);
+    assert_int_equal(c.code, 0);
+    store_completion_clear(&c);
+    store_close(s);
+    now_ms += KEEP_MS + 60000;
+    open_route();
+    hello_client("c");
+    for (int i = 0; i < 6; i++) {
+        settle();
+        now_ms += 500;
+    }
+    forget_sent();
+    watch("c", "0-rd8"); /* the last of them */
     expect_refused("c", "UNKNOWN_JOB");
 }
 
@@ -1363,6 +1631,8 @@ int main(void)
         TEST(test_cancel),
         TEST(test_cancel_at_once),
         TEST(test_cancel_while_stored),
+        TEST(test_cancel_on_full_disk),
+        TEST(test_model_on_full_disk),
         TEST(test_adopted_lease),
         TEST(test_spooled_survives),
         TEST(test_first_result_wins),
@@ -1372,18 +1642,24 @@ int main(void)
         TEST(test_renew_of_many),
         TEST(test_unsaid_results),
         TEST(test_damaged_results),
+        TEST(test_long_hash),
+        TEST(test_long_reasons),
         TEST(test_attempts),
+        TEST(test_failed_batch),
         TEST(test_drain_is_no_attempt),
         TEST(test_quarantine),
         TEST(test_pinned_hash),
         TEST(test_replaced),
         TEST(test_fetch_credit_and_range),
         TEST(test_client_that_never_reads),
+        TEST(test_no_descriptors),
         TEST(test_client_that_is_gone),
         TEST(test_dead_watchers_make_room),
         TEST(test_progress_steps),
         TEST(test_deadline),
+        TEST(test_deadline_after_retry),
         TEST(test_age),
+        TEST(test_age_of_many),
         TEST(test_abandoned_job),
         TEST(test_age_over_restarts),
         TEST(test_too_big_for_the_spool),
