@@ -238,8 +238,14 @@ int command_cancel(int argc, char **argv, struct steer_error *err)
     if (!code) {
         json_t *reply = json_loads(text, 0, NULL);
         job_answer(&cli, reply);
-        if (!json_array_size(json_object_get(reply, "jobs")) && !cli.quiet && !cli.json)
-            printf("key %s is cancelled before its job\n", printable(a.key));
+        if (!json_array_size(json_object_get(reply, "jobs"))) {
+            json_t *stone = json_pack("{s:s, s:s}", "key", a.key, "state", "cancelled");
+            if (cli.json)
+                line_json(stone);
+            else if (!cli.quiet)
+                printf("key %s is cancelled before its job\n", printable(a.key));
+            json_decref(stone);
+        }
         json_decref(reply);
     }
     free(text);

@@ -108,8 +108,10 @@ int cli_ask(struct steer_client *c, const struct cli *cli, enum steer_question q
     struct steer_fault fault;
     char *text = NULL;
     int code = steer_ask(c, question, argument, &text, left_ms < 0 ? 3000 : left_ms, &fault);
-    if (left_ms < 0 && code == STEER_TIMEOUT) {
-        if (!cli->quiet) fprintf(stderr, "steer: the broker does not answer; waiting for it\n");
+    if (left_ms < 0 && (code == STEER_TIMEOUT || code == STEER_BUSY)) {
+        if (!cli->quiet)
+            fprintf(stderr, "steer: %s; waiting for it\n",
+                    code == STEER_BUSY ? printable(fault.text) : "the broker does not answer");
         code = steer_ask(c, question, argument, &text, -1, &fault);
     }
     if (code == STEER_UNKNOWN_JOB || code == STEER_UNKNOWN_WORKER)

@@ -276,7 +276,9 @@ class Commands(CommandTest):
         self.assertEqual(self.steer("wait", job, "--quiet").stdout, "")
         cancelled = self.submit(*SLOW, "--images", 50)
         self.steer("cancel", cancelled)
-        self.assertIn("cancelled", self.steer("wait", cancelled, code=75).stderr)
+        run = self.steer("wait", cancelled, "--json", code=75)
+        self.assertIn("cancelled", run.stderr)
+        self.assertEqual(json.loads(run.stdout)["state"], "cancelled")
         self.steer("watch", cancelled, code=75)
         self.steer("pause")
         late = self.submit(*FLAGS, "--deadline", 1)
@@ -305,6 +307,7 @@ class Commands(CommandTest):
 
     def test_cancel_key(self):
         self.assertIn("cancelled", self.steer("cancel", "--key", "gone").stdout)
+        self.assertEqual(json.loads(self.steer("cancel", "--key", "dead", "--json").stdout), {"key": "dead", "state": "cancelled"})
         self.steer("submit", "x", *FLAGS, "--key", "gone", code=75)
 
     def test_more_jobs(self):
@@ -389,11 +392,15 @@ class Interrupts(CommandTest):
             self.assertLess(time.monotonic() - begun, 5, args)
 
     def test_bar_and_lines(self):
-        process = self.start("render", "a cat", *SLOW, "--images", "8", "--output", "{index}.webp")
+        self.steer("pause")
+        process = self.start("render", "a cat", *FLAGS, "--images", "8", "--output", "{index}.webp")
+        time.sleep(7)  # the job is asked for again after 5 s without news
+        self.steer("resume")
         _, err = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 0, err)
         self.assertNotIn("\r", err)
         self.assertNotIn("\x1b", err)
-        self.assertRegex(err, r"\d/8 done, \d running, \d queued")
+        self.assertRegex(err, r"0/8 done, 0 running, 8 queued")
         lead, tail = pty.openpty()
         process = subprocess.Popen([BIN / "steer", "render", "a cat", *SLOW, "--images", "2", "--output", "{index}.webp"],
                                    stdout=subprocess.DEVNULL, stderr=tail, cwd=self.dir, env=self.env())
