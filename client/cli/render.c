@@ -144,7 +144,7 @@ static int render_job(json_t **ret, const struct render_args *a, const struct jo
         job_overlay(job, flags);
     }
     if (!code && a->output) code = format_by_name(job, a->output, j->output.has_format, err);
-    if (!code && a->output) code = output_check(a->output, err);
+    if (!code) code = output_check(a->output ? a->output : "{job}.webp", err);
     json_decref(flags);
     if (code)
         json_decref(job);
@@ -259,7 +259,7 @@ int command_fetch(int argc, char **argv, struct steer_error *err)
     t.first = a.first;
     t.last = a.last;
     if (a.output && (code = output_format(&png, a.output, err))) return code;
-    if (a.output && (code = output_check(a.output, err))) return code;
+    if ((code = output_check(a.output ? a.output : "{job}.webp", err))) return code;
     code = cli_open(&t.client, &cli, err);
     if (!code) code = transfer_run(&t, err);
     steer_close(t.client);

@@ -18,10 +18,20 @@ import unittest
 from pathlib import Path
 
 from farm import BIN, GOLDEN, Farm, Program
+from proxy import Proxy
+from steer_client import TYPES
 
 FLAGS = ("--recipe", "sbv2-sd15", "--guidance", "none")
 SLOW = ("--recipe", "ddim", "--steps", "50", "--guidance", "none", "--size", "128x128")  # seconds an image
 SMALL = {"small": GOLDEN / "small" / "model"}
+
+
+def wait_until(true, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.02)
 
 
 class CommandTest(unittest.TestCase):
@@ -367,19 +377,42 @@ class Interrupts(CommandTest):
         self.steer("cancel", job, "--quiet")
 
     def test_while_submitting(self):
-        """The broker hears the SUBMIT and is stopped before it answers."""
+        """The broker has accepted the job, but its answer was lost when Ctrl-C came: the key is cancelled."""
+        proxy = Proxy(self.dir, self.farm.client_endpoint, (TYPES["ACCEPTED"], "drop"), "proxy")
+        self.addCleanup(proxy.close)
+        args = ("render", "a cat", "--model", "small", *SLOW, "--images", "90", "--broker", proxy.endpoint)
+        for flags in ((), ("--detach", "--key", "left")):
+            proxy.done = False
+            process = self.start(*args, *flags)
+            wait_until(lambda: proxy.done)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+            self.assertEqual(process.returncode, 130, err)
+            job = json.loads(self.steer("jobs", "--limit", "1", "--json").stdout)
+            if flags:
+                self.assertIn("--key left", err)
+                self.assertIn(job["state"], ("queued", "running"))
+                self.steer("cancel", "--key", "left", "--quiet")
+            else:
+                self.assertIn("the job is cancelled", err)
+                self.assertEqual((job["spec"]["images"], job["state"]), (90, "cancelled"))
+
+    def test_stopped_broker(self):
+        """A broker that does not answer: the second Ctrl-C ends the wait for the cancel, too."""
         self.farm.broker.signal(signal.SIGSTOP)
         try:
-            process = self.start("render", "a cat", "--model", "small", *FLAGS, "--images", "9", "--key", "early")
-            time.sleep(1)
+            process = self.start("render", "a cat", "--model", "small", *FLAGS)
+            time.sleep(0.5)
             process.send_signal(signal.SIGINT)
             time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            begun = time.monotonic()
+            _, err = process.communicate(timeout=30)
+            self.assertLess(time.monotonic() - begun, 1.5)
+            self.assertEqual(process.returncode, 130, err)
+            self.assertIn("steer cancel --key", err)
         finally:
             self.farm.broker.signal(signal.SIGCONT)
-        _, err = process.communicate(timeout=30)
-        self.assertEqual(process.returncode, 130, err)
-        self.assertIn("cancelled", err)
-        self.steer("render", "a cat", "--model", "small", *FLAGS, "--images", "9", "--key", "early", code=75)
 
     def test_nobody_there(self):
         for args in (("render", "x"), ("jobs",), ("submit", "x"), ("fetch", "1-1"), ("wait", "1-1")):
