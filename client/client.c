@@ -30,6 +30,7 @@ enum {
     FRAMES_MAX = 3,
     PENDING_MAX = 4096,
     HELD_RESULTS_MAX = 64, /* images held back; more of them come again later */
+    HELD_MAX = 2 * PENDING_MAX,
 };
 
 /* A request that has not been answered yet. */
@@ -76,7 +77,7 @@ struct steer_client {
     int pending_count;
     struct interest *interests;
     struct delivery *held, **held_end; /* events for steer_next, oldest first */
-    int held_results;
+    int held_count, held_results;
     struct delivery *shown;     /* what the last event points at */
     struct steer_fault refusal; /* the last "not now", for whoever waits in vain */
     uint64_t refusal_tag;
@@ -692,16 +693,18 @@ static struct delivery *held_take(struct steer_client *c)
     if (!d) return NULL;
     if (!(c->held = d->next)) c->held_end = &c->held;
     d->next = NULL;
+    c->held_count--;
     c->held_results -= d->event.kind == STEER_EVENT_RESULT;
     return d;
 }
 
-/* Keeps an event for steer_next. Of a job's PROGRESS only the last matters, images are many: the
- * rest is bounded by the requests and jobs that are open. */
+/* Keeps an event for steer_next. Of a job's PROGRESS only the last matters, images are many; the
+ * rest is bounded by the requests and jobs that are open, unless the broker has gone mad. */
 static void held_put(struct steer_client *c, struct delivery *d)
 {
-    if (d->event.kind == STEER_EVENT_RESULT && c->held_results == HELD_RESULTS_MAX) {
-        result_unshow(c, &d->event);
+    int image = d->event.kind == STEER_EVENT_RESULT;
+    if (c->held_count == HELD_MAX || (image && c->held_results == HELD_RESULTS_MAX)) {
+        if (image) result_unshow(c, &d->event);
         delivery_free(d);
         return;
     }
@@ -714,8 +717,10 @@ static void held_put(struct steer_client *c, struct delivery *d)
         *at = old->next;
         if (c->held_end == &old->next) c->held_end = at;
         delivery_free(old);
+        c->held_count--;
     }
-    c->held_results += d->event.kind == STEER_EVENT_RESULT;
+    c->held_count++;
+    c->held_results += image;
     *c->held_end = d;
     c->held_end = &d->next;
 }
