@@ -74,17 +74,16 @@ static void session_close(struct session *s)
 }
 
 static int session_open(struct session *s, const struct render_args *r,
-                        const struct machine_args *m, Steerfarm__Precision precision,
+                        const struct machine_args *m, const Steerfarm__Job *job,
                         struct steer_error *err)
 {
     struct compute_options o = {.backend = m->backend,
-                                .precision = precision_of(m, precision),
+                                .precision = precision_of(m, job->precision),
                                 .threads = m->threads,
                                 .tuning = m->tuning};
     int code = compute_open(&s->compute, &o, err);
     if (!code) code = model_open(&s->model, r->model, s->compute, err);
-    if (!code && !(s->offer = offer_make(s->model)))
-        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    if (!code) code = offer_make_one(&s->offer, s->model, job->recipe, err);
     if (!code) code = pipeline_new(&s->pipeline, s->model, s->compute, pipeline_limits_default());
     return code;
 }
@@ -233,7 +232,7 @@ int command_render(int argc, char **argv, struct steer_error *err)
     format_by_name(&j, r.output);
     if ((code = job_check(&j.job, err))) return code;
     struct session s = {0};
-    code = session_open(&s, &r, &m, j.job.precision, err);
+    code = session_open(&s, &r, &m, &j.job, err);
     if (!code) {
         j.job.model = s.model->name;
         code = render_all(&s, &r, &j, begun, err);
