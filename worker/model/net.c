@@ -53,8 +53,14 @@ void params_free(struct params *p)
 
 int params_error(const struct params *p, struct steer_error *err)
 {
-    if (p->error.code && err) *err = p->error;
+    if (!p->error.code) return tensors_check(p->files, err);
+    if (err) *err = p->error;
     return p->error.code;
+}
+
+const struct tensors *params_files(const struct params *p)
+{
+    return p->files;
 }
 
 int params_has(const struct params *p, const char *format, ...)

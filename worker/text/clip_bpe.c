@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <utf8proc.h>
 
+#include "../file.h"
 #include "../json.h"
 
 #define VOCAB_MAX        (1 << 20)
@@ -147,38 +148,14 @@ static int vocab_read(struct clip_bpe *t, const char *path, struct steer_error *
     return code;
 }
 
-static int text_file_read(char **ret, size_t *ret_size, const char *path, struct steer_error *err)
-{
-    FILE *f = fopen(path, "rbe");
-    if (!f)
-        return steer_fail(err, errno == ENOENT ? STEER_BAD_MODEL : STEER_IO, "%s: %s", path,
-                          strerror(errno));
-    struct stat st;
-    char *data = NULL;
-    int code = 0;
-    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode) || st.st_size < 0 ||
-        (size_t)st.st_size > MERGES_BYTES_MAX)
-        code = steer_fail(err, STEER_BAD_MODEL, "%s: expected a file of at most %zu bytes", path,
-                          MERGES_BYTES_MAX);
-    else if (!(data = malloc((size_t)st.st_size + 1)))
-        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    if (!code) {
-        *ret_size = fread(data, 1, (size_t)st.st_size, f);
-        data[*ret_size] = 0;
-        *ret = data;
-    }
-    fclose(f);
-    return code;
-}
-
 /* "left right" a line; the first line may be "#version: ...", any other that begins with # is a
  * pair. */
 static int merges_read(struct clip_bpe *t, const char *path, struct steer_error *err)
 {
     char *data = NULL;
     size_t size = 0, lines = 1;
-    int code = text_file_read(&data, &size, path, err);
-    if (code) return code;
+    int code = file_read(&data, &size, path, MERGES_BYTES_MAX, err);
+    if (code) return code == STEER_NOT_FOUND ? STEER_BAD_MODEL : code;
     for (size_t i = 0; i < size; i++)
         lines += data[i] == '\n';
     t->merges_room = room_for(lines);
