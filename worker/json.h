@@ -9,7 +9,8 @@
 
 #include "error.h"
 
-#define JSON_BYTES_MAX ((size_t)64 << 20)
+/* As the header of a tensor file in the reference implementation. */
+#define JSON_BYTES_MAX ((size_t)100 << 20)
 
 /* The caller owns *ret (json_decref). STEER_NOT_FOUND, STEER_BAD_MODEL with file, line and reason.
  */
