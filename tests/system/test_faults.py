@@ -11,11 +11,15 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import tempfile
+import time
 import unittest
+from pathlib import Path
 
 import zmq
 
-from farm import FAST, GOLDEN, Farm, FarmCase, digest
+from farm import BIN, FAST, GOLDEN, Farm, FarmCase, digest
 from proxy import Proxy
 from steer_client import MESSAGES, TYPES, Client, Refused
 
@@ -355,6 +359,153 @@ class Stopped(Case):
         self.assertFalse([m for d, k, m in proxy.seen[at:] if k == "VERDICT" and m.verdict == "kept"])
         self.unchanged(job)
         self.assertEqual(digest(self.client.fetch(self.client.submit("after", **JOB).job)[0]), self.calm)
+
+
+class SmallDisk(unittest.TestCase):
+    """A file system of 24 MB: the broker takes no more than fits, says so, and goes on when there is room."""
+
+    BIG = dict(model="small", prompt="a cat", seed=1, width=256, height=256, output=dict(format=1), **FAST)
+
+    def setUp(self):
+        """A mount of our own, kept by a process that lives longer than the broker."""
+        self.dir = Path(tempfile.mkdtemp(prefix="steerfarm-disk-"))
+        self.addCleanup(shutil.rmtree, self.dir)
+        self.holder = subprocess.Popen(["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=24m tmpfs {self.dir} && echo mounted && exec cat"],
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(self.holder.communicate)
+        if self.holder.stdout.readline() != b"mounted\n":
+            self.skipTest(f"no file system can be mounted here: {self.holder.stderr.read().decode().strip()}")
+
+    def counts(self, client, job):
+        c = client.query(QUERY_JOB, job=job).jobs[0].counts
+        return dict(open=c.queued + c.leased, spooled=c.spooled, acked=c.acked, failed=c.failed)
+
+    def test_fills_up(self):
+        with Farm(models=SMALL, broker_prefix=["nsenter", "-t", self.holder.pid, "-m"], data=self.dir / "data") as farm:
+            farm.wait_models()
+            client = farm.client()
+            self.addCleanup(client.close)
+            images = 300
+            job = client.submit("big", images=images, **self.BIG).job
+            other = client.submit("other", images=2, **self.BIG).job
+            client.send("WATCH", job=job)
+            farm.broker.wait_for("ev=spool.full", 240)
+            while (counts := client.expect("PROGRESS", seconds=60)[1].counts).leased:
+                pass
+            self.assertGreater(counts.spooled, 20)
+            self.assertGreater(counts.queued, 20)
+            status = {c.name: c.value for c in client.query(QUERY_STATUS).counters}
+            # All that was rendered was kept: nothing had been assigned for which there was no room.
+            self.assertEqual((status["results_kept"], status["results_duplicate"], status["images_failed"]), (status["images_spooled"], 0, 0))
+            self.assertNotIn("store.full", farm.broker.text())
+
+            accepted = []
+            with self.assertRaises(Refused) as e:
+                for i in range(3000):
+                    accepted.append(client.submit(f"long-{i}", **{**self.BIG, "prompt": f"{i} " + "cat " * 4000}).job)
+            self.assertEqual(e.exception.code, "DISK_FULL")
+            self.assertGreater(e.exception.message.retry_after_ms, 0)
+            self.assertGreater(len(accepted), 0)
+
+            # Acknowledgements and cancels pass.
+            client.send("FETCH", job=job, credit=1)
+            m = client.expect("RESULT")[1]
+            client.ask("RESULT_ACK", "REPLY", job=job, indices=[dict(first=m.index, last=m.index)])
+            client.send("FETCH", job=job, credit=0)
+            self.assertEqual(client.ask("CANCEL", "REPLY", job=other).jobs[0].counts.cancelled, 2)
+            before = self.counts(client, job)
+            self.assertEqual((before["acked"], before["failed"]), (1, 0))
+            farm.broker.kill()
+            farm.restart_broker()
+            client.hello()
+            after = self.counts(client, job)
+            self.assertEqual(after["open"] + after["spooled"], before["open"] + before["spooled"])
+            self.assertGreaterEqual(after["spooled"], before["spooled"])  # the room that the acknowledgement gave may be used again
+            self.assertEqual((after["acked"], after["failed"]), (1, 0))
+
+            for long in accepted:
+                client.ask("CANCEL", "REPLY", job=long)
+            got, status = client.fetch(job, seconds=240)
+            self.assertEqual((len(got), status.state, status.counts.acked), (images - 1, "done", images))
+            end = time.monotonic() + 30
+            while True:
+                try:
+                    new = client.submit("new", **self.BIG).job
+                    break
+                except Refused as e:
+                    self.assertEqual(e.code, "DISK_FULL")
+                    self.assertLess(time.monotonic(), end)
+            self.assertEqual(len(client.fetch(new)[0]), 1)
+
+
+class FailingSync(Case):
+    """An fsync of the broker fails: it does not promise anything any more, says so and leaves; the next one has all that was promised."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = Path(tempfile.mkdtemp(prefix="steerfarm-sync-"))
+        cls.addClassCleanup(shutil.rmtree, cls.dir)
+        cls.trigger = cls.dir / "trigger"
+        cls.OPTIONS = dict(models=SMALL, broker_env={"LD_PRELOAD": str(BIN / "libfail_fsync.so"), "STEER_TEST_FSYNC_FAIL": str(cls.trigger),
+                                                     "ASAN_OPTIONS": "verify_asan_link_order=0"})
+        super().setUpClass()
+
+    def fail(self, n):
+        self.trigger.with_suffix(".new").write_text(str(n))
+        self.trigger.with_suffix(".new").rename(self.trigger)
+
+    def left(self, at):
+        """It has ended with one sentence that names the disk's part in it."""
+        self.assertEqual(self.farm.broker.process.wait(30), 74, self.farm.broker.text()[at:])
+        said = [line for line in self.farm.broker.text()[at:].splitlines() if "level=error" in line]
+        self.assertEqual(len(said), 1, said)
+        self.assertRegex(said[0], r"ev=broker\.failed code=STORE reason=.*(sync|I/O)")
+
+    def restart(self):
+        self.trigger.unlink()
+        self.farm.restart_broker()
+        self.client.hello()
+
+    def test_the_first_commit_afterwards(self):
+        """The job of the commit that failed is not accepted; the same key may be submitted again."""
+        at = len(self.farm.broker.text())
+        kept = self.client.submit("kept", **JOB).job
+        self.client.fetch(kept)
+        self.fail(1)
+        self.client.send("SUBMIT", key="first", job=MESSAGES["Job"](**JOB), tag=1)
+        self.left(at)
+        while got := self.client.receive(0.1):
+            self.assertNotEqual(got[0], "ACCEPTED")
+        self.restart()
+        self.assertEqual(self.client.query(QUERY_JOB, job=kept).jobs[0].state, "done")
+        images, status = self.client.fetch(self.client.submit("first", **JOB).job)
+        self.assertEqual((digest(images), status.counts.acked), (self.calm, 3))
+
+    def test_each_of_the_next(self):
+        """The n-th sync fails in the middle of submitting, rendering and acknowledging."""
+        for n in range(2, 8):
+            with self.subTest(n=n):
+                at = len(self.farm.broker.text())
+                self.fail(n)
+                accepted, sent = {}, 0
+                while self.farm.broker.process.poll() is None:
+                    self.assertLess(sent, 100, "no sync failed")
+                    self.client.send("SUBMIT", key=f"{n}-{sent}", job=MESSAGES["Job"](**JOB), tag=sent)
+                    sent += 1
+                    while got := self.client.receive(0.1 if self.farm.broker.process.poll() is None else 0):
+                        if got[0] == "ACCEPTED":
+                            accepted[got[1].key] = got[1].job
+                            break
+                self.left(at)
+                while got := self.client.receive(0.1):
+                    if got[0] == "ACCEPTED":
+                        accepted[got[1].key] = got[1].job
+                self.restart()
+                for key, job in accepted.items():
+                    again = self.client.submit(key, **JOB)
+                    self.assertEqual((again.job, again.again), (job, True))
+                    images, status = self.client.fetch(job)
+                    self.assertEqual((digest(images), status.state), (self.calm, "done"))
 
 
 if __name__ == "__main__":
