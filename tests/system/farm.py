@@ -49,9 +49,9 @@ class Program:
     def signal(self, number):
         self.process.send_signal(number)
 
-    def memory(self):
-        """Resident bytes."""
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
+    def memory(self, what="VmRSS"):
+        """Resident bytes, now or (VmHWM) at most so far."""
+        return 1024 * int(re.search(what + r":\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
 
     def kill(self):
         self.process.kill()

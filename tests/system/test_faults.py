@@ -508,5 +508,147 @@ class FailingSync(Case):
                     self.assertEqual((digest(images), status.state), (self.calm, "done"))
 
 
+def head(kind, version=1):
+    return bytes([ord("S"), ord("F"), version, kind])
+
+
+def varint(n):
+    out = b""
+    while n > 127:
+        out, n = out + bytes([n & 127 | 128]), n >> 7
+    return out + bytes([n])
+
+
+def bomb(number, size=4 << 20):
+    """A body of that size, all empty submessages of one field: each costs many times its bytes when unpacked."""
+    one = varint(number << 3 | 2) + b"\0"
+    return one * (size // len(one))
+
+
+class Limits(Case):
+    """What breaks a limit or a rule gets its code and costs the broker nothing; the farm goes on."""
+
+    WORKER = dict(version_min=1, version_max=1, role=2, worker="odd", incarnation=1, device=MESSAGES["Device"](kind="cpu"))
+
+    def setUp(self):
+        super().setUp()
+        self.memory = self.farm.broker.memory()
+
+    def tearDown(self):
+        self.assertLess(self.farm.broker.memory("VmHWM") - self.memory, 64 << 20)
+        number = self.id().rsplit(".", 1)[-1]
+        images, status = self.client.fetch(self.client.submit(f"after {number}", **JOB).job)
+        self.assertEqual((digest(images), status.state), (self.calm, "done"))
+
+    def peer(self, port, hello=True, **fields):
+        """A DEALER at that port, welcomed unless told otherwise."""
+        peer = Client(getattr(self.farm, f"{port}_endpoint"), hello=False, identity=b"odd/%d" % random.randrange(1 << 60) if port == "worker" else None)
+        self.addCleanup(peer.close)
+        if hello:
+            peer.send("HELLO", **(self.WORKER if port == "worker" else dict(version_min=1, version_max=1, role=1)))
+            peer.expect("WELCOME")
+        return peer
+
+    def refused(self, peer, code, frames):
+        peer.socket.send_multipart(frames)
+        self.assertEqual(peer.expect("REFUSED")[1].code, code, [f[:40] for f in frames])
+
+    def test_bodies(self):
+        for port, kind in (("client", "SUBMIT"), ("worker", "RENEW")):
+            with self.subTest(port=port):
+                peer = self.peer(port)
+                self.refused(peer, "BAD_FRAME", [head(TYPES[kind]), bytes((4 << 20) + 1)])
+                self.refused(peer, "BAD_FRAME", [head(TYPES[kind]), b"\x08" * (4 << 20)])
+
+    def test_bombs(self):
+        """4 MiB of empty submessages: leases in HELLO, ranges in RESULT_ACK, labels in a job."""
+        for port, kind, field in (("client", "HELLO", 11), ("worker", "HELLO", 11), ("client", "RESULT_ACK", 2), ("worker", "RENEW", 1), ("client", "PROGRESS", 2)):
+            with self.subTest(port=port, kind=kind):
+                self.refused(self.peer(port), "BAD_FRAME", [head(TYPES[kind]), bomb(field)])
+        inner = b"\x0a\x01m\x12\x01p" + bomb(15, (4 << 20) - 100)
+        self.refused(self.peer("client"), "BAD_FRAME", [head(TYPES["SUBMIT"]), b"\x0a\x01k\x12" + varint(len(inner)) + inner])
+
+    def test_hellos(self):
+        for port in ("client", "worker"):
+            good = dict(self.WORKER, role=2 if port == "worker" else 1)
+            for code, change in (("BAD_VERSION", dict(version_min=2, version_max=9)), ("BAD_VERSION", dict(version_min=0, version_max=0)),
+                                 ("UNSUPPORTED", dict(requires=["telepathy"])), ("BAD_VALUE", dict(role=3 - good["role"]))):
+                with self.subTest(port=port, change=change):
+                    self.refused(self.peer(port, hello=False), code, [head(TYPES["HELLO"]), MESSAGES["Hello"](**{**good, **change}).SerializeToString()])
+        for missing in ("worker", "incarnation", "device"):
+            hello = MESSAGES["Hello"](**{k: v for k, v in self.WORKER.items() if k != missing})
+            self.refused(self.peer("worker", hello=False), "BAD_VALUE", [head(TYPES["HELLO"]), hello.SerializeToString()])
+
+    def test_without_hello(self):
+        """Every message of both ports, before HELLO."""
+        lease = MESSAGES["Lease"](epoch=1, lease=1, job="0-1", index=0)
+        bodies = {"SUBMIT": dict(key="k", job=MESSAGES["Job"](model="small", prompt="x")), "CANCEL": {}, "WATCH": dict(job="0-1"), "FETCH": dict(job="0-1", credit=1),
+                  "QUERY": dict(kind=QUERY_STATUS), "RESULT_ACK": dict(job="0-1"), "ADMIN": dict(kind=PAUSE), "PING": {}, "PONG": {}, "CREDIT": dict(images=9),
+                  "RENEW": {}, "DRAIN": {}, "FAIL": dict(lease=lease, code="IO", text="x", retryable=True), "RESULT": dict(job="0-1", index=0, lease=lease, bytes=1, crc32=0)}
+        for port in ("client", "worker"):
+            peer = self.peer(port, hello=False)
+            for kind, fields in bodies.items():
+                with self.subTest(port=port, kind=kind):
+                    peer.send(kind, payload=b"x" if kind == "RESULT" else None, **fields)
+                    m = peer.expect("REFUSED")[1]
+                    self.assertEqual((m.code, m.request), ("HELLO_REQUIRED", TYPES[kind]))
+
+    def test_the_wrong_port(self):
+        """What only the other side may send."""
+        lease = MESSAGES["Lease"](epoch=1, lease=1, job="0-1", index=0)
+        for port, kind, fields in (("client", "CREDIT", dict(images=9)), ("client", "ASSIGN", {}), ("worker", "QUERY", dict(kind=QUERY_STATUS)),
+                                   ("worker", "SUBMIT", dict(key="k", job=MESSAGES["Job"](model="small", prompt="x"))), ("worker", "VERDICT", dict(lease=lease, verdict="kept"))):
+            with self.subTest(port=port, kind=kind):
+                peer = self.peer(port)
+                peer.send(kind, **fields)
+                self.assertEqual(peer.expect("REFUSED")[1].code, "BAD_FRAME")
+
+    def test_results(self):
+        """Results with no lease, of another image than the lease's, of a job that is none, damaged, too long."""
+        peer = self.peer("worker")
+        lease = dict(epoch=1, lease=99, job="0-zzz", index=0)
+        result = lambda **change: MESSAGES["Result"](**{**dict(job="0-zzz", index=0, lease=MESSAGES["Lease"](**lease), bytes=1, crc32=0), **change}).SerializeToString()
+        self.refused(peer, "BAD_FRAME", [head(TYPES["RESULT"]), result()])
+        self.refused(peer, "BAD_FRAME", [head(TYPES["RESULT"]), result(lease=None), b"x"])
+        self.refused(peer, "BAD_FRAME", [head(TYPES["RESULT"]), result(index=1), b"x"])
+        peer.socket.send_multipart([head(TYPES["RESULT"]), result(), b"x"])
+        self.assertEqual(peer.expect("VERDICT")[1].verdict, "unknown")
+
+    def test_a_frame_over_the_limit(self):
+        """ZeroMQ itself drops a connection that announces more than an image's most: the head alone, not 256 MiB, is sent over a bare socket."""
+        import socket
+
+        for port in ("client", "worker"):
+            bare = socket.socket(socket.AF_UNIX)
+            bare.settimeout(20)
+            bare.connect(getattr(self.farm, f"{port}_endpoint").removeprefix("ipc://"))
+            bare.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48))  # ZMTP 3.0's greeting
+            greeting = b""
+            while len(greeting) < 64:
+                greeting += bare.recv(64 - len(greeting))
+            ready = b"\x05READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER\x08Identity" + bytes(4)
+            bare.sendall(b"\x04" + bytes([len(ready)]) + ready)
+            bare.sendall(b"\x01\x04" + head(TYPES["PING"]) + b"\x00\x00")  # the connection works
+            answer = b""
+            while b"HELLO_REQUIRED" not in answer:
+                answer += bare.recv(4096)
+            bare.sendall(b"\x02" + ((256 << 20) + 1).to_bytes(8, "big"))  # a long frame of 256 MiB and 1
+            self.assertEqual(bare.recv(4096), b"")  # the end: it was not waited for
+            bare.close()
+
+    def test_random_frames(self):
+        rng = random.Random(5)
+        for port in ("client", "worker"):
+            peer = self.peer(port)
+            for _ in range(500):
+                frames = [rng.randbytes(rng.randrange(40)) for _ in range(rng.randrange(1, 6))]
+                if rng.random() < 0.7:
+                    frames[0] = head(rng.choice([t for t in TYPES.values() if t != TYPES["ADMIN"]]), rng.choice((1, 1, 1, 2)))
+                peer.socket.send_multipart(frames)
+            peer.send("PING", tag=77)
+            while peer.expect("PONG", "REFUSED", "WELCOME", "REPLY", "VERDICT", "DONE")[0] != "PONG":
+                pass
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)
