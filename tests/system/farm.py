@@ -79,7 +79,7 @@ class Farm:
             (self.models / name).symlink_to(path)
         self.client_endpoint = f"ipc://{self.dir}/clients"
         self.worker_endpoint = f"ipc://{self.dir}/workers"
-        self.threads, self.keep = threads, False
+        self.threads, self.keep, self.clients = threads, False, []
         self.broker = Program([*broker_prefix, BIN / "steer-broker", "--clients", self.client_endpoint, "--workers", self.worker_endpoint,
                                "--data", data or self.dir / "data", *broker_args], self.dir / "broker.log", **(broker_env or {}))
         self.broker.wait_for("ev=broker.ready")
@@ -95,7 +95,8 @@ class Farm:
         self.broker.wait_for("ev=broker.ready", after=at)
 
     def client(self, **kwargs):
-        return Client(self.client_endpoint, **kwargs)
+        self.clients.append(Client(self.client_endpoint, **kwargs))
+        return self.clients[-1]
 
     def steer(self, *args, endpoint=None):
         """The command line as a Program; .log has what it printed."""
@@ -114,6 +115,8 @@ class Farm:
         raise TimeoutError("no models:\n" + "\n".join(w.text()[-1000:] for w in self.workers))
 
     def close(self):
+        for client in self.clients:
+            client.close()
         for p in [*self.workers, self.broker]:
             if p.process.poll() is None:
                 p.signal(signal.SIGCONT)
