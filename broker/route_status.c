@@ -10,7 +10,10 @@
 #include "route_internal.h"
 #include "text.h"
 
-enum { LIST_MAX = 1000 };
+enum {
+    LIST_MAX = 1000,
+    LIST_BYTES_MAX = STEER_BODY_BYTES_MAX / 4, /* of jobs in one REPLY; the rest is `more` */
+};
 
 static const char *const state_names[] = {[STORE_OPEN] = "queued",
                                           [STORE_DONE] = "done",
@@ -342,6 +345,7 @@ static void answer_list(struct route *r, const struct question *q, const struct 
     m.has_more = 1;
     m.more = c->more;
     m.jobs = list;
+    size_t bytes = 0;
     for (size_t i = 0; all && list && i < c->found_count; i++) {
         if (m.n_jobs == q->limit) {
             m.more = 1;
@@ -349,10 +353,17 @@ static void answer_list(struct route *r, const struct question *q, const struct 
         }
         struct status *s = all + m.n_jobs;
         status_of_stored(s, r, c->found + i);
-        if (*q->state && strcmp(q->state, s->msg.state) != 0)
+        if (*q->state && strcmp(q->state, s->msg.state) != 0) {
             status_clear(s);
-        else
-            list[m.n_jobs++] = &s->msg;
+            continue;
+        }
+        bytes += steerfarm__job_status__get_packed_size(&s->msg);
+        if (m.n_jobs && bytes > LIST_BYTES_MAX) {
+            status_clear(s);
+            m.more = 1;
+            break;
+        }
+        list[m.n_jobs++] = &s->msg;
     }
     if (list) (void)send_to(r, &q->to, STEERFARM__MESSAGE_TYPE__REPLY, &m.base);
     for (size_t i = 0; i < m.n_jobs; i++)

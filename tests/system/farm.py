@@ -49,9 +49,9 @@ class Program:
     def signal(self, number):
         self.process.send_signal(number)
 
-    def memory(self):
-        """Resident bytes."""
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
+    def memory(self, what="VmRSS"):
+        """Resident bytes, now or (VmHWM) at most so far."""
+        return 1024 * int(re.search(what + r":\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
 
     def kill(self):
         self.process.kill()
@@ -79,7 +79,7 @@ class Farm:
             (self.models / name).symlink_to(path)
         self.client_endpoint = f"ipc://{self.dir}/clients"
         self.worker_endpoint = f"ipc://{self.dir}/workers"
-        self.threads, self.keep = threads, False
+        self.threads, self.keep, self.clients = threads, False, []
         self.broker = Program([*broker_prefix, BIN / "steer-broker", "--clients", self.client_endpoint, "--workers", self.worker_endpoint,
                                "--data", data or self.dir / "data", *broker_args], self.dir / "broker.log", **(broker_env or {}))
         self.broker.wait_for("ev=broker.ready")
@@ -95,7 +95,8 @@ class Farm:
         self.broker.wait_for("ev=broker.ready", after=at)
 
     def client(self, **kwargs):
-        return Client(self.client_endpoint, **kwargs)
+        self.clients.append(Client(self.client_endpoint, **kwargs))
+        return self.clients[-1]
 
     def steer(self, *args, endpoint=None):
         """The command line as a Program; .log has what it printed."""
@@ -114,6 +115,8 @@ class Farm:
         raise TimeoutError("no models:\n" + "\n".join(w.text()[-1000:] for w in self.workers))
 
     def close(self):
+        for client in self.clients:
+            client.close()
         for p in [*self.workers, self.broker]:
             if p.process.poll() is None:
                 p.signal(signal.SIGCONT)
