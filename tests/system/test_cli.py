@@ -19,19 +19,10 @@ from pathlib import Path
 
 from farm import BIN, GOLDEN, Farm, Program
 from proxy import Proxy
-from steer_client import TYPES
 
 FLAGS = ("--recipe", "sbv2-sd15", "--guidance", "none")
 SLOW = ("--recipe", "ddim", "--steps", "50", "--guidance", "none", "--size", "128x128")  # seconds an image
 SMALL = {"small": GOLDEN / "small" / "model"}
-
-
-def wait_until(true, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError
-        time.sleep(0.02)
 
 
 class CommandTest(unittest.TestCase):
@@ -378,13 +369,13 @@ class Interrupts(CommandTest):
 
     def test_while_submitting(self):
         """The broker has accepted the job, but its answer was lost when Ctrl-C came: the key is cancelled."""
-        proxy = Proxy(self.dir, self.farm.client_endpoint, (TYPES["ACCEPTED"], "drop"), "proxy")
+        proxy = Proxy(self.dir, self.farm.client_endpoint, "proxy")
         self.addCleanup(proxy.close)
         args = ("render", "a cat", "--model", "small", *SLOW, "--images", "90", "--broker", proxy.endpoint)
         for flags in ((), ("--detach", "--key", "left")):
-            proxy.done = False
+            lost = proxy.once("down", "ACCEPTED", "drop")
             process = self.start(*args, *flags)
-            wait_until(lambda: proxy.done)
+            lost.wait()
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)
             self.assertEqual(process.returncode, 130, err)

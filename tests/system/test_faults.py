@@ -272,7 +272,7 @@ class Kills(Case):
                 if victim == "client":
                     run = self.render(key, clients.endpoint)
                     self.assertEqual(run.process.wait(120), 0, run.text())
-                    shown = [json.loads(line)["index"] for line in run.text().splitlines()]
+                    shown = [json.loads(line)["index"] for line in run.text().splitlines() if line.startswith("{")]
                     self.assertEqual(len(shown), len(set(shown)))
                     self.stored(key)
                 else:
@@ -341,7 +341,8 @@ class Stopped(Case):
         for index in range(3):
             proxy.wait("down", "VERDICT", lambda m: m.lease.index == index and m.verdict == "duplicate", after=at)
         after = {c.name: c.value for c in self.client.query(QUERY_STATUS).counters}
-        self.assertEqual((after["results_kept"], after["results_duplicate"]), (before["results_kept"], before["results_duplicate"] + 3))
+        self.assertEqual(after["results_kept"], before["results_kept"])
+        self.assertGreaterEqual(after["results_duplicate"], before["results_duplicate"] + 3)  # what has no verdict yet is told again
         self.unchanged(job)
 
     def test_a_worker_in_its_render(self):

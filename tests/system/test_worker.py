@@ -702,9 +702,11 @@ class Wire(Case):
     def test_what_was_not_heard_is_told_again(self):
         """Two RESULTs and a FAIL that end while the broker is away all come once it is back."""
         self.serve(heartbeat_ms=200)
-        self.assign(1, width=128, height=128, steps=10)
+        self.assign(1, width=256, height=256, steps=20)
         self.assign(2, recipe="./no.json")
         self.assign(3)
+        while len(self.receive("RENEW")[1].leases) < 3:
+            pass
         self.socket.close()
         self.worker.wait_for("job=job index=0 .*no.json")
         self.socket, got = self.bind(), {}
