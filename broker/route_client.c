@@ -90,6 +90,12 @@ static struct client *client_find(struct route *r, const struct peer *p)
     return c;
 }
 
+uint64_t client_heard_ms(struct route *r, const struct peer *p)
+{
+    const struct client *c = client_find(r, p);
+    return c ? c->heard_ms : 0;
+}
+
 static void on_hello(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
 {
     char text[256];
@@ -416,6 +422,7 @@ static void on_watch(struct route *r, const struct peer *from, const Steerfarm__
         i++;
     if (a && m->has_stop && m->stop) {
         if (i < a->watchers_count) a->watchers[i] = a->watchers[--a->watchers_count];
+        audience_leave(r, a);
         return;
     }
     if (a && i == a->watchers_count) {
@@ -428,23 +435,8 @@ static void on_watch(struct route *r, const struct peer *from, const Steerfarm__
         a->watchers = more;
         a->watchers[a->watchers_count++] = *from;
     }
-    if (a) a->dirty = 1; /* the first PROGRESS says where it stands */
-}
-
-static void fetch_take_over(struct route *r, struct audience *a, const struct peer *from,
-                            const char *job)
-{
-    if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) {
-        for (uint32_t i = 0; i < a->sent_count; i++) /* it is back: what was given up begins anew */
-            if (a->sent[i].tries >= RESEND_TRIES) a->sent[i].tries = 0;
-        return;
-    }
-    if (a->fetching)
-        refuse(r, &a->fetcher, STEER_REPLACED, "another client fetches this job now",
-               STEERFARM__MESSAGE_TYPE__FETCH, 0, 0, NULL, job);
-    a->fetcher = *from;
-    a->fetching = 1;
-    a->sent_count = 0;
+    if (a) a->dirty = 1; /* the first PROGRESS says where it stands, at once */
+    r->audiences_ms = 0;
 }
 
 static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__Fetch *m)
@@ -455,42 +447,30 @@ static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__
                   m->tag);
         return;
     }
-    if (m->n_indices > FETCH_RANGES_MAX) {
-        refuse(r, from, STEER_BAD_VALUE, "a FETCH of more than 64 ranges",
-               STEERFARM__MESSAGE_TYPE__FETCH, m->has_tag, m->tag, NULL, m->job);
-        return;
-    }
+    const char *why = "the broker is out of memory";
     struct audience *a = audience_of(r, j);
-    if (!a) {
-        refuse(r, from, STEER_BUSY, "the broker is out of memory", STEERFARM__MESSAGE_TYPE__FETCH,
-               m->has_tag, m->tag, NULL, m->job);
-        return;
-    }
-    if (!m->credit) {
+    int code = STEER_BUSY;
+    if (a && m->credit) {
+        code = audience_fetch(r, a, from, m, &why);
+        if (!code) job_touch(r, j);
+    } else if (a) { /* given up */
         if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) a->fetching = 0;
-        return;
+        code = 0;
     }
-    fetch_take_over(r, a, from, m->job);
-    job_touch(r, j);
-    a->credit = m->credit < FETCH_CREDIT_MAX ? m->credit : FETCH_CREDIT_MAX;
-    a->ranges_count = (uint32_t)m->n_indices;
-    for (size_t i = 0; i < m->n_indices; i++) {
-        a->ranges[i][0] = m->indices[i]->first;
-        a->ranges[i][1] = m->indices[i]->last;
-    }
-    audience_pump(r, j);
+    if (a) audience_leave(r, a);
+    if (code)
+        refuse(r, from, code, why, STEERFARM__MESSAGE_TYPE__FETCH, m->has_tag, m->tag, NULL,
+               m->job);
 }
 
 /* ---- RESULT_ACK ---- */
 
 static void acked(struct route *r, struct job *j, uint32_t index)
 {
-    struct audience *a = j->audience;
     struct turn *t = turn_shrink(r);
     if (!t || store_batch_image_drop(t->batch, j->id, index)) return; /* it is sent again */
     states_set(&j->states, index, IMAGE_ACKED);
-    for (uint32_t k = 0; a && k < a->sent_count; k++)
-        if (a->sent[k].index == index) a->sent[k--] = a->sent[--a->sent_count];
+    audience_acked(j, index);
 }
 
 static void on_ack(struct route *r, const struct peer *from, const Steerfarm__ResultAck *m)
@@ -506,15 +486,14 @@ static void on_ack(struct route *r, const struct peer *from, const Steerfarm__Re
     if (!j) return;
     job_touch(r, j);
     for (size_t i = 0; i < m->n_indices; i++) {
-        uint32_t last = m->indices[i]->last, chunk = UINT32_MAX;
-        if (last >= j->states.images) last = j->states.images - 1;
-        uint32_t index = states_find(&j->states, m->indices[i]->first, IMAGE_SPOOLED);
-        while (index <= last && index < j->states.images) {
-            if (chunk != UINT32_MAX && index / STATES_CHUNK != chunk)
+        uint32_t first = m->indices[i]->first, last = m->indices[i]->last, chunk = UINT32_MAX;
+        uint32_t end = last < j->states.images ? last + 1 : j->states.images;
+        for (uint32_t at = first; (at = states_find_to(&j->states, at, end, IMAGE_SPOOLED)) < end;
+             at++) {
+            if (chunk != UINT32_MAX && at / STATES_CHUNK != chunk)
                 chunk_put(r, j, chunk * STATES_CHUNK);
-            chunk = index / STATES_CHUNK;
-            acked(r, j, index);
-            index = states_find(&j->states, index + 1, IMAGE_SPOOLED);
+            chunk = at / STATES_CHUNK;
+            acked(r, j, at);
         }
         /* A job that ends with this needs no chunk: its summary tells. */
         if (chunk != UINT32_MAX && (!job_over(j) || j->states.images > 1))
@@ -542,6 +521,7 @@ static void retry_failed(struct route *r, struct job *j)
     }
     if (chunk != UINT32_MAX) chunk_put(r, j, chunk * STATES_CHUNK);
     j->reasons = 0;
+    audience_reopened(j);
 }
 
 /* An ended job comes back with what failed queued again. */

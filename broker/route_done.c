@@ -66,8 +66,7 @@ static void kept_now(struct route *r, const struct effect *e, int code)
     } else {
         queue_move(r->queue, j, e->index, code ? IMAGE_QUEUED : IMAGE_SPOOLED);
         job_touch(r, j);
-        if (j->audience) j->audience->dirty = 1;
-        if (!code) audience_pump(r, j);
+        if (!code) audience_spooled(r, j, e->index);
         if (!code) r->results++;
     }
     job_id_write(id, e->job);
@@ -157,6 +156,7 @@ static void turn_done(struct route *r, struct turn *t, const struct store_comple
             if (e->kind == EFFECT_ENDED) ended_now(r, e);
             if (e->kind == EFFECT_STATUS) status_now(r, e);
             if (e->kind == EFFECT_CANCEL) cancel_now(r, e);
+            if (e->kind == EFFECT_FETCHED) fetched_now(r, e);
             if (e->kind == EFFECT_TOMBSTONE) tombstone_now(r, e, c->code);
         }
     }

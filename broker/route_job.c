@@ -57,6 +57,7 @@ void job_settle(struct route *r, struct job *j)
 {
     struct audience *a = j->audience;
     if (a) a->dirty = 1;
+    audience_settle(r, j);
     if (j->ending || !job_over(j)) return;
     struct turn *t = turn_shrink(r);
     if (!t) return;
@@ -84,7 +85,6 @@ void job_watch_deadline(struct route *r, struct job *j)
 void job_forget(struct route *r, struct job *j)
 {
     audience_free(r, j->audience);
-    j->audience = NULL;
     deadline_drop(&r->deadlines, j);
     queue_remove(r->queue, j);
 }

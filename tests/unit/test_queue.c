@@ -65,6 +65,11 @@ static void test_states(void **unused)
         while (slow < IMAGES && model[slow] != wanted)
             slow++;
         assert_int_equal(states_find(&s, from, wanted), slow);
+        uint32_t end = from + random_below(IMAGES - from + 1);
+        assert_int_equal(states_find_to(&s, from, end, wanted), slow < end ? slow : end);
+        for (slow = from; slow < end && model[slow] >= IMAGE_ACKED;)
+            slow++;
+        assert_int_equal(states_find_open(&s, from, end), slow);
     }
     uint32_t counts[IMAGE_STATES] = {0};
     for (int i = 0; i < IMAGES; i++)

@@ -1214,6 +1214,75 @@ static void test_fetch_credit_and_range(void **state)
     assert_int_equal(count_sent("d", TYPE(RESULT)), 4);
 }
 
+/* When nothing of what is fetched can come any more, its fetcher is told, though the job goes on.
+ */
+static void test_fetch_of_a_part(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    credit("w/1", 3, 1);
+    snprintf(id, sizeof id, "%s", submit("c", "k", 6));
+    fetch_range("c", id, 8, 6, 9);
+    expect_refused("c", "BAD_VALUE");
+    fetch_range("c", id, 8, 2, 1);
+    expect_refused("c", "BAD_VALUE");
+    fetch_range("c", id, 8, 0, 2);
+    for (uint32_t i = 0; i < 3; i++) {
+        struct held_lease l = take_assign("w/1");
+        if (i == 2) credit("w/1", 0, 1);
+        if (l.index == 1) {
+            Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+            Steerfarm__Lease lease = lease_message(&l);
+            f.lease = &lease;
+            f.code = f.text = text("RENDER_FAILED");
+            say_worker("w/1", TYPE(FAIL), &f.base);
+            continue;
+        }
+        result("w/1", &l, "x");
+        expect_verdict("w/1", "kept");
+        (void)EXPECT("c", Result, RESULT);
+        settle();
+        assert_int_equal(count_sent("c", TYPE(DONE)), 0);
+        ack("c", id, l.index);
+    }
+    const Steerfarm__Done *d = EXPECT("c", Done, DONE);
+    assert_string_equal(d->status->state, "running");
+    assert_int_equal(d->status->counts->acked, 2);
+    settle();
+    assert_int_equal(count_sent("c", TYPE(DONE)), 1);
+    fetch_range("c", id, 8, 0, 0); /* was acknowledged long ago */
+    (void)EXPECT("c", Done, DONE);
+    fetch_range("c", id, 8, 1, 1); /* has failed */
+    (void)EXPECT("c", Done, DONE);
+    fetch_range("c", id, 8, 3, 3); /* may come */
+    settle();
+    assert_int_equal(count_sent("c", TYPE(DONE)), 3);
+    cancel("c", id, NULL);
+    assert_string_equal(EXPECT("c", Done, DONE)->status->state, "cancelled");
+}
+
+/* To a client that says nothing two copies of a RESULT are sent, not nine. */
+static void test_silent_client(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    Steerfarm__Ping ping = STEERFARM__PING__INIT;
+    farm();
+    spool_images("k", 1, id);
+    fetch("c", id, 4);
+    settle();
+    for (int i = 0; i < 20; i++) {
+        now_ms += 10000;
+        settle();
+    }
+    assert_int_equal(count_sent("c", TYPE(RESULT)), 2);
+    say_client("c", TYPE(PING), &ping.base);
+    now_ms += 100;
+    settle();
+    assert_int_equal(count_sent("c", TYPE(RESULT)), 3);
+}
+
 /* A RESULT is repeated until it is acknowledged, more and more slowly, and not for ever. */
 static void test_client_that_never_reads(void **state)
 {
@@ -1228,7 +1297,9 @@ static void test_client_that_never_reads(void **state)
     settle();
     assert_int_equal(count_sent("c", TYPE(RESULT)), 2);
     for (int i = 0; i < 60; i++) {
+        Steerfarm__Ping ping = STEERFARM__PING__INIT;
         now_ms += 10000;
+        say_client("c", TYPE(PING), &ping.base); /* alive, but the images are left lying */
         settle();
         forget_sent();
     }
@@ -1651,6 +1722,8 @@ int main(void)
         TEST(test_pinned_hash),
         TEST(test_replaced),
         TEST(test_fetch_credit_and_range),
+        TEST(test_fetch_of_a_part),
+        TEST(test_silent_client),
         TEST(test_client_that_never_reads),
         TEST(test_no_descriptors),
         TEST(test_client_that_is_gone),
