@@ -15,17 +15,11 @@
  * 3. Lanes are ordered by priority, highest first, and among equals by who was served longest ago;
  *    an empty lane is removed. */
 
-struct lane {
-    struct lane *next;
-    int32_t priority;
-    struct job *head; /* whose turn it is */
-    char model[STEER_NAME_BYTES_MAX + 1], model_hash[STEER_NAME_BYTES_MAX + 1],
-        numerics[STEER_NAME_BYTES_MAX + 1];
-};
+enum { LANES_MAX = 1024 };
 
 struct queue {
     struct job **by_id, **by_key;
-    uint32_t buckets, jobs;
+    uint32_t buckets, jobs, lanes_count;
     struct lane *lanes;
 };
 
@@ -144,17 +138,34 @@ void queue_each(struct queue *q, void (*each)(void *data, struct job *j), void *
 
 /* ---- lanes ---- */
 
-static struct lane *lane_of(struct queue *q, const struct job *j)
+/* Where it is not, *ret_at is where it goes: behind its equals, whose turn comes first. */
+static struct lane *lane_find(struct queue *q, int32_t priority, const char *model,
+                              const char *hash, const char *numerics, struct lane ***ret_at)
 {
     struct lane **at = &q->lanes;
-    while (*at && (*at)->priority > j->priority)
+    while (*at && (*at)->priority > priority)
         at = &(*at)->next;
-    for (struct lane *l = *at; l && l->priority == j->priority; l = l->next)
-        if (strcmp(l->model, j->model) == 0 && strcmp(l->model_hash, j->model_hash) == 0 &&
-            strcmp(l->numerics, j->numerics) == 0)
-            return l;
-    struct lane *l = calloc(1, sizeof *l);
-    if (!l) return NULL;
+    for (; *at && (*at)->priority == priority; at = &(*at)->next)
+        if (strcmp((*at)->model, model) == 0 && strcmp((*at)->model_hash, hash) == 0 &&
+            strcmp((*at)->numerics, numerics) == 0)
+            return *at;
+    *ret_at = at;
+    return NULL;
+}
+
+int queue_lanes_full(const struct queue *q, const Steerfarm__Job *s)
+{
+    struct lane **at;
+    return q->lanes_count >= LANES_MAX &&
+           !lane_find((struct queue *)(uintptr_t)q, s->priority, s->model,
+                      s->model_hash ? s->model_hash : "", s->numerics ? s->numerics : "", &at);
+}
+
+static struct lane *lane_of(struct queue *q, const struct job *j)
+{
+    struct lane **at, *l = lane_find(q, j->priority, j->model, j->model_hash, j->numerics, &at);
+    if (l || !(l = calloc(1, sizeof *l))) return l;
+    q->lanes_count++;
     l->priority = j->priority;
     strncpy(l->model, j->model, sizeof l->model - 1);
     strncpy(l->model_hash, j->model_hash, sizeof l->model_hash - 1);
@@ -177,6 +188,7 @@ static void ring_leave(struct queue *q, struct job *j)
     while (*at != l)
         at = &(*at)->next;
     *at = l->next;
+    q->lanes_count--;
     free(l);
 }
 
@@ -375,12 +387,12 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
     if (room < 1) return 0;
     for (struct lane *l = q->lanes, *next; l; l = next) {
         next = l->next;
-        if (!t->takes(t->data, l->model, l->model_hash, l->numerics)) continue;
+        if (!t->takes(t->data, l)) continue;
         struct job *first = l->head, *j = first;
         do {
             struct job *after = j->after;
             uint64_t batch = j->batch;
-            if (j->image_bytes <= t->bytes_max && take_one(q, j, t, now_ms, 0, ret)) {
+            if ((t->empty || j->image_bytes <= t->bytes_max) && take_one(q, j, t, now_ms, 0, ret)) {
                 int lane_left = j->lane != NULL || after != j;
                 if (lane_left && (after->lane || j->lane)) {
                     struct job *turn = after->lane ? after : j;

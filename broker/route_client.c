@@ -248,6 +248,11 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
         submit_refuse(r, from, m, err.code, err.text);
         return;
     }
+    if (queue_lanes_full(r->queue, &resolved.job)) {
+        submit_refuse(r, from, m, STEER_BUSY,
+                      "too many different priorities, models and numerics classes are queued");
+        return;
+    }
     uint8_t *spec = NULL, hash[QUEUE_HASH_BYTES];
     size_t size = 0;
     struct store_space space;
