@@ -20,13 +20,15 @@ enum { LANES_MAX = 1024 };
 struct queue {
     struct job **by_id, **by_key;
     uint32_t buckets, jobs, lanes_count;
+    uint64_t salt, bytes;
     struct lane *lanes;
 };
 
-struct queue *queue_new(void)
+struct queue *queue_new(uint64_t salt)
 {
     struct queue *q = calloc(1, sizeof *q);
     if (!q) return NULL;
+    q->salt = salt;
     q->buckets = 1024;
     q->by_id = calloc(q->buckets, sizeof *q->by_id);
     q->by_key = calloc(q->buckets, sizeof *q->by_key);
@@ -65,12 +67,12 @@ void queue_free(struct queue *q)
 
 static struct job **bucket_id(const struct queue *q, uint64_t id)
 {
-    return q->by_id + (XXH64(&id, sizeof id, 0) & (q->buckets - 1));
+    return q->by_id + (XXH64(&id, sizeof id, q->salt) & (q->buckets - 1));
 }
 
 static struct job **bucket_key(const struct queue *q, const char *key)
 {
-    return q->by_key + (XXH64(key, strlen(key), 0) & (q->buckets - 1));
+    return q->by_key + (XXH64(key, strlen(key), q->salt) & (q->buckets - 1));
 }
 
 static void link_in(struct queue *q, struct job *j)
@@ -125,6 +127,17 @@ struct job *queue_find_key(const struct queue *q, const char *key)
 uint32_t queue_jobs(const struct queue *q)
 {
     return q->jobs;
+}
+
+uint64_t queue_bytes(const struct queue *q)
+{
+    return q->bytes;
+}
+
+/* The texts before the spec are few. */
+static uint64_t job_bytes(const struct job *j)
+{
+    return sizeof *j + j->spec_bytes + j->states.images / 2;
 }
 
 void queue_each(struct queue *q, void (*each)(void *data, struct job *j), void *data)
@@ -276,6 +289,7 @@ struct job *queue_add(struct queue *q, uint64_t id, const char *key,
     j->spec_bytes = (uint32_t)spec_bytes;
     memcpy(j->spec, spec, spec_bytes);
     steerfarm__job__free_unpacked(s, NULL);
+    q->bytes += job_bytes(j);
     if (++q->jobs > 2 * q->buckets) grow(q);
     link_in(q, j);
     return j;
@@ -297,6 +311,7 @@ void queue_remove(struct queue *q, struct job *j)
         at = &(*at)->next_key;
     *at = j->next_key;
     q->jobs--;
+    q->bytes -= job_bytes(j);
     job_free(j);
 }
 

@@ -54,7 +54,8 @@ struct job {
 
 struct queue;
 
-struct queue *queue_new(void); /* NULL: out of memory */
+/* The salt keeps clients from choosing keys that all fall together. NULL: out of memory. */
+struct queue *queue_new(uint64_t salt);
 void queue_free(struct queue *q);
 
 /* Adds a job of that resolved spec, all images queued. NULL: out of memory or not a Job. */
@@ -65,6 +66,7 @@ void queue_remove(struct queue *q, struct job *j);
 struct job *queue_find(const struct queue *q, uint64_t id);
 struct job *queue_find_key(const struct queue *q, const char *key);
 uint32_t queue_jobs(const struct queue *q);
+uint64_t queue_bytes(const struct queue *q); /* what the jobs take, about */
 /* Lanes are searched one after the other: there is a limit to them, and this job would pass it. */
 int queue_lanes_full(const struct queue *q, const Steerfarm__Job *job);
 /* Calls each for all jobs; each may remove the job it is given. */

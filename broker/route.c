@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <xxhash.h>
 
 #include "limits.h"
@@ -259,7 +260,8 @@ int route_open(struct route **ret, const struct route_options *options,
     r->options = *options;
     r->transport = *transport;
     r->now_ms = now_ms;
-    r->queue = queue_new();
+    if (getrandom(&r->salt, sizeof r->salt, 0) != sizeof r->salt) r->salt = now_ms;
+    r->queue = queue_new(r->salt);
     r->catalog = catalog_new();
     struct store_load load = {r,        load_model, NULL,         load_tombstone,
                               load_job, load_chunk, load_failure, load_image};

@@ -19,12 +19,14 @@ enum {
     TOMBSTONES_MAX = 1000000,
     WATCHERS_MAX = 1024, /* of one job */
 };
+#define QUEUE_BYTES_MAX  (4ull << 30)   /* of jobs in memory */
+#define FLIGHT_BYTES_MAX (128ull << 20) /* of jobs that are not stored yet */
 
 /* ---- tombstones ---- */
 
 static struct tombstone **tombstone_bucket(struct route *r, const char *key)
 {
-    return r->tombstones + (XXH64(key, strlen(key), 0) & (TOMBSTONE_BUCKETS - 1));
+    return r->tombstones + (XXH64(key, strlen(key), r->salt) & (TOMBSTONE_BUCKETS - 1));
 }
 
 static struct tombstone *tombstone_find(struct route *r, const char *key)
@@ -79,7 +81,7 @@ void tombstone_add(struct route *r, const char *key, uint64_t made_ms)
 
 static struct client **client_bucket(struct route *r, const struct peer *p)
 {
-    return r->clients + (XXH64(p->identity, p->size, 0) & (CLIENT_BUCKETS - 1));
+    return r->clients + (XXH64(p->identity, p->size, r->salt) & (CLIENT_BUCKETS - 1));
 }
 
 static struct client *client_find(struct route *r, const struct peer *p)
@@ -186,8 +188,10 @@ static const Steerfarm__Model *submit_model(struct route *r, const struct peer *
     const Steerfarm__Model *model = NULL;
     if (job_check(m->job, &err)) {
         submit_refuse(r, from, m, err.code, err.text);
-    } else if (queue_jobs(r->queue) >= JOBS_MAX) {
+    } else if (queue_jobs(r->queue) >= JOBS_MAX || queue_bytes(r->queue) >= QUEUE_BYTES_MAX) {
         submit_refuse(r, from, m, STEER_BUSY, "the queue is full");
+    } else if (r->flight_bytes >= FLIGHT_BYTES_MAX) {
+        submit_refuse(r, from, m, STEER_BUSY, "jobs come faster than the disk can store them");
     } else if (store_space(r->store, &space), space.full) {
         submit_refuse(r, from, m, STEER_DISK_FULL, "the broker's disk is full");
     } else if (!(model = catalog_find(r->catalog, m->job->model))) {
@@ -268,8 +272,14 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
         return;
     }
     job_hash(hash, m->job);
-    if (!wire_pack(&resolved.job.base, &spec, &size))
-        j = queue_add(r->queue, r->job_last + 1, m->key, hash, spec, size, utc_now(r));
+    int packed = !wire_pack(&resolved.job.base, &spec, &size);
+    if (packed && size > STEER_SPEC_BYTES_MAX) {
+        free(spec);
+        submit_refuse(r, from, m, STEER_BAD_VALUE,
+                      "the job has over 65536 bytes with all its fields, unknown ones included");
+        return;
+    }
+    if (packed) j = queue_add(r->queue, r->job_last + 1, m->key, hash, spec, size, utc_now(r));
     free(spec);
     if (!j || submit_put(r, j, &resolved.job)) {
         if (j) queue_remove(r->queue, j);
@@ -277,6 +287,8 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
         return;
     }
     r->job_last++;
+    r->grow->bytes += size; /* submit_put has made it */
+    r->flight_bytes += size;
     accepted_later(r, turn_grow(r), from, m, j->id, 0);
 }
 

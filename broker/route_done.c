@@ -160,6 +160,7 @@ static void turn_done(struct route *r, struct turn *t, const struct store_comple
             if (e->kind == EFFECT_TOMBSTONE) tombstone_now(r, e, c->code);
         }
     }
+    r->flight_bytes -= t->bytes;
     turn_free(t);
 }
 
@@ -172,6 +173,7 @@ void completions(struct route *r)
             turn_done(r, c.cookie, &c);
         } else {
             struct question *q = c.cookie;
+            r->questions -= q->kind != ASK_READ;
             if (q->kind == ASK_READ)
                 image_send(r, q, &c);
             else

@@ -78,8 +78,9 @@ struct effect {
 struct turn {
     struct store_batch *batch;
     struct effect *effects, **effects_end;
-    int grows;  /* adds work: may be answered DISK_FULL */
-    int models; /* has some */
+    int grows;      /* adds work: may be answered DISK_FULL */
+    int models;     /* has some */
+    uint64_t bytes; /* of new jobs */
 };
 
 /* A question to the store. */
@@ -103,7 +104,7 @@ struct tombstone {
 };
 
 #define CLIENT_BUCKETS    4096
-#define TOMBSTONE_BUCKETS 4096
+#define TOMBSTONE_BUCKETS 65536
 
 struct route {
     struct route_options options;
@@ -119,6 +120,9 @@ struct route {
     struct audience *audiences;
     struct turn *grow, *shrink; /* of this turn; NULL: nothing yet */
     uint32_t waiting;           /* batches and questions that the store has */
+    uint32_t questions;         /* of them, what clients have asked */
+    uint64_t flight_bytes;      /* of jobs in batches that the store has, or will have */
+    uint64_t salt;              /* of all hashes of what clients choose */
     uint64_t epoch, job_last, now_ms, swept_ms, expired_ms, full_told_ms, audiences_ms;
     int paused, no_room;
     int expire_again;                                 /* the last batch did not get to the end */
@@ -219,6 +223,8 @@ struct status {
     char id[QUEUE_ID_BYTES];
     Steerfarm__Job *spec;
 };
+/* 0: the store may be asked one more question. */
+int questions_full(const struct route *r);
 /* Asks the store about a job; refuses in the name of `request` when it cannot. */
 void ask_store(struct route *r, enum question_kind kind, int request, const struct peer *from,
                const char *job, const char *key, int has_tag, uint64_t tag);

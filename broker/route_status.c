@@ -10,7 +10,11 @@
 #include "route_internal.h"
 #include "text.h"
 
-enum { LIST_MAX = 1000 };
+enum {
+    LIST_MAX = 1000,
+    LIST_BYTES_MAX = STEER_BODY_BYTES_MAX / 2, /* of one REPLY */
+    QUESTIONS_MAX = 4096,
+};
 
 static const char *const state_names[] = {[STORE_OPEN] = "queued",
                                           [STORE_DONE] = "done",
@@ -141,6 +145,11 @@ void reply_status(struct route *r, const struct peer *to, int has_tag, uint64_t 
 
 /* ---- questions ---- */
 
+int questions_full(const struct route *r)
+{
+    return r->questions >= QUESTIONS_MAX;
+}
+
 void ask_store(struct route *r, enum question_kind kind, int request, const struct peer *from,
                const char *job, const char *key, int has_tag, uint64_t tag)
 {
@@ -154,7 +163,7 @@ void ask_store(struct route *r, enum question_kind kind, int request, const stru
         what.tenant = "default";
         what.key = key;
     }
-    if ((q = calloc(1, sizeof *q))) {
+    if (!questions_full(r) && (q = calloc(1, sizeof *q))) {
         q->kind = kind;
         q->request = request;
         q->to = *from;
@@ -164,11 +173,12 @@ void ask_store(struct route *r, enum question_kind kind, int request, const stru
         text_copy(q->key, sizeof q->key, key ? key : "");
         if (!store_query(r->store, &what, q)) {
             r->waiting++;
+            r->questions++;
             return;
         }
         free(q);
     }
-    refuse(r, from, STEER_BUSY, "the broker is out of memory", request, has_tag, tag, key, job);
+    refuse(r, from, STEER_BUSY, "too many questions at once", request, has_tag, tag, key, job);
 }
 
 static void query_job(struct route *r, const struct peer *from, const Steerfarm__Query *q)
@@ -204,8 +214,17 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
     /* The store knows open jobs; which of them wait and which run is in memory. */
     if (what.states == 1u << STORE_OPEN) what.limit = LIST_MAX;
     if (q->label) what.label = (struct store_label){q->label->key, q->label->value};
-    struct question *ask = calloc(1, sizeof *ask);
-    if (!ask) return;
+    if (q->before && !(what.before = job_id_read(q->before))) {
+        refuse(r, from, STEER_BAD_VALUE, "a page begins before a job's id",
+               STEERFARM__MESSAGE_TYPE__QUERY, q->has_tag, q->tag, NULL, q->before);
+        return;
+    }
+    struct question *ask = questions_full(r) ? NULL : calloc(1, sizeof *ask);
+    if (!ask) {
+        refuse(r, from, STEER_BUSY, "too many questions at once", STEERFARM__MESSAGE_TYPE__QUERY,
+               q->has_tag, q->tag, NULL, NULL);
+        return;
+    }
     ask->kind = ASK_LIST;
     ask->request = STEERFARM__MESSAGE_TYPE__QUERY;
     ask->limit = limit;
@@ -215,6 +234,7 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
     ask->tag = q->tag;
     if (!store_query(r->store, &what, ask)) {
         r->waiting++;
+        r->questions++;
         return;
     }
     free(ask);
@@ -342,18 +362,25 @@ static void answer_list(struct route *r, const struct question *q, const struct 
     m.has_more = 1;
     m.more = c->more;
     m.jobs = list;
+    char next[QUEUE_ID_BYTES];
+    size_t bytes = 0;
     for (size_t i = 0; all && list && i < c->found_count; i++) {
-        if (m.n_jobs == q->limit) {
+        struct status *s = all + m.n_jobs;
+        if (m.n_jobs == q->limit || bytes > LIST_BYTES_MAX) {
             m.more = 1;
             break;
         }
-        struct status *s = all + m.n_jobs;
         status_of_stored(s, r, c->found + i);
-        if (*q->state && strcmp(q->state, s->msg.state) != 0)
+        job_id_write(next, c->found[i].job.id); /* so far this page has looked */
+        m.next = next;
+        if (*q->state && strcmp(q->state, s->msg.state) != 0) {
             status_clear(s);
-        else
-            list[m.n_jobs++] = &s->msg;
+            continue;
+        }
+        bytes += steerfarm__job_status__get_packed_size(&s->msg);
+        list[m.n_jobs++] = &s->msg;
     }
+    if (!m.more) m.next = NULL;
     if (list) (void)send_to(r, &q->to, STEERFARM__MESSAGE_TYPE__REPLY, &m.base);
     for (size_t i = 0; i < m.n_jobs; i++)
         status_clear(all + i);

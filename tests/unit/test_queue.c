@@ -107,7 +107,7 @@ static int take(struct queue *q, const char *model, uint64_t now_ms, struct take
 static void test_turns(void **unused)
 {
     (void)unused;
-    struct queue *q = queue_new();
+    struct queue *q = queue_new(7);
     struct taken taken[16];
     struct job *big = job_add(q, 1, "a", 1000000, 0, 1);
     struct job *small = job_add(q, 2, "a", 2, 0, 1);
@@ -156,7 +156,7 @@ static void test_turns(void **unused)
 static void test_lanes_take_turns(void **unused)
 {
     (void)unused;
-    struct queue *q = queue_new();
+    struct queue *q = queue_new(7);
     struct taken taken[4];
     struct job *jobs[3] = {job_add(q, 1, "a", 1000000, 0, 1), job_add(q, 2, "b", 1000, 0, 1),
                            job_add(q, 3, "c", 1000, 0, 1)};
@@ -270,7 +270,7 @@ static void test_cold_worker(void **unused)
 {
     (void)unused;
     struct sched *s = sched_new(1);
-    struct queue *q = queue_new();
+    struct queue *q = queue_new(7);
     struct worker *warm = worker_add(s, 2), *cold = worker_add(s, 4);
     struct taken taken[4];
     struct job *j = job_add(q, 1, "a", 100, 0, 1);
@@ -296,7 +296,7 @@ static void test_loaded(void **unused)
 {
     (void)unused;
     struct sched *s = sched_new(1);
-    struct queue *q = queue_new();
+    struct queue *q = queue_new(7);
     struct worker *w = worker_add(s, 1); /* offers a and b */
     w->device_memory = 10;
     w->models[0].memory_bytes = w->models[1].memory_bytes = 6;
@@ -313,7 +313,7 @@ static void test_large_image(void **unused)
 {
     (void)unused;
     struct sched *s = sched_new(1);
-    struct queue *q = queue_new();
+    struct queue *q = queue_new(7);
     struct worker *w = worker_add(s, 2);
     struct taken taken[4];
     struct job *j = job_add(q, 1, "a", 4, 0, 1);
@@ -329,7 +329,7 @@ static void test_large_image(void **unused)
 static void test_many_lanes(void **unused)
 {
     (void)unused;
-    struct queue *q = queue_new();
+    struct queue *q = queue_new(7);
     Steerfarm__Job spec = STEERFARM__JOB__INIT;
     char model[] = "a";
     spec.model = model;
@@ -391,7 +391,7 @@ static void test_simulation(void **unused)
     enum { JOBS = 40, WORKERS = 4 };
     for (int seed = 1; seed <= 20; seed++) {
         random_state = (uint64_t)seed;
-        struct queue *q = queue_new();
+        struct queue *q = queue_new(7);
         struct sched *s = sched_new(1);
         struct job *jobs[JOBS];
         uint32_t images = 0, ended = 0;

@@ -1671,6 +1671,67 @@ static void test_many_acks(void **state)
     assert_int_equal(EXPECT("c", Reply, REPLY)->tag, 9);
 }
 
+/* The list comes in pages, none of which is larger than a message may be. */
+static void test_pages(void **state)
+{
+    (void)state;
+    static char prompt[STEER_PROMPT_BYTES_MAX + 1];
+    char before[STEER_JOB_ID_BYTES_MAX] = "";
+    enum { JOBS = 300 };
+    farm();
+    credit("w/1", 0, 1);
+    memset(prompt, 'x', sizeof prompt - 1);
+    for (int i = 0; i < JOBS; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "k%d", i);
+        say_submit("c", key, prompt, 1, 0);
+        (void)EXPECT("c", Accepted, ACCEPTED);
+        if (i % 50 == 49) forget_sent();
+    }
+    size_t seen = 0, pages = 0;
+    for (int more = 1; more; pages++) {
+        Steerfarm__Query q = STEERFARM__QUERY__INIT;
+        q.kind = STEERFARM__QUERY_KIND__QUERY_JOBS;
+        q.has_limit = 1;
+        q.limit = 1000;
+        q.before = *before ? before : NULL;
+        say_client("c", TYPE(QUERY), &q.base);
+        const Steerfarm__Reply *m = EXPECT("c", Reply, REPLY);
+        assert_true(steerfarm__reply__get_packed_size(m) < STEER_BODY_BYTES_MAX);
+        seen += m->n_jobs;
+        more = m->more;
+        assert_true(!more == !m->next);
+        if (more) snprintf(before, sizeof before, "%s", m->next);
+    }
+    assert_int_equal(seen, JOBS);
+    assert_int_equal(pages, 3);
+}
+
+/* What a newer release adds to a job is kept, as far as there is an end to it. */
+static void test_large_job(void **state)
+{
+    (void)state;
+    static uint8_t unknown[STEER_SPEC_BYTES_MAX];
+    Steerfarm__Submit s = STEERFARM__SUBMIT__INIT;
+    Steerfarm__Job job = STEERFARM__JOB__INIT;
+    ProtobufCMessageUnknownField field = {100, PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED, sizeof unknown,
+                                          unknown};
+    farm();
+    unknown[0] = 0xfd, unknown[1] = 0xff, unknown[2] = 0x03; /* 65533 bytes follow */
+    s.key = text("k");
+    s.job = &job;
+    job.model = text("m");
+    job.prompt = text("a cat");
+    job.base.n_unknown_fields = 1;
+    job.base.unknown_fields = &field;
+    say_client("c", TYPE(SUBMIT), &s.base);
+    expect_refused("c", "BAD_VALUE");
+    field.len = 3;
+    unknown[0] = 2;
+    say_client("c", TYPE(SUBMIT), &s.base);
+    (void)EXPECT("c", Accepted, ACCEPTED);
+}
+
 static void test_jobs_by_state(void **state)
 {
     (void)state;
@@ -1740,6 +1801,8 @@ int main(void)
         TEST(test_spool_is_not_overcommitted),
         TEST(test_many_acks),
         TEST(test_jobs_by_state),
+        TEST(test_pages),
+        TEST(test_large_job),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
