@@ -21,6 +21,7 @@ struct queue {
     struct job **by_id, **by_key;
     uint32_t buckets, jobs, lanes_count;
     uint64_t salt, bytes;
+    uint64_t images[IMAGE_STATES];
     struct lane *lanes;
 };
 
@@ -132,6 +133,26 @@ uint32_t queue_jobs(const struct queue *q)
 uint64_t queue_bytes(const struct queue *q)
 {
     return q->bytes;
+}
+
+const uint64_t *queue_images(const struct queue *q)
+{
+    return q->images;
+}
+
+static void images_count(struct queue *q, const struct job *j, int sign)
+{
+    for (int i = 0; i < IMAGE_STATES; i++)
+        q->images[i] += (uint64_t)((int64_t)sign * j->states.counts[i]);
+}
+
+int queue_chunk_load(struct queue *q, struct job *j, uint32_t chunk, const uint8_t *data,
+                     size_t bytes)
+{
+    images_count(q, j, -1);
+    int code = states_unpack(&j->states, chunk, data, bytes);
+    images_count(q, j, 1);
+    return code;
 }
 
 /* The texts before the spec are few. */
@@ -290,6 +311,7 @@ struct job *queue_add(struct queue *q, uint64_t id, const char *key,
     memcpy(j->spec, spec, spec_bytes);
     steerfarm__job__free_unpacked(s, NULL);
     q->bytes += job_bytes(j);
+    images_count(q, j, 1);
     if (++q->jobs > 2 * q->buckets) grow(q);
     link_in(q, j);
     return j;
@@ -312,6 +334,7 @@ void queue_remove(struct queue *q, struct job *j)
     *at = j->next_key;
     q->jobs--;
     q->bytes -= job_bytes(j);
+    images_count(q, j, -1);
     job_free(j);
 }
 
@@ -328,6 +351,8 @@ int job_over(const struct job *j)
 
 void queue_move(struct queue *q, struct job *j, uint32_t index, enum image_state to)
 {
+    q->images[states_get(&j->states, index)]--;
+    q->images[to]++;
     states_set(&j->states, index, to);
     if (to == IMAGE_QUEUED && index < j->cursor) j->cursor = index;
     ring_settle(q, j);

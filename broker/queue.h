@@ -69,6 +69,11 @@ uint32_t queue_jobs(const struct queue *q);
 uint64_t queue_bytes(const struct queue *q); /* what the jobs take, about */
 /* Lanes are searched one after the other: there is a limit to them, and this job would pass it. */
 int queue_lanes_full(const struct queue *q, const Steerfarm__Job *job);
+/* Images of all jobs by state; kept, not counted. */
+const uint64_t *queue_images(const struct queue *q);
+/* Takes over a chunk of the job's states, as states_unpack. */
+int queue_chunk_load(struct queue *q, struct job *j, uint32_t chunk, const uint8_t *data,
+                     size_t bytes) STEER_MUSTCHECK;
 /* Calls each for all jobs; each may remove the job it is given. */
 void queue_each(struct queue *q, void (*each)(void *data, struct job *j), void *data);
 

@@ -486,7 +486,7 @@ static void acked(struct route *r, struct job *j, uint32_t index)
 {
     struct turn *t = turn_shrink(r);
     if (!t || store_batch_image_drop(t->batch, j->id, index)) return; /* it is sent again */
-    states_set(&j->states, index, IMAGE_ACKED);
+    queue_move(r->queue, j, index, IMAGE_ACKED);
     audience_acked(j, index);
 }
 
@@ -550,7 +550,7 @@ int job_reopen(struct route *r, const struct store_found *f)
     if (j || !t) return STEER_BUSY;
     j = queue_add(r->queue, s->id, s->key, s->hash, s->spec, s->spec_bytes, s->accepted_ms);
     if (!j) return STEER_NO_MEMORY;
-    if (s->state == STORE_FAILED && j->states.images == 1) states_set(&j->states, 0, IMAGE_FAILED);
+    if (s->state == STORE_FAILED && j->states.images == 1) queue_move(r->queue, j, 0, IMAGE_FAILED);
     for (size_t i = 0; i < f->chunk_count; i++)
         if (job_chunk_load(r, j, f->chunks + i))
             log_event(LOG_ERROR, "store.chunk", "job=%" PRIu64, j->id);

@@ -45,7 +45,8 @@ void job_touched_load(struct route *r, struct job *j, uint64_t put_ms)
 
 int job_chunk_load(struct route *r, struct job *j, const struct store_chunk *c)
 {
-    if (c->number != CHUNK_TOUCHED) return states_unpack(&j->states, c->number, c->data, c->bytes);
+    if (c->number != CHUNK_TOUCHED)
+        return queue_chunk_load(r->queue, j, c->number, c->data, c->bytes);
     uint64_t put_ms;
     if (c->bytes != sizeof put_ms) return STEER_STORE;
     memcpy(&put_ms, c->data, sizeof put_ms);

@@ -276,18 +276,12 @@ static void query_workers(struct route *r, const struct peer *from, const Steerf
     (void)send_to(r, from, STEERFARM__MESSAGE_TYPE__REPLY, &m.base);
 }
 
-static void count_states(void *data, struct job *j)
-{
-    for (int i = 0; i < IMAGE_STATES; i++)
-        ((uint64_t *)data)[i] += j->states.counts[i];
-}
-
 static void query_status(struct route *r, const struct peer *from, const Steerfarm__Query *q)
 {
-    uint64_t images[IMAGE_STATES] = {0}, workers = 0;
+    const uint64_t *images = queue_images(r->queue);
+    uint64_t workers = 0;
     struct store_space space;
     struct store_figures figures;
-    queue_each(r->queue, count_states, images);
     for (struct worker *w = sched_first(r->sched); w; w = w->next)
         workers++;
     store_space(r->store, &space);

@@ -429,6 +429,8 @@ static void test_simulation(void **unused)
                 ended += done;
             }
         }
+        assert_int_equal(queue_images(q)[IMAGE_ACKED], images);
+        assert_int_equal(queue_images(q)[IMAGE_QUEUED] + queue_images(q)[IMAGE_LEASED], 0);
         for (int i = 0; i < JOBS; i++) {
             assert_true(job_over(jobs[i]));
             assert_int_equal(jobs[i]->states.counts[IMAGE_ACKED], jobs[i]->states.images);
