@@ -152,8 +152,9 @@ static void submit_refuse(struct route *r, const struct peer *from, const Steerf
 static void accepted_later(struct route *r, struct turn *t, const struct peer *from,
                            const Steerfarm__Submit *m, uint64_t job, int again)
 {
-    struct effect *e = t ? effect_add(t, EFFECT_ACCEPTED, job) : NULL;
-    if (!e) {
+    struct effect *e = effect_new(EFFECT_ACCEPTED, job);
+    if (!t || !e || (again && !(e->key = strdup(m->key)))) {
+        free(e);
         submit_refuse(r, from, m, STEER_BUSY, "the broker is out of memory");
         return;
     }
@@ -161,6 +162,7 @@ static void accepted_later(struct route *r, struct turn *t, const struct peer *f
     e->has_tag = m->has_tag;
     e->tag = m->tag;
     e->again = again;
+    effect_link(t, e);
 }
 
 /* The key is that of a job in the queue: the same job again, or a conflict. */

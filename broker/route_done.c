@@ -32,7 +32,7 @@ static void accepted_now(struct route *r, const struct effect *e, int code)
     struct job *j = queue_find(r->queue, e->job);
     if (!j) { /* its first SUBMIT did not get through */
         refuse(r, &e->to, STEER_BUSY, "the job could not be stored; try again",
-               STEERFARM__MESSAGE_TYPE__SUBMIT, e->has_tag, e->tag, NULL, NULL);
+               STEERFARM__MESSAGE_TYPE__SUBMIT, e->has_tag, e->tag, e->key, NULL);
         return;
     }
     if (code && !j->committed) { /* an older job of this key stays, and is answered */

@@ -71,7 +71,7 @@ struct effect {
     int has_tag;
     uint64_t tag, job, epoch, lease;
     uint32_t index;
-    char *key; /* CANCEL, TOMBSTONE; owned */
+    char *key; /* CANCEL, TOMBSTONE, ACCEPTED again; owned */
 };
 
 /* A batch on its way, with its effects in order. */

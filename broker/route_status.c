@@ -392,11 +392,13 @@ static void answer_done(struct route *r, const struct question *q, struct status
 static void answer_retry(struct route *r, const struct question *q,
                          const struct store_completion *c)
 {
+    char id[QUEUE_ID_BYTES];
     int code = job_reopen(r, c->found);
     if (code) {
+        job_id_write(id, q->job);
         refuse(r, &q->to, code,
                code == STEER_BAD_VALUE ? "no image of this job has failed" : "try again",
-               q->request, q->has_tag, q->tag, NULL, NULL);
+               q->request, q->has_tag, q->tag, NULL, id);
         return;
     }
     struct turn *t = turn_shrink(r);
@@ -409,9 +411,11 @@ static void answer_retry(struct route *r, const struct question *q,
 
 void answer_query(struct route *r, const struct question *q, const struct store_completion *c)
 {
+    char id[QUEUE_ID_BYTES];
+    job_id_write(id, q->job);
     if (c->code) {
         refuse(r, &q->to, c->code, "the store could not answer", q->request, q->has_tag, q->tag,
-               NULL, NULL);
+               *q->key ? q->key : NULL, q->job ? id : NULL);
         return;
     }
     if (q->kind == ASK_LIST || q->kind == ASK_CANCEL) {
@@ -422,8 +426,6 @@ void answer_query(struct route *r, const struct question *q, const struct store_
         return;
     }
     if (!c->found_count) {
-        char id[QUEUE_ID_BYTES];
-        job_id_write(id, q->job);
         refuse(r, &q->to, STEER_UNKNOWN_JOB, "no such job", q->request, q->has_tag, q->tag, NULL,
                id);
         return;

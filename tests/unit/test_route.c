@@ -623,7 +623,9 @@ static void test_bad_frames(void **state)
     say_raw(SIDE_CLIENTS, "c", version, 2);
     expect_refused("c", "BAD_VERSION");
     say_raw(SIDE_CLIENTS, "c", junk, 2);
-    expect_refused("c", "BAD_FRAME");
+    const Steerfarm__Refused *m = EXPECT("c", Refused, REFUSED);
+    assert_string_equal(m->code, "BAD_FRAME");
+    assert_int_equal(m->request, TYPE(PING)); /* what it was said to be */
     say_raw(SIDE_WORKERS, "w/1", bare, 2);
     expect_refused("w/1", "BAD_FRAME");
     say_raw(SIDE_CLIENTS, "c", NULL, 0);
