@@ -10,6 +10,7 @@ enum {
     RESEND_MS = 2000,  /* a RESULT that nobody acknowledged; doubled each time */
     PROGRESS_MS = 200, /* between two PROGRESS of a job */
     SWEEP_MS = 50,     /* between two looks at all audiences */
+    READS_MAX = 256,   /* images on their way from disk to pipes, in memory */
     BLIND_TRIES = 2,   /* copies of a RESULT to somebody who says nothing any more */
 };
 #define UNACKED_BYTES_MAX (64ull << 20) /* of one job, at the worst, in the fetcher's pipe */
@@ -53,30 +54,36 @@ static int by_first(const void *a, const void *b)
     return (x[0] > y[0]) - (x[0] < y[0]);
 }
 
-/* In order and apart, so that what is done with can be left behind. */
-static int ranges_take(struct audience *a, const Steerfarm__Fetch *m)
+/* Those of an index the job does not have are left out and counted in *ret_bad. */
+size_t ranges_merge(uint32_t (*to)[2], Steerfarm__Range *const *from, size_t from_count,
+                    uint32_t images, size_t *ret_bad)
 {
-    uint32_t images = a->job->states.images, sorted[FETCH_RANGES_MAX][2], count = 0;
-    for (size_t i = 0; i < m->n_indices; i++) {
-        uint32_t first = m->indices[i]->first, last = m->indices[i]->last;
-        if (first >= images || last < first) return STEER_BAD_VALUE;
-        sorted[i][0] = first;
-        sorted[i][1] = last < images ? last + 1 : images;
+    size_t good = 0, count = 0;
+    for (size_t i = 0; i < from_count; i++) {
+        if (from[i]->first >= images || from[i]->last < from[i]->first) continue;
+        to[good][0] = from[i]->first;
+        to[good++][1] = from[i]->last < images ? from[i]->last + 1 : images;
     }
-    qsort(sorted, m->n_indices, sizeof *sorted, by_first);
-    for (size_t i = 0; i < m->n_indices; i++) {
-        if (count && sorted[i][0] <= a->ranges[count - 1][1]) {
-            if (sorted[i][1] > a->ranges[count - 1][1]) a->ranges[count - 1][1] = sorted[i][1];
+    qsort(to, good, sizeof *to, by_first);
+    for (size_t i = 0; i < good; i++) {
+        if (count && to[i][0] <= to[count - 1][1]) {
+            if (to[i][1] > to[count - 1][1]) to[count - 1][1] = to[i][1];
             continue;
         }
-        memcpy(a->ranges[count++], sorted[i], sizeof *sorted);
+        memmove(to[count++], to[i], sizeof *to);
     }
-    if (!count) {
-        a->ranges[0][0] = 0;
-        a->ranges[0][1] = images;
-        count = 1;
-    }
-    a->ranges_count = count;
+    *ret_bad = from_count - good;
+    return count;
+}
+
+static int ranges_take(struct audience *a, const Steerfarm__Fetch *m)
+{
+    uint32_t images = a->job->states.images, wanted[FETCH_RANGES_MAX][2] = {{0, images}};
+    size_t bad = 0, count = 1;
+    if (m->n_indices) count = ranges_merge(wanted, m->indices, m->n_indices, images, &bad);
+    if (bad) return STEER_BAD_VALUE;
+    memcpy(a->ranges, wanted, sizeof wanted);
+    a->ranges_count = (uint32_t)count;
     return 0;
 }
 
@@ -186,7 +193,8 @@ void audience_reopened(struct job *j)
 
 static void image_read(struct route *r, struct audience *a, struct sent *s)
 {
-    struct question *q = calloc(1, sizeof *q);
+    /* What is not read now is due at the next sweep. */
+    struct question *q = r->reads < READS_MAX ? calloc(1, sizeof *q) : NULL;
     if (!q) return;
     q->kind = ASK_READ;
     q->job = a->job->id;
@@ -199,6 +207,7 @@ static void image_read(struct route *r, struct audience *a, struct sent *s)
         return;
     }
     r->waiting++;
+    r->reads++;
 }
 
 static int under_way(const struct audience *a, uint32_t index)

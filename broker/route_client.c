@@ -504,20 +504,19 @@ static void on_ack(struct route *r, const struct peer *from, const Steerfarm__Re
     if (m->has_tag) status_later(r, from, 1, m->tag, job_id_read(m->job));
     if (!j) return;
     job_touch(r, j);
-    for (size_t i = 0; i < m->n_indices; i++) {
-        uint32_t first = m->indices[i]->first, last = m->indices[i]->last, chunk = UINT32_MAX;
-        uint32_t end = last < j->states.images ? last + 1 : j->states.images;
-        for (uint32_t at = first; (at = states_find_to(&j->states, at, end, IMAGE_SPOOLED)) < end;
-             at++) {
+    uint32_t ranges[STEER_RANGES_MAX][2], chunk = UINT32_MAX;
+    size_t bad, count = ranges_merge(ranges, m->indices, m->n_indices, j->states.images, &bad);
+    for (size_t i = 0; i < count; i++)
+        for (uint32_t at = ranges[i][0], end = ranges[i][1];
+             (at = states_find_to(&j->states, at, end, IMAGE_SPOOLED)) < end; at++) {
             if (chunk != UINT32_MAX && at / STATES_CHUNK != chunk)
                 chunk_put(r, j, chunk * STATES_CHUNK);
             chunk = at / STATES_CHUNK;
             acked(r, j, at);
         }
-        /* A job that ends with this needs no chunk: its summary tells. */
-        if (chunk != UINT32_MAX && (!job_over(j) || j->states.images > 1))
-            chunk_put(r, j, chunk * STATES_CHUNK);
-    }
+    /* A job that ends with this needs no chunk: its summary tells. */
+    if (chunk != UINT32_MAX && (!job_over(j) || j->states.images > 1))
+        chunk_put(r, j, chunk * STATES_CHUNK);
     job_settle(r, j);
     audience_pump(r, j);
 }

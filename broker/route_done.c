@@ -173,7 +173,10 @@ void completions(struct route *r)
             turn_done(r, c.cookie, &c);
         } else {
             struct question *q = c.cookie;
-            r->questions -= q->kind != ASK_READ;
+            if (q->kind == ASK_READ)
+                r->reads--;
+            else
+                r->questions--;
             if (q->kind == ASK_READ)
                 image_send(r, q, &c);
             else

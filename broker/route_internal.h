@@ -120,7 +120,7 @@ struct route {
     struct audience *audiences;
     struct turn *grow, *shrink; /* of this turn; NULL: nothing yet */
     uint32_t waiting;           /* batches and questions that the store has */
-    uint32_t questions;         /* of them, what clients have asked */
+    uint32_t questions, reads;  /* of them, what clients have asked, and images to be sent */
     uint64_t flight_bytes;      /* of jobs in batches that the store has, or will have */
     uint64_t salt;              /* of all hashes of what clients choose */
     uint64_t epoch, job_last, now_ms, swept_ms, expired_ms, full_told_ms, audiences_ms;
@@ -195,6 +195,9 @@ struct audience *audience_of(struct route *r, struct job *j);
 void audience_free(struct route *r, struct audience *a);
 /* Nobody is left: it goes, and comes back when somebody asks. */
 void audience_leave(struct route *r, struct audience *a);
+/* Ranges as first and end, in order and apart, into as much room as there are of them; how many. */
+size_t ranges_merge(uint32_t (*to)[2], Steerfarm__Range *const *from, size_t from_count,
+                    uint32_t images, size_t *ret_bad);
 /* Takes over what `m` asks for; 0, or why not. */
 int audience_fetch(struct route *r, struct audience *a, const struct peer *from,
                    const Steerfarm__Fetch *m, const char **ret_why) STEER_MUSTCHECK;

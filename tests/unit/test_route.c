@@ -1734,6 +1734,36 @@ static void test_large_job(void **state)
     (void)EXPECT("c", Accepted, ACCEPTED);
 }
 
+/* Ranges come in any order, overlap, and may name what is not there. */
+static void test_ack_ranges(void **state)
+{
+    (void)state;
+    static const uint32_t given[][2] = {{5, 5}, {0, 1}, {1, 2}, {9, 9}, {4, 3}, {0, 0}};
+    char id[STEER_JOB_ID_BYTES_MAX];
+    Steerfarm__ResultAck a = STEERFARM__RESULT_ACK__INIT;
+    Steerfarm__Range ranges[6], *list[6];
+    farm();
+    spool_images("k", 6, id);
+    for (int i = 0; i < 6; i++) {
+        ranges[i] = (Steerfarm__Range)STEERFARM__RANGE__INIT;
+        ranges[i].first = given[i][0];
+        ranges[i].last = given[i][1];
+        list[i] = ranges + i;
+    }
+    a.job = id;
+    a.indices = list;
+    a.n_indices = 6;
+    a.has_tag = 1;
+    say_client("c", TYPE(RESULT_ACK), &a.base);
+    (void)EXPECT("c", Reply, REPLY);
+    assert_int_equal(ask_job("c", id)->counts->acked, 4);
+    restart();
+    hello_client("c");
+    fetch("c", id, 8);
+    settle();
+    assert_int_equal(count_sent("c", TYPE(RESULT)), 2);
+}
+
 static void test_jobs_by_state(void **state)
 {
     (void)state;
@@ -1802,6 +1832,7 @@ int main(void)
         TEST(test_batch_and_small_spool),
         TEST(test_spool_is_not_overcommitted),
         TEST(test_many_acks),
+        TEST(test_ack_ranges),
         TEST(test_jobs_by_state),
         TEST(test_pages),
         TEST(test_large_job),
