@@ -77,7 +77,7 @@ struct child {
     int argc;
     pid_t pid;
     int gone; /* it left by itself and is not wanted back */
-    double back_off_ms, restart_at_ms, started_ms;
+    int64_t back_off_ms, restart_at_ms, started_ms;
     struct log *log; /* NULL: none */
 };
 
@@ -229,7 +229,7 @@ static int child_ended(struct child *c, int status, int ready, struct steer_erro
     if (c->back_off_ms > BACK_OFF_MS_MAX) c->back_off_ms = BACK_OFF_MS_MAX;
     c->restart_at_ms = now_ms() + c->back_off_ms;
     fprintf(stderr, "steer up: %s ended; starting it again in %.1f s\n", c->name,
-            c->back_off_ms / 1e3);
+            1e-3 * (double)c->back_off_ms);
     return 0;
 }
 
@@ -249,7 +249,7 @@ static void child_stop(struct child *c, struct log *log)
 {
     if (c->pid <= 0) return;
     kill(c->pid, SIGTERM);
-    for (double begun = now_ms(); waitpid(c->pid, NULL, WNOHANG) != c->pid;) {
+    for (int64_t begun = now_ms(); waitpid(c->pid, NULL, WNOHANG) != c->pid;) {
         if (now_ms() > begun + LEAVE_MS || interrupted > 1) kill(c->pid, SIGKILL);
         log_move(log, STEP_MS);
     }
@@ -274,7 +274,7 @@ static int worker_there(struct steer_client *c)
 static int run(struct child *broker, struct child *worker, struct steer_client *c,
                const char *clients, struct steer_error *err)
 {
-    double begun = now_ms(), ask_at = 0;
+    int64_t begun = now_ms(), ask_at = 0;
     int ready = 0; /* the farm as a whole */
     int code = child_start(broker, err), up = 0;
     while (!interrupted && !code) {
