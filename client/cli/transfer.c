@@ -122,9 +122,12 @@ static int image_save(struct state *s, const struct steer_event *e, struct steer
     char path[1200];
     int64_t begin = now_us();
     const struct cli *cli = s->t->cli;
+    struct steer_error why = {0};
     int code = path_of(s, path, sizeof path, e->index, err);
-    if (!code) code = output_write(path, e->image, e->image_bytes, s->t->overwrite, err);
     if (code) return code;
+    if ((code = output_write(path, e->image, e->image_bytes, s->t->overwrite, &why)))
+        return steer_fail(err, code, "%s (`steer fetch %s` gets what is missing)", why.text,
+                          s->t->job);
     (void)steer_ack(s->t->client, e->job, e->index);
     s->image_ms = now_ms();
     s->have[(e->index - s->first) / 8] |= (uint8_t)(1 << ((e->index - s->first) % 8));
@@ -216,7 +219,7 @@ static int end(const struct state *s, const json_t *status, struct steer_error *
 {
     const json_t *failures = json_object_get(status, "failures");
     size_t count = json_array_size(failures);
-    uint32_t wanted = s->last - s->first + 1, failed = 0, missing = missing_count(s);
+    uint32_t wanted = s->last - s->first + 1, failed = 0;
     int64_t all = json_number(json_object_get(status, "counts"), "failed");
     bar_clear(s);
     for (size_t i = 0; i < count; i++) {
@@ -229,21 +232,25 @@ static int end(const struct state *s, const json_t *status, struct steer_error *
     }
     if (all > (int64_t)count && !s->t->cli->quiet)
         fprintf(stderr, "steer: %" PRId64 " images failed; the first %zu are told\n", all, count);
-    if (!missing && s->written < wanted && !s->t->cli->quiet)
-        fprintf(stderr, "steer: %u of %u images were fetched earlier; their files are there\n",
-                wanted - s->written, wanted);
-    if (!missing) return 0;
-    if (failed && failed >= missing)
+    if (s->written == wanted) return 0;
+    /* Before any look at files: what lies there may be of another job. */
+    if (failed)
         return steer_fail(err, STEER_RENDER_FAILED, "job %s: %u of %u images failed", s->t->job,
                           failed, wanted);
     /* Images of other ranges may have failed; these have not. */
-    int elsewhere = is_part(s) && !failed && all <= (int64_t)count;
+    int elsewhere = is_part(s) && all <= (int64_t)count;
     int code = job_end(status, err);
     if (code && !(code == STEER_RENDER_FAILED && elsewhere)) return code;
-    return steer_fail(err, STEER_NOT_FOUND,
-                      "%u of %u images of job %s were fetched earlier, and the farm keeps no "
-                      "image that was; their files are not here",
-                      missing, wanted, s->t->job);
+    uint32_t missing = missing_count(s);
+    if (missing)
+        return steer_fail(err, STEER_NOT_FOUND,
+                          "%u of %u images of job %s were fetched earlier, and the farm keeps no "
+                          "image that was; their files are not here",
+                          missing, wanted, s->t->job);
+    if (!s->t->cli->quiet)
+        fprintf(stderr, "steer: %u of %u images were fetched earlier; their files are there\n",
+                wanted - s->written, wanted);
+    return 0;
 }
 
 /* 1: it is over, and *code says how. */

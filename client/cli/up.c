@@ -274,12 +274,15 @@ static int worker_there(struct steer_client *c)
 static int run(struct child *broker, struct child *worker, struct steer_client *c,
                const char *clients, struct steer_error *err)
 {
-    int64_t begun = now_ms(), ask_at = 0;
-    int ready = 0; /* the farm as a whole */
+    int64_t up_at = 0, ask_at = 0; /* a large store may take the broker long: only then we count */
+    int ready = 0;                 /* the farm as a whole */
     int code = child_start(broker, err), up = 0;
     while (!interrupted && !code) {
         log_move(broker->log, STEP_MS);
-        up |= broker->log->ready;
+        if (!up && broker->log->ready) {
+            up = 1;
+            up_at = now_ms();
+        }
         code = child_look(broker, up, err);
         if (!code && up) code = child_look(worker, ready, err); /* its first look starts it */
         if (!code && up && !ready && now_ms() >= ask_at) {
@@ -288,7 +291,7 @@ static int run(struct child *broker, struct child *worker, struct steer_client *
             if (ready) printf("farm ready at %s; Ctrl-C ends it\n", clients);
             fflush(stdout);
         }
-        if (!code && !ready && now_ms() > begun + READY_MS)
+        if (!code && up && !ready && now_ms() > up_at + READY_MS)
             code = steer_fail(err, STEER_TIMEOUT, "no worker came up in %d s", READY_MS / 1000);
     }
     return code;

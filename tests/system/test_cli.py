@@ -173,7 +173,9 @@ class Images(CommandTest):
                 os.truncate(file, file.stat().st_size // 2)
                 job = self.submit(*FLAGS, "--images", 1)
                 self.assertIn(job, self.steer("wait", job, code=70).stderr)
+                (self.dir / f"{job}.webp").write_bytes(b"another job's")  # which makes nothing good
                 run = self.steer("fetch", job, code=70)
+                (self.dir / f"{job}.webp").unlink()
                 self.assertIn("image 0 failed", run.stderr)
                 self.assertIn("diffusion_pytorch_model", run.stderr)
                 self.steer("watch", job, "--json", code=70)
