@@ -216,8 +216,7 @@ static int child_ended(struct child *c, int status, int ready, struct steer_erro
                                        : STEER_USAGE,
                           "%s", c->log->reason);
     if (code == 127 || (code >= 64 && code <= 69) || code == 77 || (c->log && !ready))
-        return steer_fail(err, STEER_USAGE, "%s ended with %d before the farm was up", c->name,
-                          code);
+        return steer_fail(err, STEER_USAGE, "%s ended with %d", c->name, code);
     /* A worker that was drained, or that another one of its id has replaced. */
     if (!c->log && (code == 0 || code == 75)) {
         c->gone = 1;
@@ -275,8 +274,8 @@ static int run(struct child *broker, struct child *worker, struct steer_client *
                const char *clients, struct steer_error *err)
 {
     int64_t up_at = 0, ask_at = 0; /* a large store may take the broker long: only then we count */
-    int ready = 0;                 /* the farm as a whole */
-    int code = child_start(broker, err), up = 0;
+    int up = 0, ready = 0;         /* the broker, the farm as a whole */
+    int code = child_start(broker, err);
     while (!interrupted && !code) {
         log_move(broker->log, STEP_MS);
         if (!up && broker->log->ready) {

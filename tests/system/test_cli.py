@@ -521,6 +521,19 @@ class Up(unittest.TestCase):
         time.sleep(1)
         self.assertEqual(len(self.children(up)), 1)  # it was asked to leave: it stays away
 
+    def test_replaced(self):
+        """Another worker of the same id takes over: the two do not throw each other out for ever."""
+        up = self.up()
+        up.wait_for("farm ready")
+        name = json.loads(self.steer("workers", "--json").stdout)["worker"]
+        other = Program([BIN / "steer-worker", "serve", "--models", self.dir / "models", "--broker", self.worker_port, "--worker",
+                         name, "--threads", "1"], self.dir / "other.log")
+        self.addCleanup(other.stop)
+        up.wait_for("steer-worker has left")
+        self.steer("render", "a cat", *FLAGS, "--output", "a.webp", "--timeout", "30")
+        self.assertIsNone(other.process.poll())
+        self.assertEqual(len(self.children(up)), 1)
+
     def test_no_busy_loop(self):
         (self.dir / "models" / "small").unlink()
         up = self.up(STEER_LOG_LEVEL="warn")
