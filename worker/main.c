@@ -6,6 +6,7 @@
 #include "commands.h"
 #include "cpu/onednn.h"
 #include "log.h"
+#include "numerics.h"
 
 /* ---- flags that every command has ---- */
 
@@ -48,6 +49,11 @@ static int set_threads(void *target, const char *value, struct steer_error *err)
     return code;
 }
 
+static int set_memory(void *target, const char *value, struct steer_error *err)
+{
+    return args_bytes(&((struct machine_args *)target)->memory_bytes, value, err);
+}
+
 static int set_log_level(void *target, const char *value, struct steer_error *err)
 {
     (void)target;
@@ -62,6 +68,8 @@ static int set_log_level(void *target, const char *value, struct steer_error *er
 const struct args_option machine_args_options[] = {
     {"threads", "N", "compute threads (default: what the cgroup and affinity allow)", set_threads},
     {"backend", "cpu|ref", "ref is slow plain C, for checking", set_backend},
+    {"memory", "BYTES", "for weights and plans (default: serve takes half of the machine's)",
+     set_memory},
     {"tuning", "FILE", "algorithm table of `steer-worker tune`", set_tuning},
     {"device", "cpu|auto", "what to compute on (default auto)", set_device},
     {"log-level", "LEVEL", "debug, info, warn or error (default info)", set_log_level},
@@ -90,7 +98,7 @@ int command_devices(int argc, char **argv, struct steer_error *err)
     }
     if (words) return steer_fail(err, STEER_USAGE, "devices takes no arguments");
     struct compute *c;
-    struct compute_options o = {.backend = "cpu"};
+    struct compute_options o = {.backend = "cpu", .salt = numerics_salt(NULL)};
     code = compute_open(&c, &o, err);
     if (code) return code;
     printf("cpu  threads=%d  bf16=%s  numerics=%s\n", compute_threads(c),
