@@ -164,7 +164,9 @@ class Images(CommandTest):
                 os.truncate(file, file.stat().st_size // 2)
                 job = self.submit(*FLAGS, "--images", 1)
                 self.assertIn(job, self.steer("wait", job, code=70).stderr)
+                (self.dir / f"{job}.webp").write_bytes(b"another job's")  # which makes nothing good
                 run = self.steer("fetch", job, code=70)
+                (self.dir / f"{job}.webp").unlink()
                 self.assertIn("image 0 failed", run.stderr)
                 self.assertIn("diffusion_pytorch_model", run.stderr)
                 self.steer("watch", job, "--json", code=70)
@@ -509,6 +511,19 @@ class Up(unittest.TestCase):
         up.wait_for("steer-worker has left")
         time.sleep(1)
         self.assertEqual(len(self.children(up)), 1)  # it was asked to leave: it stays away
+
+    def test_replaced(self):
+        """Another worker of the same id takes over: the two do not throw each other out for ever."""
+        up = self.up()
+        up.wait_for("farm ready")
+        name = json.loads(self.steer("workers", "--json").stdout)["worker"]
+        other = Program([BIN / "steer-worker", "serve", "--models", self.dir / "models", "--broker", self.worker_port, "--worker",
+                         name, "--threads", "1"], self.dir / "other.log")
+        self.addCleanup(other.stop)
+        up.wait_for("steer-worker has left")
+        self.steer("render", "a cat", *FLAGS, "--output", "a.webp", "--timeout", "30")
+        self.assertIsNone(other.process.poll())
+        self.assertEqual(len(self.children(up)), 1)
 
     def test_no_busy_loop(self):
         (self.dir / "models" / "small").unlink()
