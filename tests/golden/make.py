@@ -180,7 +180,7 @@ class Guided:
 def reference(parts, run):
     """The tensors of one run. The pipeline's own loop, step by step."""
     tok, text, unet, vae = (parts[k] for k in ("tokenizer", "text_encoder", "unet", "vae"))
-    length = tok.model_max_length
+    length = min(tok.model_max_length, text.config.max_position_embeddings)
     out = {}
 
     def encode(prompt, name):
@@ -199,12 +199,17 @@ def reference(parts, run):
     scale = run.get("guidance-scale", 1.0)
     w, h = run["size"]
     generator = torch.Generator("cpu").manual_seed(run["seed"])
-    latents = torch.randn(1, unet.config.in_channels, h // 8, w // 8, generator=generator)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    latents = torch.randn(1, unet.config.in_channels, h // factor, w // factor, generator=generator)
     out["latents.start"] = latents[0].clone()
+    condition = None
+    if unet.config.time_cond_proj_dim:  # as StableDiffusionPipeline: the scale is embedded and there is one pass
+        condition = StableDiffusionPipeline.get_guidance_scale_embedding(
+            None, torch.tensor([scale - 1]), unet.config.time_cond_proj_dim)
 
     def denoise(x, t, first):
-        y = unet(x, t, pos).sample
-        if scale != 1.0:
+        y = unet(x, t, pos, timestep_cond=condition).sample
+        if scale != 1.0 and condition is None:
             state.update(method="none")
             minus = unet(x, t, neg).sample
             state.update(method=run.get("guidance", "none"))
