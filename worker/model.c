@@ -190,14 +190,20 @@ static int config_load(json_t **ret, const struct model *m, const char *part, ch
     return json_file_load(ret, path, err);
 }
 
-/* The plain weights win over any variant beside them; a folder that has only fp16 files is read. */
+/* The plain weights win over any variant beside them; a folder that has only fp16 files is read.
+ * Where there are shards and a single file, diffusers takes the shards and transformers the file.
+ */
 static int weights_open(struct tensors **ret, const struct model *m, const char *part,
                         const char *base, struct steer_error *err)
 {
-    static const char *const endings[] = {".safetensors", ".safetensors.index.json",
-                                          ".fp16.safetensors", ".safetensors.index.fp16.json"};
+    static const char *const file_first[] = {".safetensors", ".safetensors.index.json",
+                                             ".fp16.safetensors", ".safetensors.index.fp16.json"},
+                             *const shards_first[] = {".safetensors.index.json", ".safetensors",
+                                                      ".safetensors.index.fp16.json",
+                                                      ".fp16.safetensors"};
+    const char *const *endings = strcmp(base, "model") == 0 ? file_first : shards_first;
     char path[PATH_BYTES];
-    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+    for (int i = 0; i < 4; i++) {
         snprintf(path, sizeof path, "%s/%s/%s%s", m->dir, part, base, endings[i]);
         if (access(path, F_OK) == 0) return tensors_open(ret, path, err);
     }
