@@ -316,13 +316,20 @@ static int configs_read(struct model *m, struct steer_error *err)
     if (access(m->scheduler_file, F_OK) == 0 &&
         (code = json_file_load(&m->scheduler, m->scheduler_file, err)))
         goto done;
+    /* diffusers makes the class that the index names, of whatever keys the file has. */
+    const char *scheduler = component(index, "scheduler");
+    if (m->scheduler && scheduler &&
+        json_object_set_new(m->scheduler, "_class_name", json_string(scheduler))) {
+        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+        goto done;
+    }
 
     m->factor = vae_factor(&m->vae);
     m->width = side_default(m->unet.sample_width, m->factor);
     m->height = side_default(m->unet.sample_height, m->factor);
 
     /* A folder may say which recipe it wants; otherwise the scheduler's class tells. */
-    const char *scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
+    scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
     const char *recipe = scheduler && strcmp(scheduler, "LCMScheduler") == 0 ? "lcm" : "sd15";
     snprintf(path, sizeof path, "%s/steer.json", m->dir);
     if (access(path, F_OK) == 0) {

@@ -181,6 +181,8 @@ def make_folder(seed, folder):
     parts = dict(tokenizer=tok, text_encoder=text, unet=unet(r, channels, text.config.hidden_size), vae=vae(r, channels), scheduler=sched)
     save(r, parts, folder)
     (folder / "scheduler").mkdir()
+    if r.random() < 0.3:  # the index names the class; a config from another one is common
+        config = dict(config, _class_name="DDIMScheduler")
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     multiple = max(8, 2 ** (len(parts["vae"].config.block_out_channels) - 1))
     guidance = r.choice(["none", "none", "nasa", "nag", "vsf"])
@@ -190,7 +192,7 @@ def make_folder(seed, folder):
                **{"guidance-scale": r.choice([1.0, 1.0, 4.5])})
     if guidance != "none" or run["guidance-scale"] != 1.0:
         run["negative"] = "a dog, blurry"
-    return parts, run, f"{form}, {config['_class_name']}, {steps} steps, {guidance}, scale {run['guidance-scale']}"
+    return parts, run, f"{form}, {type(sched).__name__}, {steps} steps, {guidance}, scale {run['guidance-scale']}"
 
 
 def render(folder, run, backend, out):
