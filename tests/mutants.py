@@ -58,7 +58,7 @@ def main(names):
     for f in files:
         (tree / f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / f, tree / f)
-    subprocess.run(["cmake", "-S", tree, "-B", build, "-G", "Ninja"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "-S", tree, "-B", build, "-G", "Ninja", "-DBUILD_TESTING=ON"], check=True, stdout=subprocess.DEVNULL)
     compile_all = ["cmake", "--build", build, "--target", *TESTS, "steer-worker"]
     subprocess.run(compile_all, check=True, stdout=subprocess.DEVNULL)
     env = {**os.environ, "STEER_SOURCE_DIR": str(tree), "STEER_BIN_DIR": str(build / "bin"), "OMP_WAIT_POLICY": "passive"}

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "wire.h"
 
 /* Built with malloc as protobuf-c's own unpacking would, so that its free fits. */
 
@@ -35,29 +36,36 @@ static Steerfarm__Guidance *guidance_offer(const struct guidance *g)
     return o;
 }
 
-struct offering {
-    const struct model *m;
-    Steerfarm__Model *offer;
-    int failed;
-};
-
-static int recipe_add(Steerfarm__Model *offer, const char *name, const struct recipe *r)
+static Steerfarm__Recipe *recipe_new(const struct recipe *r)
 {
     Steerfarm__Recipe *o = malloc(sizeof *o);
-    if (!o) return STEER_NO_MEMORY;
+    if (!o) return NULL;
     steerfarm__recipe__init(o);
-    o->name = strdup(name);
+    o->name = strdup(r->name);
     o->guidance = guidance_offer(&r->guidance);
     o->negative_prompt = *r->negative_prompt ? strdup(r->negative_prompt) : NULL;
     o->has_steps = o->has_steps_min = o->has_steps_max = 1;
     o->steps = (uint32_t)r->steps;
     o->steps_min = (uint32_t)r->steps_min;
     o->steps_max = (uint32_t)r->steps_max;
-    offer->recipes[offer->n_recipes++] = o;
-    return !o->name || !o->guidance || (*r->negative_prompt && !o->negative_prompt)
-               ? STEER_NO_MEMORY
-               : 0;
+    if (o->name && o->guidance && (o->negative_prompt || !*r->negative_prompt)) return o;
+    steerfarm__recipe__free_unpacked(o, NULL);
+    return NULL;
 }
+
+static int recipe_add(Steerfarm__Model *offer, const struct recipe *r)
+{
+    Steerfarm__Recipe *o = recipe_new(r);
+    if (!o) return STEER_NO_MEMORY;
+    offer->recipes[offer->n_recipes++] = o;
+    return 0;
+}
+
+struct offering {
+    const struct model *m;
+    Steerfarm__Model *offer;
+    int failed;
+};
 
 static void recipe_offer(void *data, const char *name)
 {
@@ -67,11 +75,12 @@ static void recipe_offer(void *data, const char *name)
     for (size_t i = 0; i < to->offer->n_recipes; i++)
         if (strcmp(to->offer->recipes[i]->name, name) == 0) return;
     if (to->failed || to->offer->n_recipes == STEER_RECIPES_MAX) return;
+    if (!wire_utf8_valid(name, strlen(name))) return;
     if (model_recipe(to->m, name, &r, &err))
         log_event(LOG_DEBUG, "recipe.left_out", "model=%s recipe=%s reason=%s",
                   log_quote(to->m->name), log_quote(name), log_quote(err.text));
     else
-        to->failed = recipe_add(to->offer, name, &r) != 0;
+        to->failed = recipe_add(to->offer, &r);
 }
 
 /* Everything but the recipes. */
@@ -114,20 +123,12 @@ Steerfarm__Model *offer_make(const struct model *m)
     return NULL;
 }
 
-int offer_make_one(Steerfarm__Model **ret, const struct model *m, const char *recipe,
-                   struct steer_error *err)
+Steerfarm__Model *offer_make_one(const struct model *m, const struct recipe *r)
 {
-    struct recipe r;
-    const char *name = recipe ? recipe : m->default_recipe;
-    int code = model_recipe(m, name, &r, err);
-    if (code) return code;
     Steerfarm__Model *o = offer_new(m);
-    if (!o || recipe_add(o, name, &r)) {
-        offer_free(o);
-        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    }
-    *ret = o;
-    return 0;
+    if (!o || !recipe_add(o, r)) return o;
+    offer_free(o);
+    return NULL;
 }
 
 void offer_free(Steerfarm__Model *offer)
@@ -142,6 +143,13 @@ static int offers_add(struct offers *o, const char *dir)
     struct steer_error err = {0};
     struct model *m;
     if (o->count == STEER_MODELS_MAX) return 0;
+    /* One name that the wire cannot carry would make the whole HELLO invalid. */
+    const char *slash = strrchr(dir, '/'), *base = slash ? slash + 1 : dir;
+    if (strlen(base) > STEER_NAME_BYTES_MAX || !wire_utf8_valid(base, strlen(base))) {
+        log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
+                  log_quote("a model's name is at most 128 bytes of UTF-8"));
+        return 0;
+    }
     struct recipe own;
     int code = model_inspect(&m, dir, &err);
     if (!code && (code = model_recipe(m, NULL, &own, &err))) model_close(m);

@@ -8,10 +8,8 @@
 /* Owned by the caller: offer_free. NULL: out of memory. Recipes that the folder cannot be sampled
  * with are left out; the folder's default comes first. */
 Steerfarm__Model *offer_make(const struct model *m);
-/* With one recipe alone: recipe's, or the folder's own when it is NULL. STEER_UNKNOWN_RECIPE,
- * STEER_BAD_MODEL or STEER_UNSUPPORTED say why it cannot be sampled with that. */
-int offer_make_one(Steerfarm__Model **ret, const struct model *m, const char *recipe,
-                   struct steer_error *err) STEER_MUSTCHECK;
+/* With one recipe alone, already read for this model. */
+Steerfarm__Model *offer_make_one(const struct model *m, const struct recipe *r);
 void offer_free(Steerfarm__Model *offer); /* NULL is fine */
 
 /* All model folders in `dir` (those with a model_index.json), or dir itself when it is one. A

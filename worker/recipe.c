@@ -45,10 +45,15 @@ static int readable(const char *path)
     return access(path, R_OK) == 0;
 }
 
-static int recipe_path(char *out, size_t size, const char *name, struct steer_error *err)
+int recipe_is_file(const char *name)
 {
     size_t length = strlen(name);
-    if (strchr(name, '/') || (length > 5 && strcmp(name + length - 5, ".json") == 0)) {
+    return strchr(name, '/') || (length > 5 && strcmp(name + length - 5, ".json") == 0);
+}
+
+int recipe_path(char *out, size_t size, const char *name, struct steer_error *err)
+{
+    if (recipe_is_file(name)) {
         if ((size_t)snprintf(out, size, "%s", name) < size && readable(out)) return 0;
         return steer_fail(err, STEER_UNKNOWN_RECIPE, "recipe file %s cannot be read", name);
     }

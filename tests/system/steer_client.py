@@ -92,13 +92,13 @@ class Client:
                 pass
         raise TimeoutError("no WELCOME")
 
-    def ask(self, name, answer, **fields):
+    def ask(self, name, answer, seconds=20.0, **fields):
         self.tag += 1
         self.send(name, tag=self.tag, **fields)
-        return self.expect(answer, tag=self.tag)[1]
+        return self.expect(answer, tag=self.tag, seconds=seconds)[1]
 
-    def submit(self, key, **job):
-        return self.ask("SUBMIT", "ACCEPTED", key=key, job=MESSAGES["Job"](**job))
+    def submit(self, key, seconds=20.0, **job):
+        return self.ask("SUBMIT", "ACCEPTED", seconds=seconds, key=key, job=MESSAGES["Job"](**job))
 
     def query(self, kind, **fields):
         return self.ask("QUERY", "REPLY", kind=kind, **fields)
