@@ -8,6 +8,18 @@
 
 #include "file.h"
 
+/* Python's integers have no end (transformers writes 1e30 as one), jansson's have 63 bits: the last
+ * two digits of a long one become an exponent. */
+static size_t long_integer(char *text, size_t size)
+{
+    size_t n = 0;
+    while (n < size && text[n] >= '0' && text[n] <= '9')
+        n++;
+    int real = n < size && (text[n] == '.' || text[n] == 'e' || text[n] == 'E');
+    if (n > 18 && !real) memcpy(text + n - 2, "e2", 2);
+    return n;
+}
+
 /* Overwrites bare -Infinity, Infinity and NaN by null and spaces, outside of texts. */
 static void words_of_python(char *text, size_t size)
 {
@@ -18,6 +30,8 @@ static void words_of_python(char *text, size_t size)
             i++;
         } else if (text[i] == '"') {
             inside = !inside;
+        } else if (!inside && text[i] >= '0' && text[i] <= '9') {
+            i += long_integer(text + i, size - i) - 1;
         } else if (!inside && (text[i] == '-' || text[i] == 'I' || text[i] == 'N')) {
             for (size_t w = 0; w < sizeof words / sizeof *words; w++) {
                 size_t n = strlen(words[w]);

@@ -1,7 +1,8 @@
 /* json.h - configuration files of strangers, through jansson.
  *
  * Size is capped before reading, depth by jansson. Published folders hold what JSON does not allow:
- * bare Infinity and -Infinity outside of texts are read as null, NaN as "". */
+ * bare Infinity and -Infinity outside of texts are read as null, NaN as "",
+ * whole numbers of 19 and more digits as reals. */
 #ifndef WORKER_JSON_H
 #define WORKER_JSON_H
 #include <jansson.h>

@@ -190,14 +190,20 @@ static int config_load(json_t **ret, const struct model *m, const char *part, ch
     return json_file_load(ret, path, err);
 }
 
-/* The plain weights win over any variant beside them; a folder that has only fp16 files is read. */
+/* The plain weights win over any variant beside them; a folder that has only fp16 files is read.
+ * Where there are shards and a single file, diffusers takes the shards and transformers the file.
+ */
 static int weights_open(struct tensors **ret, const struct model *m, const char *part,
                         const char *base, struct steer_error *err)
 {
-    static const char *const endings[] = {".safetensors", ".safetensors.index.json",
-                                          ".fp16.safetensors", ".safetensors.index.fp16.json"};
+    static const char *const file_first[] = {".safetensors", ".safetensors.index.json",
+                                             ".fp16.safetensors", ".safetensors.index.fp16.json"},
+                             *const shards_first[] = {".safetensors.index.json", ".safetensors",
+                                                      ".safetensors.index.fp16.json",
+                                                      ".fp16.safetensors"};
+    const char *const *endings = strcmp(base, "model") == 0 ? file_first : shards_first;
     char path[PATH_BYTES];
-    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+    for (int i = 0; i < 4; i++) {
         snprintf(path, sizeof path, "%s/%s/%s%s", m->dir, part, base, endings[i]);
         if (access(path, F_OK) == 0) return tensors_open(ret, path, err);
     }
@@ -310,13 +316,20 @@ static int configs_read(struct model *m, struct steer_error *err)
     if (access(m->scheduler_file, F_OK) == 0 &&
         (code = json_file_load(&m->scheduler, m->scheduler_file, err)))
         goto done;
+    /* diffusers makes the class that the index names, of whatever keys the file has. */
+    const char *scheduler = component(index, "scheduler");
+    if (m->scheduler && scheduler &&
+        json_object_set_new(m->scheduler, "_class_name", json_string(scheduler))) {
+        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+        goto done;
+    }
 
     m->factor = vae_factor(&m->vae);
     m->width = side_default(m->unet.sample_width, m->factor);
     m->height = side_default(m->unet.sample_height, m->factor);
 
     /* A folder may say which recipe it wants; otherwise the scheduler's class tells. */
-    const char *scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
+    scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
     const char *recipe = scheduler && strcmp(scheduler, "LCMScheduler") == 0 ? "lcm" : "sd15";
     snprintf(path, sizeof path, "%s/steer.json", m->dir);
     if (access(path, F_OK) == 0) {

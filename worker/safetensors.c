@@ -46,7 +46,9 @@ static int file_map(struct mapped *ret, const char *path, struct steer_error *er
 {
     struct stat st;
     int code = file_open(&ret->fd, &st, path, err);
-    if (code) return code == STEER_NOT_FOUND ? STEER_BAD_MODEL : code;
+    if (code == STEER_NOT_FOUND)
+        return steer_fail(err, STEER_BAD_MODEL, "tensor file %s does not exist", path);
+    if (code) return code;
     if (st.st_size < 8)
         return steer_fail(err, STEER_BAD_MODEL,
                           "tensor file %s has %lld bytes: too short for a header", path,
@@ -134,7 +136,7 @@ static int places_check(struct tensors *t, size_t first, const struct mapped *fi
                         const char *path, struct steer_error *err)
 {
     const uint8_t *at = file->data + start;
-    qsort(t->views + first, t->count - first, sizeof *t->views, by_place);
+    if (t->count > first) qsort(t->views + first, t->count - first, sizeof *t->views, by_place);
     for (size_t i = first; i < t->count; i++) {
         const struct tensor_view *v = t->views + i;
         if ((const uint8_t *)v->data != at)

@@ -142,10 +142,30 @@ static float sigma_of(const struct schedule *s, int timestep)
     return sqrtf((1 - a) / a);
 }
 
-/* Rounded once: glibc's logf is off in the last bit here and there, and DPM cuts at whole steps. */
+/* numpy's logarithm of f32 to the bit (its SIMD loops: a quotient of polynomials between sqrt(.5)
+ * and sqrt(2)): time steps that are looked up by it are rounded, and DPM cuts some at whole
+ * numbers. */
 static float log_of(const struct schedule *s, int timestep)
 {
-    return (float)log((double)sigma_of(s, timestep));
+    static const float p[] = {2.589979117907922693523e-2f, 3.808837741388407920751e-1f,
+                              1.480000633576506585156f,    2.112677543073053063722f,
+                              9.999999999999998702752e-1f, 0},
+                       q[] = {5.875095403124574342950e-3f, 1.546476374983906719538e-1f,
+                              9.864942958519418960339e-1f, 2.453006071784736363091f,
+                              2.612677543073109236779f,    1};
+    int exponent;
+    float x = frexpf(sigma_of(s, timestep), &exponent);
+    if (x <= .707106781186547524f) {
+        x += x;
+        exponent--;
+    }
+    x -= 1;
+    float above = p[0], below = q[0];
+    for (int i = 1; i < 6; i++) {
+        above = fmaf(above, x, p[i]);
+        below = fmaf(below, x, q[i]);
+    }
+    return fmaf((float)exponent, .693147180559945309f, above / below);
 }
 
 static double sigma_at(const struct schedule *s, double timestep)
@@ -222,15 +242,11 @@ static void spaced_dpm(struct schedule *s, int steps)
 /* Where the table has that noise level, between two time steps; logarithms in f32 as numpy's. */
 static double timestep_of(const struct schedule *s, double sigma)
 {
-    int low = 0, train = s->config.num_train_timesteps;
+    int train = s->config.num_train_timesteps, low = train - 1;
     double wanted = log(fmax(sigma, 1e-10));
-    for (int high = train - 1; low < high;) {
-        int mid = (low + high + 1) / 2;
-        if (wanted - (double)log_of(s, mid) >= 0)
-            low = mid;
-        else
-            high = mid - 1;
-    }
+    /* The last that is not above: a table with zero terminal SNR falls at its end. */
+    while (low && wanted < (double)log_of(s, low))
+        low--;
     if (low > train - 2) low = train - 2;
     float a = log_of(s, low), b = log_of(s, low + 1);
     double w = ((double)a - wanted) / (double)(a - b);
@@ -242,11 +258,15 @@ static double timestep_of(const struct schedule *s, double sigma)
 static void sigmas_spread(struct schedule *s, int steps, double most, double least)
 {
     const struct sampler_config *c = &s->config;
-    if (c->sigma_max > 0) most = c->sigma_max;
-    if (c->sigma_min > 0) least = c->sigma_min;
+    if (c->sigma_max > 0 && c->sigma_rule != SIGMA_LU) most = c->sigma_max;
+    if (c->sigma_min > 0 && c->sigma_rule != SIGMA_LU) least = c->sigma_min;
     int karras = c->sigma_rule == SIGMA_KARRAS; /* arXiv 2206.00364 equation 5, rho 7 */
-    double from = karras ? pow(most, 1 / 7.) : log(most),
-           to = karras ? pow(least, 1 / 7.) : log(least);
+    double from = karras ? pow(most, 1 / 7.) : log(most);
+    double to = karras ? pow(least, 1 / 7.) : log(least);
+    if (c->sigma_rule == SIGMA_LU) { /* whose bounds are the table's own logarithms */
+        from = log_of(s, c->num_train_timesteps - 1);
+        to = log_of(s, 0);
+    }
     for (int i = 0; i < steps; i++) {
         double at = from + (steps == 1 ? 0 : (double)i / (steps - 1)) * (to - from);
         double sigma = karras ? pow(at, 7) : exp(at), t = timestep_of(s, sigma);
@@ -274,7 +294,7 @@ static void sigmas_fill(struct schedule *s)
     double most = euler ? sigma_at(s, s->timestep[0]) : sigma_of(s, train - 1);
     double least = euler ? sigma_at(s, s->timestep[n - 1]) : sigma_of(s, 0);
     if (c->log_linear) {
-        float from = logf(sigma_of(s, train - 1)), to = logf(sigma_of(s, 0));
+        float from = log_of(s, train - 1), to = log_of(s, 0);
         most = expf(from);
         least = expf(to);
         /* n + 1 levels: the last is where the steps end, whatever final_sigmas_type says. */

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A tokenizer's three files and a text, parted by form feeds: vocab.json \f merges.txt \f
- * tokenizer_config.json \f text. */
+ * tokenizer_config.json \f text. A first part with a "model" is tokenizer.json, which stands for
+ * the first two. */
 #include <string.h>
+#include <unistd.h>
 
 #include "fuzz.h"
 #include "text/clip_bpe.h"
@@ -9,10 +11,12 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const char *const names[] = {"vocab.json", "merges.txt", "tokenizer_config.json"};
+    (void)unlink("tokenizer.json");
     for (int i = 0; i < 3; i++) {
         const uint8_t *end = size ? memchr(data, '\f', size) : NULL;
         size_t part = end ? (size_t)(end - data) : size;
-        fuzz_file(names[i], data, part);
+        int whole = !i && memmem(data, part, "\"model\"", 7);
+        fuzz_file(whole ? "tokenizer.json" : names[i], data, part);
         data += part + (end != NULL);
         size -= part + (end != NULL);
     }

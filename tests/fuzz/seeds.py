@@ -31,7 +31,7 @@ put("safetensors", "two", tensor_file({"a": {"dtype": "F32", "shape": [2, 3], "d
 put("safetensors", "index", json.dumps({"metadata": {}, "weight_map": {"a": "fuzz.safetensors", "b": "../b.safetensors"}}))
 put("json", "python", '{"lower_order_final": true, "lambda_min_clipped": -Infinity, "x": [NaN, Infinity, 1e400, "\\u00e9\\ud83d\\ude00"]}')
 recipes = {p.stem: json.loads(p.read_text()) for p in (ROOT / "worker" / "recipes").glob("*.json")}
-for model, recipe in (("tiny", "lcm"), ("small", "dmd2-sd15"), ("odd", "pndm")):
+for model, recipe in (("tiny", "lcm"), ("small", "dmd2-sd15"), ("odd", "pndm"), ("consistency", "sd15")):
     put("config", model, json.dumps({"unet": read(model, "model", "unet", "config.json"), "clip": read(model, "model", "text_encoder", "config.json"),
                                      "vae": read(model, "model", "vae", "config.json"),
                                      "scheduler": read(model, "model", "scheduler", "scheduler_config.json"), "recipe": recipes[recipe]}))
@@ -40,6 +40,9 @@ for name, recipe in recipes.items():
 vocab = {c: i for i, c in enumerate(["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "abc</w>", "é</w>", "<|startoftext|>", "<|endoftext|>"])}
 put("tokenizer", "small", json.dumps(vocab) + "\f#version: 0.2\na b\na b</w>\nab c</w>\n\f" + '{"model_max_length": 16, "pad_token": "<|endoftext|>"}'
     + "\fabc a'll  ABC \u0130 \u00e9 <|endoftext|> 12 \u0301")
+whole = {"added_tokens": [{"id": 12, "content": "<SKS>", "normalized": True, "special": False}],
+         "model": {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": [["a", "b"], "a b</w>", ["ab", "c</w>"]]}}
+put("tokenizer", "whole", json.dumps(whole) + "\f\f" + '{"model_max_length": 1000000000000000019884624838656}' + "\fabc <SKS> <sks> abc")
 
 with tempfile.TemporaryDirectory() as tmp:
     subprocess.run(["protoc", f"--python_out={tmp}", f"--proto_path={ROOT / 'proto'}", "steer.proto"], check=True)

@@ -2,7 +2,7 @@
 """Makes the golden models and tensors of tests/golden: small random weights, and what diffusers 0.42.1,
 transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with those versions:
 
-    python tests/golden/make.py            all cases, into tests/golden/data
+    python tests/golden/make.py            what tests/golden/data does not have yet of all cases
     python tests/golden/make.py NAME DIR   one case, elsewhere
 
 Each case is a model folder (model/) and, per run, a file of reference tensors with the names of
@@ -130,6 +130,44 @@ def tiny(folder):
         dtypes=dict(text_encoder=torch.float16, unet=torch.bfloat16, vae=torch.float16))
 
 
+@case
+def consistency(folder):
+    """A full LCM checkpoint: the guidance scale is embedded. A tokenizer that is tokenizer.json alone, with a merge that
+    begins with #, activations other than SiLU, kernels of 5 and 1, a mid block without attention."""
+    made = tokenizer_make(folder / "made", 18)
+    vocab = json.loads((folder / "made" / "vocab.json").read_text())
+    vocab["##"] = len(vocab)
+    (folder / "made" / "vocab.json").write_text(json.dumps(vocab))
+    with open(folder / "made" / "merges.txt", "a") as f:
+        f.write("# #\n")
+    tok = CLIPTokenizer.from_pretrained(folder / "made")
+    shutil.rmtree(folder / "made")
+    return dict(
+        tokenizer=tok, text_encoder=text_make(tok, 18, 24, 1, 2, "relu"),
+        unet=lively(UNet2DConditionModel(
+            sample_size=8, block_out_channels=(16, 24), layers_per_block=(1, 2), norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=24, attention_head_dim=(2, 1), time_cond_proj_dim=20, act_fn="gelu", conv_in_kernel=5,
+            conv_out_kernel=1, mid_block_type="UNetMidBlock2D", reverse_transformer_layers_per_block=[2, 1])),
+        vae=lively(AutoencoderKL(
+            block_out_channels=(8, 8, 8, 12), layers_per_block=1, norm_num_groups=4, latent_channels=4, act_fn="relu",
+            use_post_quant_conv=False, use_quant_conv=False, mid_block_add_attention=False,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)),
+        scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                               original_inference_steps=40, steps_offset=1),
+        dtypes=dict(text_encoder=torch.float16, unet=torch.float16, vae=torch.bfloat16))
+
+
+def model_load(folder):
+    """What model_save left, as the folder's reader would open it."""
+    index = json.loads((folder / "model_index.json").read_text())
+    classes = dict(tokenizer=CLIPTokenizer, text_encoder=CLIPTextModel, unet=UNet2DConditionModel,
+                   vae={"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[index["vae"][1]],
+                   scheduler={c.__name__: c for c in (DDIMScheduler, PNDMScheduler, LCMScheduler)}[index["scheduler"][1]])
+    parts = {k: c.from_pretrained(folder / k) for k, c in classes.items()}
+    return {k: p.float().eval() if hasattr(p, "float") else p for k, p in parts.items()}
+
+
 def model_save(parts, folder):
     for name, dtype in parts["dtypes"].items():
         parts[name].to(dtype).save_pretrained(folder / name)
@@ -180,7 +218,7 @@ class Guided:
 def reference(parts, run):
     """The tensors of one run. The pipeline's own loop, step by step."""
     tok, text, unet, vae = (parts[k] for k in ("tokenizer", "text_encoder", "unet", "vae"))
-    length = tok.model_max_length
+    length = min(tok.model_max_length, text.config.max_position_embeddings)
     out = {}
 
     def encode(prompt, name):
@@ -199,12 +237,17 @@ def reference(parts, run):
     scale = run.get("guidance-scale", 1.0)
     w, h = run["size"]
     generator = torch.Generator("cpu").manual_seed(run["seed"])
-    latents = torch.randn(1, unet.config.in_channels, h // 8, w // 8, generator=generator)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    latents = torch.randn(1, unet.config.in_channels, h // factor, w // factor, generator=generator)
     out["latents.start"] = latents[0].clone()
+    condition = None
+    if unet.config.time_cond_proj_dim:  # as StableDiffusionPipeline: the scale is embedded and there is one pass
+        condition = StableDiffusionPipeline.get_guidance_scale_embedding(
+            None, torch.tensor([scale - 1]), unet.config.time_cond_proj_dim)
 
     def denoise(x, t, first):
-        y = unet(x, t, pos).sample
-        if scale != 1.0:
+        y = unet(x, t, pos, timestep_cond=condition).sample
+        if scale != 1.0 and condition is None:
             state.update(method="none")
             minus = unet(x, t, neg).sample
             state.update(method=run.get("guidance", "none"))
@@ -218,7 +261,7 @@ def reference(parts, run):
         latents = latents + denoise(latents, torch.tensor(1000.0), True)
     elif run.get("one"):
         t = run["one"]
-        abar = scheduler.alphas_cumprod[t]
+        abar = torch.tensor(run["abar"]) if "abar" in run else scheduler.alphas_cumprod[t]
         eps = denoise(latents, torch.tensor(t), True)
         latents = (latents - (1 - abar) ** 0.5 * eps) / abar**0.5
     else:
@@ -239,7 +282,7 @@ def reference(parts, run):
 own = lambda s: s
 SD = dict(prompt="the red cat on the blue Dog", negative="a dog, blurry", size=(64, 64), seed=7, scheduler=own)
 DDIM = lambda s: DDIMScheduler.from_config(s.config, clip_sample=False, steps_offset=1)
-DPM = lambda s: DPMSolverMultistepScheduler.from_config(s.config, steps_offset=1)
+DPM = lambda s: DPMSolverMultistepScheduler.from_config(s.config, steps_offset=1, timestep_spacing="linspace")
 EULER = lambda s: EulerDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
 TRAILING = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing")
 
@@ -253,25 +296,42 @@ RUNS = {
                          scheduler=TRAILING, size=(104, 72)),
         "instaflow": dict(SD, recipe="instaflow", steps=1, flow=True, guidance="nasa", alpha=0.3, seed=2**32 + 5),
         "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, one=999, guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
+        "dpm20": dict(SD, recipe="dpmsolver++", steps=20, guidance="none", scheduler=DPM, negative="", size=(40, 40)),
+        "euler1": dict(SD, recipe="euler", steps=1, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
+        "dmd2": dict(SD, recipe="dmd2-sd15", steps=1, one=999, abar=0.0047, guidance="nasa", alpha=0.04, size=(40, 24)),
+        "nag-cfg": dict(SD, recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4, scheduler=DDIM, size=(40, 24),
+                        **{"guidance-scale": 3.0}),
+        "vsf-cfg": dict(SD, recipe="ddim", steps=2, guidance="vsf", alpha=0.6, offset=0.1, scheduler=DDIM, size=(24, 40),
+                        **{"guidance-scale": 3.0}),
         "both": dict(SD, recipe="ddim", steps=2, guidance="nasa", alpha=0.4, scheduler=DDIM, **{"guidance-scale": 3.0}),
     },
     "odd": {
         "pndm": dict(SD, recipe="sd15", steps=6, guidance="nasa", alpha=0.2),
+        "v-euler": dict(SD, recipe="euler", steps=3, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
+        "v-dpm": dict(SD, recipe="dpmsolver++", steps=4, guidance="nasa", alpha=0.2, scheduler=DPM, size=(24, 40)),
         "pndm-cfg": dict(SD, recipe="sd15", steps=4, guidance="none", size=(72, 104), **{"guidance-scale": 7.5}),
     },
     "tiny": {
         "lcm": dict(SD, recipe="lcm", steps=4, guidance="nag", phi=2, tau=2.5, beta=0.375, size=(72, 72)),
+        "lcm1": dict(SD, recipe="lcm", steps=1, guidance="nasa", alpha=0.1, size=(24, 40)),
+    },
+    "consistency": {
+        "told": dict(SD, recipe="lcm", steps=3, guidance="none", negative="", prompt="a ## red cat ##", **{"guidance-scale": 8.5}),
+        "told-nasa": dict(SD, recipe="lcm", steps=1, guidance="nasa", alpha=0.3, size=(40, 24), **{"guidance-scale": 2.0}),
     },
 }
 
 
 def build(name, folder):
+    """Makes what is not there yet: weights drawn anew would differ with the next torch."""
     torch.manual_seed(sum(map(ord, name)))
     folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    parts = CASES[name](folder / "model")
-    model_save(parts, folder / "model")
+    if not (folder / "model").exists():
+        model_save(CASES[name](folder / "model"), folder / "model")
+    parts = model_load(folder / "model")
     for run, spec in RUNS[name].items():
+        if (folder / run).exists():
+            continue
         with torch.no_grad():
             tensors = reference(parts, spec)
         (folder / run).mkdir()

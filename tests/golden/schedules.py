@@ -50,7 +50,7 @@ def follow(config, steps):
         drawn[0] += 1
         return pattern(drawn[0], 5, 3, 19).view(1, -1)
 
-    scheduling_lcm.randn_tensor = noise
+    drawing, scheduling_lcm.randn_tensor = scheduling_lcm.randn_tensor, noise
     try:
         s = CLASSES[name].from_config(config)
         s.set_timesteps(steps)
@@ -61,6 +61,8 @@ def follow(config, steps):
             x = s.step(out, t, x, return_dict=False)[0]
     except (ValueError, IndexError, NotImplementedError, ZeroDivisionError):
         return None
+    finally:
+        scheduling_lcm.randn_tensor = drawing
     if steps < len(s.timesteps) and float(s.timesteps[-1]) == -1:
         return None  # numpy's arange ran one too far, to a time step that does not exist
     if not torch.isfinite(x).all() or len(set(s.timesteps.tolist())) + (name == "PNDMScheduler") * 12 < len(s.timesteps):

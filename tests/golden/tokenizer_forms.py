@@ -92,6 +92,7 @@ def main():
         case("additional tokens of the map", {"special_tokens_map.json": json.dumps({"additional_special_tokens": ["<sks>"]})})
         configured("no length", model_max_length="gone")
         configured("a length without end", model_max_length=1e30)
+        configured("a length without end, written out", model_max_length=int(1e30))
         configured("a length of 1", refused=True, model_max_length=1)
         configured("padding on the left", refused=True, padding_side="left")
         configured("special tokens split", refused=True, split_special_tokens=True)

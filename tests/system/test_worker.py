@@ -75,6 +75,13 @@ def edit_tensors(path, change):
     tensors.write(path, all_of_them)
 
 
+def edit_scheduler(model, **keys):
+    """The index names the class that is made; the file beside its keys says it again."""
+    edit(model / "scheduler/scheduler_config.json", lambda c: c.update(keys))
+    if "_class_name" in keys:
+        edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", keys["_class_name"]]))
+
+
 class BadFolders(Case):
     def test_no_folder(self):
         self.refused(self.dir / "nowhere", "nowhere", "does not exist")
@@ -232,8 +239,7 @@ class BadFolders(Case):
         """What serve cannot render is not offered, and the log says why."""
         models = self.dir / "models"
         for name, change in (("good", lambda m: None), ("cut", lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-1])),
-                             ("ancestral", lambda m: edit(m / "scheduler/scheduler_config.json",
-                                                          lambda c: c.update(_class_name="EulerAncestralDiscreteScheduler"))),
+                             ("ancestral", lambda m: edit_scheduler(m, _class_name="EulerAncestralDiscreteScheduler")),
                              ("named", lambda m: (m / "steer.json").write_text('{"recipe": "nonsense"}'))):
             shutil.copytree(GOLDEN / "tiny" / "model", models / name)
             change(models / name)
@@ -252,12 +258,33 @@ class BadFolders(Case):
 
     def test_scheduler_of_another_kind(self):
         model = self.folder()
-        edit(model / "scheduler/scheduler_config.json", lambda c: c.update(_class_name="UniPCMultistepScheduler"))
+        edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", "UniPCMultistepScheduler"]))
         self.refused(model, "UniPCMultistepScheduler", "DDIMScheduler")
         self.render(model, "--recipe", "euler")
         self.render(model, "--recipe", SOURCE / "worker/recipes/euler.json")
-        edit(model / "scheduler/scheduler_config.json", lambda c: c.update(_class_name="EulerDiscreteScheduler", use_beta_sigmas=True))
+        edit_scheduler(model, _class_name="EulerDiscreteScheduler", use_beta_sigmas=True)
         self.refused(model, "use_beta_sigmas")
+
+    def test_hash(self):
+        """Over what is read: a variant beside it changes nothing, a byte of a tensor or of a configuration does."""
+        model = self.folder()
+
+        def now():
+            out = self.run_worker("render", "--model", model, "--prompt", "a cat", "--seed", 1, "--output", self.dir / "h.png", "--json")
+            self.assertEqual(out.returncode, 0, out.stderr)
+            return json.loads(out.stdout)["model_hash"]
+
+        hashes = [now()]
+        (model / "unet/diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"more")
+        (model / "v1-5-pruned.safetensors").write_bytes(b"more")
+        self.assertEqual(now(), hashes[0])
+        data = bytearray((model / UNET).read_bytes())
+        data[-1] ^= 1
+        (model / UNET).write_bytes(data)
+        hashes.append(now())
+        edit(model / "scheduler/scheduler_config.json", lambda c: c.update(note=1))
+        hashes.append(now())
+        self.assertEqual(len(set(hashes)), 3)
 
     def test_not_finite(self):
         model = self.folder()

@@ -208,7 +208,8 @@ static int merges_read(struct clip_bpe *t, const char *path, struct steer_error 
     char *data = NULL;
     size_t size = 0, lines = 1;
     int code = file_read(&data, &size, path, MERGES_BYTES_MAX, err);
-    if (code) return code == STEER_NOT_FOUND ? STEER_BAD_MODEL : code;
+    if (code == STEER_NOT_FOUND) return steer_fail(err, STEER_BAD_MODEL, "%s does not exist", path);
+    if (code) return code;
     for (size_t i = 0; i < size; i++)
         lines += data[i] == '\n';
     code = merges_room(t, lines, err);
