@@ -10,6 +10,7 @@
 #include "cpu/cpu.h"
 #include "cpu/onednn.h"
 #include "plan.h"
+#include "weight.h"
 
 /* The cgroup's quota in whole processors, or 0 when there is none. */
 static int cgroup_quota(void)
@@ -129,6 +130,7 @@ void compute_close(struct compute *c)
 {
     if (!c) return;
     onednn_close(c);
+    weight_staging_free(c);
     free(c->tuning);
     free(c);
 }

@@ -149,7 +149,7 @@ static double op_gflop(const struct plan *p, const struct op *op)
     }
 }
 
-static void *pages_new(size_t bytes)
+void *pages_new(size_t bytes)
 {
     if (!bytes) return NULL;
     void *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -209,7 +209,10 @@ int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
     c->backend->choose(p);
     if ((code = places_bind(p))) goto fail;
     lifetimes(p);
-    if ((code = places_assign(p)) || (code = steps_prepare(p, err))) goto fail;
+    code = places_assign(p);
+    if (!code) code = steps_prepare(p, err);
+    weight_staging_free(c);
+    if (code) goto fail;
     code = STEER_NO_MEMORY;
     if (p->arena_bytes && !(p->arena = pages_new(p->arena_bytes))) goto fail;
     if (p->scratch_bytes && !(p->scratch = pages_new(p->scratch_bytes))) goto fail;

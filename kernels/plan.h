@@ -69,13 +69,17 @@ struct compute {
     char numerics[128];
     void *engine; /* of the cpu backend */
     const struct cpu_kernels *kernels;
-    char *tuning; /* the table's text; NULL: our own rule */
+    char *tuning;  /* the table's text; NULL: our own rule */
+    void *staging; /* where a matrix is while it is packed, weight.c */
+    size_t staging_bytes;
 };
 
 /* Every byte of packed weights and plans is taken before it is allocated. STEER_NO_MEMORY: over the
  * host's limit. */
 int compute_take(struct compute *c, size_t bytes) STEER_MUSTCHECK;
 void compute_give(struct compute *c, size_t bytes);
+/* Zeroed pages, large ones where the kernel has them; NULL for 0 bytes and when out of memory. */
+void *pages_new(size_t bytes);
 
 /* Image b of tensor t. */
 static inline void *place_image(const struct plan *p, int t, int b)

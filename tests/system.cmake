@@ -5,6 +5,21 @@ foreach(group Basics CommandLine Deaths DataDirectory)
   set_tests_properties(system/${group} PROPERTIES TIMEOUT 600 RUN_SERIAL ON LABELS farm
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
 endforeach()
+add_test(NAME system/protocol COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_protocol.py)
+# Preloaded into the broker by FailingSync.
+add_library(fail_fsync SHARED system/fail_fsync.c)
+target_link_libraries(fail_fsync PRIVATE ${CMAKE_DL_LIBS})
+set_target_properties(fail_fsync PROPERTIES C_VISIBILITY_PRESET default LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
+foreach(group WorkerLink ClientLink Kills Stopped SmallDisk FailingSync Limits NeverReads)
+  add_test(NAME faults/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_faults.py ${group})
+  set_tests_properties(faults/${group} PROPERTIES TIMEOUT 600 RUN_SERIAL ON LABELS farm
+    ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
+endforeach()
+foreach(group Images Submitting Commands Interrupts Up Worker)
+  add_test(NAME cli/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_cli.py ${group})
+  set_tests_properties(cli/${group} PROPERTIES TIMEOUT 300 RUN_SERIAL ON LABELS farm
+    ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
+endforeach()
 add_test(NAME system/chaos COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/chaos.py)
 set_tests_properties(system/chaos PROPERTIES TIMEOUT 300 RUN_SERIAL ON LABELS farm
   ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")

@@ -2,6 +2,7 @@
 #include "job_plan.h"
 
 #include <inttypes.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -74,6 +75,7 @@ int job_plans_share(const struct job_plan *a, const struct job_plan *b)
 
 /* ---- what the image says of itself ---- */
 
+/* Jansson's integers end at 2^63 - 1; beyond it digits in a text, which `--from` reads too. */
 json_t *job_seed_json(uint64_t seed)
 {
     char digits[24];

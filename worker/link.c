@@ -19,6 +19,7 @@
  * The longest between two beats is a 2048x2048 image's convolution (2.5 TFLOP) or the hash of a
  * folder on a slow disk; only an engine that hangs takes this long. */
 #define STUCK_MS     300000
+#define RESEND_MS    5000 /* a RESULT without a verdict; doubled each time */
 #define CREDIT_BYTES (UINT64_C(512) << 20)
 
 /* Invariants:
@@ -33,7 +34,8 @@ struct held {
     char job[STEER_JOB_ID_BYTES_MAX + 1];
     uint32_t index;
     struct done *done; /* NULL: still rendering */
-    int sent;          /* done's RESULT, on this connection */
+    uint64_t due_ms;   /* done: when to send it (again) */
+    int tries;
 };
 
 struct link {
@@ -185,8 +187,11 @@ static void send_result(struct link *l, struct held *h)
     d->header.lease = &lease;
     d->header.worker = (char *)(uintptr_t)l->options->worker;
     d->header.device = l->options->device->name;
-    /* Without a verdict the next HELLO lists it and WELCOME sends it again. */
-    h->sent = !send_message(l, STEERFARM__MESSAGE_TYPE__RESULT, &d->header.base, d);
+    /* Without a verdict the next HELLO lists it and WELCOME sends it again. So does time: RENEW
+     * keeps its lease, so that the broker would wait for it for ever. */
+    h->due_ms = now_ms();
+    if (!send_message(l, STEERFARM__MESSAGE_TYPE__RESULT, &d->header.base, d))
+        h->due_ms += (uint64_t)RESEND_MS << (h->tries < 6 ? h->tries++ : 6);
     d->header.lease = NULL;
 }
 
@@ -255,8 +260,13 @@ static void send_renew(struct link *l)
     }
     renew.leases = list;
     (void)send_message(l, STEERFARM__MESSAGE_TYPE__RENEW, &renew.base, NULL);
-    for (int i = l->held_count - 1; i >= 0; i--) /* what a full queue did not take */
-        if (l->held[i].done && !l->held[i].sent) send_result(l, l->held + i);
+}
+
+static void results_repeat(struct link *l)
+{
+    uint64_t now = now_ms();
+    for (int i = l->held_count - 1; i >= 0; i--)
+        if (l->held[i].done && now >= l->held[i].due_ms) send_result(l, l->held + i);
 }
 
 static void drain_begin(struct link *l, const char *why)
@@ -331,7 +341,10 @@ static void on_welcome(struct link *l, const Steerfarm__Welcome *w)
               w->epoch, l->held_count);
     send_credit(l);
     for (int i = l->held_count - 1; i >= 0; i--)
-        if (l->held[i].done) send_result(l, l->held + i);
+        if (l->held[i].done) {
+            l->held[i].tries = 0;
+            send_result(l, l->held + i);
+        }
 }
 
 /* 0, or the code with which the link ends. */
@@ -482,7 +495,11 @@ int link_run(struct engine *e, const struct link_options *options, struct steer_
             if ((code = socket_reopen(l, err))) break;
             send_hello(l);
         }
-        if (l->welcomed && now >= l->renewed_ms + l->lease_ms / 4) send_renew(l);
+        if (l->welcomed && now >= l->renewed_ms + l->lease_ms / 4) {
+            send_renew(l);
+            send_credit(l); /* absolute, so that a lost one costs no more than this */
+        }
+        if (l->welcomed) results_repeat(l);
         drain_tell(l);
         if (l->draining && !l->held_count) break;
         if (l->draining && !l->welcomed && *options->drain > 1)

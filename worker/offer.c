@@ -53,19 +53,11 @@ static Steerfarm__Recipe *recipe_new(const struct recipe *r)
     return NULL;
 }
 
-int offer_recipe(Steerfarm__Model *offer, const struct recipe *r)
+static int recipe_add(Steerfarm__Model *offer, const struct recipe *r)
 {
     Steerfarm__Recipe *o = recipe_new(r);
     if (!o) return STEER_NO_MEMORY;
-    size_t i = 0;
-    while (i < offer->n_recipes && strcmp(offer->recipes[i]->name, r->name) != 0)
-        i++;
-    if (i == STEER_RECIPES_MAX) i--; /* full: somebody asked for this one */
-    if (i < offer->n_recipes)
-        steerfarm__recipe__free_unpacked(offer->recipes[i], NULL);
-    else
-        offer->n_recipes++;
-    offer->recipes[i] = o;
+    offer->recipes[offer->n_recipes++] = o;
     return 0;
 }
 
@@ -84,15 +76,15 @@ static void recipe_offer(void *data, const char *name)
         if (strcmp(to->offer->recipes[i]->name, name) == 0) return;
     if (to->failed || to->offer->n_recipes == STEER_RECIPES_MAX) return;
     if (!wire_utf8_valid(name, strlen(name))) return;
-    if (model_recipe(to->m, name, &r, &err)) {
+    if (model_recipe(to->m, name, &r, &err))
         log_event(LOG_DEBUG, "recipe.left_out", "model=%s recipe=%s reason=%s",
                   log_quote(to->m->name), log_quote(name), log_quote(err.text));
-        return;
-    }
-    to->failed = offer_recipe(to->offer, &r);
+    else
+        to->failed = recipe_add(to->offer, &r);
 }
 
-Steerfarm__Model *offer_make(const struct model *m)
+/* Everything but the recipes. */
+static Steerfarm__Model *offer_new(const struct model *m)
 {
     Steerfarm__Model *o = malloc(sizeof *o);
     if (!o) return NULL;
@@ -102,11 +94,10 @@ Steerfarm__Model *offer_make(const struct model *m)
     o->family = strdup("sd15");
     o->recipes = calloc(STEER_RECIPES_MAX, sizeof *o->recipes);
     o->precisions = calloc(2, sizeof *o->precisions);
-    struct offering to = {m, o, !o->name || !o->hash || !o->family || !o->recipes};
-    if (to.failed || !o->precisions) goto fail;
-    recipe_offer(&to, m->default_recipe);
-    recipe_list(recipe_offer, &to);
-    if (to.failed || !o->n_recipes) goto fail;
+    if (!o->name || !o->hash || !o->family || !o->recipes || !o->precisions) {
+        offer_free(o);
+        return NULL;
+    }
     o->has_width = o->has_height = o->has_size_multiple = o->has_side_max = o->has_pixels_max =
         o->has_text_tokens_max = o->has_memory_bytes = 1;
     o->width = (uint32_t)m->width;
@@ -119,7 +110,23 @@ Steerfarm__Model *offer_make(const struct model *m)
     o->precisions[o->n_precisions++] = STEERFARM__PRECISION__F32;
     if (compute_bf16_native()) o->precisions[o->n_precisions++] = STEERFARM__PRECISION__BF16;
     return o;
-fail:
+}
+
+Steerfarm__Model *offer_make(const struct model *m)
+{
+    struct offering to = {m, offer_new(m), 0};
+    if (!to.offer) return NULL;
+    recipe_offer(&to, m->default_recipe);
+    recipe_list(recipe_offer, &to);
+    if (!to.failed && to.offer->n_recipes) return to.offer;
+    offer_free(to.offer);
+    return NULL;
+}
+
+Steerfarm__Model *offer_make_one(const struct model *m, const struct recipe *r)
+{
+    Steerfarm__Model *o = offer_new(m);
+    if (!o || !recipe_add(o, r)) return o;
     offer_free(o);
     return NULL;
 }
@@ -143,7 +150,10 @@ static int offers_add(struct offers *o, const char *dir)
                   log_quote("a model's name is at most 128 bytes of UTF-8"));
         return 0;
     }
-    if (model_inspect(&m, dir, &err)) {
+    struct recipe own;
+    int code = model_inspect(&m, dir, &err);
+    if (!code && (code = model_recipe(m, NULL, &own, &err))) model_close(m);
+    if (code) {
         log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
                   log_quote(err.text));
         return 0;

@@ -242,6 +242,11 @@ static int text_get(struct pipeline *p, const char *text, const struct plan_watc
     times->tokenize_us += tokenized - start;
     if (code) return code;
     if ((*ret = text_cache_find(p->texts, ids, m->tokens))) return 0;
+    for (int i = 0; i < m->tokens; i++)
+        if (ids[i] >= m->clip.vocab)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "token %d of \"%.80s\": the text encoder's table has only %d rows",
+                              ids[i], text, m->clip.vocab);
     if ((code = text_plans(p, err))) return code;
 
     memcpy(plan_data(p->text_plan, p->text_graph.ids), ids, (size_t)m->tokens * sizeof *ids);
@@ -301,6 +306,7 @@ struct run {
     struct render_image *images;
     struct run_image own[STEER_BATCH_MAX];
     int count, channels, h, w, call, calls;
+    int cfg;        /* a second pass; a model that is told its guidance scale needs none */
     size_t latents; /* floats of one image */
     struct schedule *schedule;
     const struct render_watch *watch;
@@ -341,7 +347,7 @@ static int run_prepare(struct run *r, struct steer_error *err)
     if (code) return code;
     r->calls = schedule_calls(r->schedule);
     /* A dump shows what an absent negative would be too. */
-    int negative = r->shape->cfg || r->shape->method != GUIDANCE_NONE || r->dumped;
+    int negative = r->cfg || r->shape->method != GUIDANCE_NONE || r->dumped;
     /* Entries in use by this batch must not be evicted by it. */
     text_cache_pin(p->texts);
     for (int i = 0; i < r->count; i++) {
@@ -367,6 +373,35 @@ static int run_prepare(struct run *r, struct steer_error *err)
     return 0;
 }
 
+/* diffusers' get_guidance_scale_embedding of image i's scale - 1, where the model takes one. */
+static void guidance_embed(struct run *r, struct slot *s, int i)
+{
+    int channels = r->p->model->unet.guidance_channels, half = channels / 2;
+    if (!channels) return;
+    float *out = (float *)plan_data(s->plan, s->denoise.guidance) + (size_t)i * (size_t)channels;
+    float w = ((float)r->images[i].guidance.scale - 1) * 1000;
+    float rate = logf(10000) / (float)(half - 1);
+    out[channels - 1] = 0; /* of an odd number */
+    for (int k = 0; k < half; k++) {
+        float angle = w * expf((float)k * -rate);
+        out[k] = sinf(angle);
+        out[half + k] = cosf(angle);
+    }
+}
+
+/* Noise predictions that are not numbers would become a black picture without a word. */
+static int latents_check(const struct run *r, struct steer_error *err)
+{
+    for (int i = 0; i < r->count; i++)
+        for (size_t k = 0; k < r->latents; k++)
+            if (!isfinite(r->own[i].x[k]))
+                return steer_fail(err, STEER_BAD_MODEL,
+                                  "latents are not finite after %d denoiser calls: the checkpoint "
+                                  "and its scheduler (or the precision) do not fit",
+                                  r->calls);
+    return 0;
+}
+
 /* One pass of the denoiser over the batch: outputs to own->out, or blended into it as CFG does. */
 static int denoise_pass(struct run *r, struct slot *s, int under_negative, struct steer_error *err)
 {
@@ -378,6 +413,7 @@ static int denoise_pass(struct run *r, struct slot *s, int under_negative, struc
         struct run_image *own = r->own + i;
         to_channels_last(in + (size_t)i * r->latents, own->x, r->channels, pixels, scale);
         t[i] = (float)schedule_timestep(r->schedule, r->call);
+        guidance_embed(r, s, i);
         keys_bind(r->p, s, i, under_negative ? own->negative : own->positive, 0);
         if (s->method == GUIDANCE_NONE) continue;
         keys_bind(r->p, s, i, own->negative, 1);
@@ -468,7 +504,7 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
             r->own[i].x[k] *= init;
     for (r->call = 0; r->call < r->calls; r->call++) {
         if ((code = denoise_pass(r, guided, 0, err))) return code;
-        if (shape->cfg && (code = denoise_pass(r, plain, 1, err))) return code;
+        if (r->cfg && (code = denoise_pass(r, plain, 1, err))) return code;
         if (dump && r->call == 0 &&
             (code = dump_add(dump, "denoise.out.0", TYPE_F32, r->own[0].out, 0, 3, latents, err)))
             return code;
@@ -476,6 +512,7 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
             if ((code = sampler_step(r->own[i].sampler, r->call, r->own[i].out, r->own[i].x)))
                 return steer_fail(err, code, "sampling failed at call %d", r->call);
     }
+    if ((code = latents_check(r, err))) return code;
     return dump ? dump_add(dump, "latents.final", TYPE_F32, r->own[0].x, 0, 3, latents, err) : 0;
 }
 
@@ -507,6 +544,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
 {
     struct run r = {.p = p, .shape = shape, .images = images, .count = count, .watch = watch};
     r.dumped = dump != NULL;
+    r.cfg = shape->cfg && !p->model->unet.guidance_channels;
     int code = model_size_check(p->model, shape->width, shape->height, err);
     if (code) return code;
     r.channels = p->model->unet.in_channels;

@@ -6,17 +6,6 @@
 #include "numerics.h"
 #include "offer.h"
 
-/* A recipe's file is read once the folder is there, whose scheduler it builds on, and stands in the
- * offer under its own name. */
-static int own_recipe(struct session *s, struct job_args *j, struct steer_error *err)
-{
-    int code = model_recipe(s->model, s->file, &s->own, err);
-    if (code) return code;
-    j->job.recipe = s->own.name;
-    if (offer_recipe(s->offer, &s->own)) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    return 0;
-}
-
 int session_open(struct session *s, const char *dir, const struct machine_args *m,
                  struct job_args *j, uint64_t seed, struct steer_error *err)
 {
@@ -38,17 +27,20 @@ int session_open(struct session *s, const char *dir, const struct machine_args *
     if ((code = compute_open(&s->compute, &o, err)) ||
         (code = model_open(&s->model, dir, s->compute, err)))
         return code;
-    if (!(s->offer = offer_make(s->model)) ||
+    /* By path, by name, or the folder's own; read here, where its sentence can be told. */
+    if ((code = model_recipe(s->model, s->file ? s->file : j->job.recipe, &s->own, err)))
+        return code;
+    if (!(s->offer = offer_make_one(s->model, &s->own)) ||
         pipeline_new(&s->pipeline, s->model, s->compute, pipeline_limits_default()))
         return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     j->job.model = s->model->name;
-    if (s->file && (code = own_recipe(s, j, err))) return code;
+    j->job.recipe = s->own.name;
     return job_resolve(&s->resolved, &j->job, s->offer, seed, err);
 }
 
 int session_plan(struct session *s, uint32_t index, struct job_plan *ret, struct steer_error *err)
 {
-    int code = job_plan_make(ret, s->model, s->file ? &s->own : NULL, &s->resolved.job, index, err);
+    int code = job_plan_make(ret, s->model, &s->own, &s->resolved.job, index, err);
     if (!code) ret->shape.recipe = &ret->recipe;
     return code;
 }

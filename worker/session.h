@@ -13,8 +13,8 @@ struct session {
     struct model *model;
     struct pipeline *pipeline;
     Steerfarm__Model *offer;
-    struct recipe own; /* of --recipe FILE; otherwise unused */
-    const char *file;  /* NULL: the recipe has a name */
+    struct recipe own; /* the one that the job is sampled by */
+    const char *file;  /* --recipe by path; NULL: by name, or the folder's own */
     struct job_resolved resolved;
 };
 

@@ -143,17 +143,18 @@ static void choose(struct plan *p)
 const struct cpu_kernels *cpu_kernels_find(const char *isa)
 {
     __builtin_cpu_init();
+    const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const struct {
         const struct cpu_kernels *kernels;
         int there;
     } all[] = {
-        {&cpu_kernels_avx512,
-         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
+        {&cpu_kernels_avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16")},
+        {&cpu_kernels_avx512, avx512},
         {&cpu_kernels_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
         {&cpu_kernels_sse2, 1},
     };
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         if (all[i].there && (!isa || strcmp(isa, strchr(all[i].kernels->name, ':') + 1) == 0))
             return all[i].kernels;
     return NULL;

@@ -13,7 +13,7 @@ static double now_s(void)
 }
 
 /* Twelve sums that do not wait for one another hide the latency of a multiply-add; each depends on
- * itself and begins elsewhere, so that the compiler can leave nothing out. */
+ * itself and begins elsewhere, so that the compiler can neither leave one out nor make two one. */
 INLINE float burst(int loops)
 {
     v16 sum[12], a = splat(0.5f), b = splat(1e-9f);

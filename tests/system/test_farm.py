@@ -3,46 +3,23 @@
     python tests/system/test_farm.py [TestClass[.test]]
 """
 
-import hashlib
 import json
 import os
 import random
-import signal
+import shutil
 import subprocess
-import time
 import unittest
-import zlib
-from pathlib import Path
 
 import zmq
 
-from farm import BIN, GOLDEN, Farm, Program
+from farm import BIN, FAST, GOLDEN, Farm, FarmCase, digest
 from proxy import Proxy
-from steer_client import MESSAGES, TYPES, Client, Refused
+from steer_client import MESSAGES, TYPES, Refused
 
-FAST = dict(recipe="sbv2-sd15", guidance=dict(method=0))
-
-
-def digest(images):
-    return {i: hashlib.sha256(data).hexdigest() for i, (_, data) in images.items()}
+SMALL = {"small": GOLDEN / "small" / "model"}
 
 
-class Basics(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.farm = Farm()
-        cls.farm.wait_models()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.farm.close()
-
-    def setUp(self):
-        self.client = self.farm.client()
-
-    def tearDown(self):
-        self.client.close()
-
+class Basics(FarmCase):
     def test_render(self):
         a = self.client.submit("render", model="small", prompt="a cat", images=3, seed=7, **FAST)
         self.assertEqual(a.resolved.seed, 7)
@@ -58,6 +35,20 @@ class Basics(unittest.TestCase):
                   t.other_us]
         self.assertEqual(sum(stages), t.total_us)
         self.assertGreater(t.denoise_us, 0)
+
+    def test_image_i_is_seed_plus_i(self):
+        """Image i of a job equals a job of one image with seed + i, byte for byte."""
+        job = dict(model="small", prompt="a cat", **FAST)
+        together, _ = self.client.fetch(self.client.submit("three", images=3, seed=41, **job).job)
+        for i in range(3):
+            alone, _ = self.client.fetch(self.client.submit(f"alone of {i}", seed=41 + i, **job).job)
+            self.assertEqual(alone[0][1], together[i][1])
+
+    def test_a_cut_prompt_is_said(self):
+        long, _ = self.client.fetch(self.client.submit("long", model="small", prompt="a cat " * 200, **FAST).job)
+        self.assertRegex(long[0][0].warning, r"the positive prompt .* was cut at byte \d+")
+        short, _ = self.client.fetch(self.client.submit("short", model="small", prompt="a cat", **FAST).job)
+        self.assertEqual(short[0][0].warning, "")
 
     def test_same_key(self):
         job = dict(model="small", prompt="a dog", **FAST)
@@ -105,30 +96,36 @@ class Basics(unittest.TestCase):
         self.assertEqual(e.exception.code, "UNKNOWN_JOB")
 
     def test_hostile_frames(self):
-        """Nonsense gets one REFUSED, or silence for what cannot be answered; the farm goes on."""
+        """Nonsense gets one REFUSED with its code; the farm goes on."""
         raw = zmq.Context.instance().socket(zmq.DEALER)
         raw.setsockopt(zmq.LINGER, 0)
         raw.connect(self.farm.client_endpoint)
         head = lambda kind, version=1: bytes([ord("S"), ord("F"), version, kind])
         ping = MESSAGES["Ping"]().SerializeToString()
         rng = random.Random(3)
-        frames = [
-            [b""], [b"SF"], [head(4)], [head(4), ping, b"x"], [head(4), ping, b"", b"", b"", b"", b""], [head(4, 9), ping],
-            [b"XX\x01\x04", ping], [head(250), ping], [head(16), b"\xff\xff\xff"], [head(16), b"\x0a\x01k\x12\x05\x0a\x01m\x12\x00"],
-            [head(4), ping],  # well-formed, but before HELLO
-            [head(16), b"\x0a\x02\xff\xfe" + b"\x12\x06\x0a\x01m\x12\x01p"],  # a key that is not UTF-8
-            *[[rng.randbytes(rng.randrange(40)) for _ in range(rng.randrange(1, 5))] for _ in range(200)],
+        made = [
+            ("BAD_FRAME", [b""]), ("BAD_FRAME", [b"SF"]), ("BAD_FRAME", [head(4)]), ("BAD_FRAME", [head(4), ping, b"x"]),
+            ("BAD_FRAME", [head(4), ping, b"", b"", b"", b"", b""]), ("BAD_VERSION", [head(4, 9), ping]), ("BAD_VERSION", [head(4, 0), ping]),
+            ("BAD_FRAME", [b"XX\x01\x04", ping]), ("BAD_FRAME", [b"SF\x01\x04\x00", ping]), ("BAD_FRAME", [head(250), ping]), ("BAD_FRAME", [head(0), ping]),
+            ("BAD_FRAME", [head(16), b"\xff\xff\xff"]),  # no protobuf
+            ("BAD_FRAME", [head(16), b"\x0a\x01k\x12\x05\x0a\x01m"]),  # a length past the end
+            ("HELLO_REQUIRED", [head(16), b"\x0a\x01k\x12\x05\x0a\x01m\x12\x00"]),  # well-formed, the prompt is empty
+            ("BAD_FRAME", [head(16), b""]),  # a SUBMIT without what it needs
+            ("BAD_FRAME", [head(16), b"\x0a\x03k\x00k" + b"\x12\x06\x0a\x01m\x12\x01p"]),  # a key with NUL
+            ("HELLO_REQUIRED", [head(4), ping]),  # well-formed
+            ("BAD_TEXT", [head(16), b"\x0a\x02\xff\xfe" + b"\x12\x06\x0a\x01m\x12\x01p"]),  # a key that is not UTF-8
         ]
-        answers = {}
-        for i, message in enumerate(frames):
+        for expected, message in made:
             raw.send_multipart(message)
-            if raw.poll(2000):
-                reply = raw.recv_multipart()
-                self.assertEqual(reply[0][3], TYPES["REFUSED"])
-                answers[i] = MESSAGES["Refused"].FromString(reply[1]).code
-        self.assertEqual(answers[5], "BAD_VERSION")
-        self.assertEqual(answers[10], "HELLO_REQUIRED")
-        self.assertEqual(answers[11], "BAD_TEXT")
+            self.assertTrue(raw.poll(20000), message)
+            reply = raw.recv_multipart()
+            self.assertEqual(reply[0][3], TYPES["REFUSED"])
+            self.assertEqual(MESSAGES["Refused"].FromString(reply[1]).code, expected, message)
+        for _ in range(200):
+            raw.send_multipart([rng.randbytes(rng.randrange(40)) for _ in range(rng.randrange(1, 5))])
+        for _ in range(200):  # none of those begins with a head of ours
+            self.assertTrue(raw.poll(20000))
+            self.assertEqual(MESSAGES["Refused"].FromString(raw.recv_multipart()[1]).code, "BAD_FRAME")
         raw.close()
         a = self.client.submit("after nonsense", model="small", prompt="x", **FAST)
         self.assertEqual(len(self.client.fetch(a.job)[0]), 1)
@@ -172,33 +169,9 @@ class Basics(unittest.TestCase):
             self.assertEqual(images[0][0].batch, 1)
             self.assertEqual(digest(images)[0], company[i], job)
 
-    def test_each_reply_dropped_doubled_delayed(self):
-        kinds = ["WELCOME", "ACCEPTED", "RESULT", "DONE", "PROGRESS", "REPLY"]
-        steer = BIN / "steer"
-        for kind in kinds:
-            for what in ("drop", "double", "delay"):
-                name = f"{kind}-{what}"
-                proxy = Proxy(self.farm.dir, self.farm.client_endpoint, (TYPES[kind], what), name)
-                out = self.farm.dir / f"{name}-{{index}}.webp"
-                run = subprocess.run([steer, "render", "a cat", "--model", "small", "--recipe", "sbv2-sd15", "--guidance", "none",
-                                      "--images", "2", "--seed", "1", "--key", name, "--json", "--broker", proxy.endpoint,
-                                      "--output", out, "--timeout", "60"], capture_output=True, text=True)
-                proxy.close()
-                self.assertEqual(run.returncode, 0, f"{name}: {run.stderr}")
-                self.assertTrue(proxy.done or kind in ("PROGRESS",), f"{name} never happened")
-                lines = [json.loads(line) for line in run.stdout.splitlines()]
-                self.assertEqual(sorted(line["index"] for line in lines), [0, 1], name)
 
-
-class CommandLine(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.farm = Farm(models={"small": GOLDEN / "small" / "model"})
-        cls.farm.wait_models()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.farm.close()
+class CommandLine(FarmCase):
+    OPTIONS = dict(models=SMALL)
 
     def steer(self, *args, code=0):
         run = subprocess.run([BIN / "steer", *map(str, args)], capture_output=True, text=True, cwd=self.farm.dir, timeout=120,
@@ -265,68 +238,79 @@ class CommandLine(unittest.TestCase):
 
 
 class Deaths(unittest.TestCase):
-    def check(self, farm, jobs, client, seconds=120.0):
-        """Every accepted image is delivered exactly once and equals the same seed's elsewhere."""
-        for job, images in jobs:
-            got, status = client.fetch(job, seconds=seconds)
-            self.assertEqual(sorted(got), list(range(images)), status)
-            self.assertEqual(status.state, "done")
+    JOB = dict(model="small", prompt="a cat", steps=8, recipe="ddim", guidance=dict(method=0))
+
+    def farm(self, workers=1):
+        """A farm with proxies between workers and broker, which tell when what happens."""
+        farm = self.enterContext(Farm(models=SMALL, workers=0))
+        self.proxies = [Proxy(farm.dir, farm.worker_endpoint, i) for i in range(workers)]
+        for i, proxy in enumerate(self.proxies):
+            self.addCleanup(proxy.close)
+            farm.workers.append(farm.worker(i, endpoint=proxy.endpoint))
+            proxy.wait("down", "WELCOME")
+        return farm, farm.client()
+
+    def submit(self, client, name, jobs=3, images=10):
+        """Jobs of seeds of their own."""
+        return [(client.submit(f"{name}{k}", images=images, seed=100 * k, **self.JOB).job, images, 100 * k) for k in range(jobs)]
+
+    def check(self, jobs, client, seconds=120.0):
+        """Every accepted image is delivered exactly once and equals the same seed's of a farm where nobody died."""
+        got = {}
+        for job, images, seed in jobs:
+            pictures, status = client.fetch(job, seconds=seconds)
+            self.assertEqual(sorted(pictures), list(range(images)), status)
+            self.assertEqual((status.state, status.counts.acked), ("done", images))
+            got |= {seed + i: d for i, d in digest(pictures).items()}
+        with Farm(models=SMALL) as calm:
+            calm.wait_models()
+            client = calm.client()
+            for _, images, seed in jobs:
+                pictures, _ = client.fetch(client.submit(f"calm{seed}", images=images, seed=seed, **self.JOB).job)
+                self.assertEqual({i: got[seed + i] for i in range(images)}, digest(pictures))
+            client.close()
 
     def test_kill_worker(self):
-        with Farm(models={"small": GOLDEN / "small" / "model"}, workers=2) as farm:
-            farm.wait_models()
-            client = farm.client()
-            jobs = [(client.submit(f"k{i}", model="small", prompt="a cat", images=10, steps=8, recipe="ddim").job, 10)
-                    for i in range(3)]
-            for i in range(4):
-                farm.broker.wait_for("worker.hello", after=0)
-                time.sleep(0.3)  # some work is under way; where exactly does not matter
-                farm.workers[i % 2].kill()
-                farm.workers[i % 2].start()
-            self.check(farm, jobs, client)
+        """Each of the workers dies twice with images assigned to it that it has not given back."""
+        farm, client = self.farm(workers=2)
+        jobs = self.submit(client, "k", images=20)
+        for i in range(4):
+            assigned = self.proxies[i % 2].once("down", "ASSIGN", "after")
+            other = self.proxies[1 - i % 2].once("down", "ASSIGN", "after")  # it shall leave some work for this one
+            assigned.wait()
+            farm.workers[i % 2].kill()
+            farm.workers[i % 2].start()
+            assigned.resolve()
+            other.resolve()
+        self.check(jobs, client)
 
     def test_kill_broker(self):
-        with Farm(models={"small": GOLDEN / "small" / "model"}) as farm:
-            farm.wait_models()
-            client = farm.client()
-            jobs = [(client.submit(f"k{i}", model="small", prompt="a cat", images=10, steps=8, recipe="ddim").job, 10)
-                    for i in range(3)]
-            for _ in range(3):
-                time.sleep(0.3)
-                farm.broker.kill()
-                farm.restart_broker()
-            client.hello()
-            self.check(farm, jobs, client)
-            epoch = {c.name: c.value for c in client.query(5).counters}["epoch"]
-            self.assertEqual(epoch, 4)
-
-    def test_stopped_worker_comes_back(self):
-        """SIGSTOP past the lease: another worker renders; the late result changes nothing."""
-        with Farm(models={"small": GOLDEN / "small" / "model"}, workers=1) as farm:
-            farm.wait_models()
-            client = farm.client()
-            job = client.submit("stop", model="small", prompt="a cat", images=4, steps=25, recipe="ddim").job
-            end = time.monotonic() + 30
-            while client.query(1, job=job).jobs[0].counts.leased == 0 and time.monotonic() < end:
-                pass
-            farm.workers[0].signal(signal.SIGSTOP)
-            farm.workers.append(farm.worker(1))
-            images, status = client.fetch(job)
-            self.assertEqual((len(images), status.state), (4, "done"))
-            farm.workers[0].signal(signal.SIGCONT)
-            again = client.submit("after", model="small", prompt="a dog", images=2, **FAST).job
-            self.assertEqual(len(client.fetch(again)[0]), 2)
+        """It dies three times, each time while results are on their way to it."""
+        farm, client = self.farm()
+        jobs = self.submit(client, "k")
+        for _ in range(3):
+            result = self.proxies[0].once("up", "RESULT", "before")
+            result.wait()
+            farm.broker.kill()
+            farm.restart_broker()
+            result.resolve(deliver=False)
+        client.hello()
+        self.check(jobs, client)
+        epoch = {c.name: c.value for c in client.query(5).counters}["epoch"]
+        self.assertEqual(epoch, 4)
 
     def test_drain(self):
         """SIGTERM gives work back; nothing is lost and nobody is blamed."""
-        with Farm(models={"small": GOLDEN / "small" / "model"}, workers=2) as farm:
-            farm.wait_models()
-            client = farm.client()
-            job = client.submit("drain", model="small", prompt="a cat", images=12, steps=8, recipe="ddim").job
-            time.sleep(0.3)
-            self.assertEqual(farm.workers[0].stop(), 0)
-            images, status = client.fetch(job)
-            self.assertEqual((len(images), status.state), (12, "done"))
+        farm, client = self.farm()
+        jobs = self.submit(client, "drain", jobs=1, images=12)
+        assigned = self.proxies[0].once("down", "ASSIGN", "after")
+        assigned.wait()
+        assigned.resolve()
+        farm.workers.append(farm.worker(1))
+        self.assertEqual(farm.workers[0].stop(), 0)
+        self.check(jobs, client)
+        status = client.query(1, job=jobs[0][0]).jobs[0]
+        self.assertEqual(len(status.failures), 0)
 
     def test_two_workers_of_one_id(self):
         with Farm(models={"small": GOLDEN / "small" / "model"}) as farm:
@@ -343,8 +327,6 @@ class Deaths(unittest.TestCase):
         """A worker promises a model and cannot load it: the job fails with the reason, others go on."""
         with Farm() as farm:
             farm.wait_models()
-            import shutil
-
             farm.workers[0].stop()
             (farm.models / "tiny").unlink()
             shutil.copytree(GOLDEN / "tiny" / "model", farm.models / "tiny")

@@ -100,6 +100,7 @@ class BadFolders(Case):
     def test_missing_file(self):
         for part in (VAE, UNET, TEXT, "tokenizer/vocab.json", "tokenizer/merges.txt", "unet/config.json", "text_encoder/config.json"):
             model = self.folder()
+            (model / "tokenizer/tokenizer.json").unlink()  # it would do without vocab.json and merges.txt
             (model / part).unlink()
             self.refused(model, part.split("/")[0], Path(part).name.split(".")[0])
 
@@ -161,10 +162,112 @@ class BadFolders(Case):
             ("text_encoder", lambda c: c.update(num_attention_heads=0), ("num_attention_heads",)),
             ("text_encoder", lambda c: c.update(hidden_act="tanhshrink"), ("tanhshrink", "quick_gelu")),
             ("vae", lambda c: c.update(act_fn="mish"), ("mish",)),
+            ("text_encoder", lambda c: c.update(use_attention_mask=True), ("use_attention_mask",)),
+            ("text_encoder", lambda c: c.update(layer_norm_eps="small"), ("layer_norm_eps", "small")),
+            ("text_encoder", lambda c: c.update(hidden_size=16), ("hidden_size 16", "32")),
+            ("unet", lambda c: c.update(cross_attention_dim=48), ("cross_attention_dim", "48", "32", "hidden_size")),
+            ("unet", lambda c: c.update(cross_attention_dim=[32, 48]), ("cross_attention_dim", "48", "32")),
+            ("unet", lambda c: c.update(down_block_types=["DownBlock2D"] * 2, up_block_types=["UpBlock2D"] * 2, mid_block_type=None),
+             ("cross-attention",)),
+            ("unet", lambda c: c.update(conv_in_kernel=4), ("conv_in_kernel", "4")),
+            ("unet", lambda c: c.update(num_attention_heads=2), ("num_attention_heads",)),
+            ("unet", lambda c: c.update(transformer_layers_per_block=[1, 2, 3]), ("transformer_layers_per_block", "3", "2")),
+            ("unet", lambda c: c.update(transformer_layers_per_block=16, layers_per_block=16), ("cross-attention", "256")),
+            ("unet", lambda c: c.update(transformer_layers_per_block=[[1], [1, 1]]), ("transformer_layers_per_block",)),
+            ("unet", lambda c: c.update(norm_num_groups=None), ("norm_num_groups",)),
+            ("unet", lambda c: c.update(norm_eps="1e-5"), ("norm_eps",)),
+            ("unet", lambda c: c.update(flip_sin_to_cos="yes"), ("flip_sin_to_cos", "yes")),
+            ("unet", lambda c: c.update(mid_block_type=7), ("mid_block_type", "7")),
+            ("unet", lambda c: c.update(mid_block_type="UNetMidBlock2DSimpleCrossAttn"), ("UNetMidBlock2DSimpleCrossAttn",)),
+            ("unet", lambda c: c.update(act_fn="mish"), ("act_fn", "mish")),
+            ("unet", lambda c: c.update(resnet_time_scale_shift="scale_shift"), ("resnet_time_scale_shift", "scale_shift")),
+            ("unet", lambda c: c.update(time_embedding_type="fourier"), ("fourier",)),
+            ("unet", lambda c: c.update(only_cross_attention=[False, True]), ("only_cross_attention", "true")),
+            ("unet", lambda c: c.update(mid_block_scale_factor=2), ("mid_block_scale_factor", "2")),
+            ("unet", lambda c: c.update(downsample_padding=0), ("downsample_padding", "0")),
+            ("unet", lambda c: c.update(encoder_hid_dim=32), ("encoder_hid_dim",)),
+            ("unet", lambda c: c.update(attention_type="gated"), ("gated",)),
+            ("unet", lambda c: c.update(sample_size="big"), ("sample_size", "big")),
+            ("vae", lambda c: c.update(scaling_factor="0.18"), ("scaling_factor", "0.18")),
+            ("vae", lambda c: c.update(scaling_factor=0), ("scaling_factor",)),
+            ("vae", lambda c: c.update(latents_mean=[0] * 4), ("latents_mean",)),
+            ("vae", lambda c: c.update(upsample_fn="bilinear"), ("bilinear",)),
+            ("vae", lambda c: c.update(num_decoder_blocks=[1, 2]), ("num_decoder_blocks",)),
         ):
             model = self.folder()
             edit(model / part / "config.json", change)
             self.refused(model, *words)
+
+    def test_vae_configurations(self):
+        for change, words in (
+            (lambda c: c.update(up_block_types=["UpDecoderBlock2D"] * 3), ("up_block_types", "3", "4")),
+            (lambda c: c.update(up_block_types=["AttnUpDecoderBlock2D"] * 4), ("AttnUpDecoderBlock2D",)),
+            (lambda c: c.update(mid_block_add_attention="no"), ("mid_block_add_attention",)),
+            (lambda c: c.update(norm_num_groups=3), ("norm_num_groups", "3")),
+        ):
+            model = self.folder("small")
+            edit(model / "vae/config.json", change)
+            self.refused(model, *words)
+
+    def test_what_is_no_file(self):
+        """A FIFO would block for ever, a folder cannot be read."""
+        for part in (UNET, "tokenizer/tokenizer.json", "unet/config.json", "model_index.json", "tokenizer/tokenizer_config.json"):
+            for make in (os.mkfifo, os.mkdir):
+                model = self.folder()
+                (model / part).unlink()
+                make(model / part)
+                self.refused(model, Path(part).name)
+
+    def test_gaps(self):
+        model = self.folder()
+        data = (model / UNET).read_bytes()
+        (model / UNET).write_bytes(data + bytes(8))
+        self.refused(model, "8 bytes after")
+        header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                             "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}).encode()
+        (model / UNET).write_bytes(struct.pack("<Q", len(header)) + header + bytes(12))
+        self.refused(model, "\"b\"")
+
+    def test_serve_leaves_out(self):
+        """What serve cannot render is not offered, and the log says why."""
+        models = self.dir / "models"
+        for name, change in (("good", lambda m: None), ("cut", lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-1])),
+                             ("ancestral", lambda m: edit(m / "scheduler/scheduler_config.json",
+                                                          lambda c: c.update(_class_name="EulerAncestralDiscreteScheduler"))),
+                             ("named", lambda m: (m / "steer.json").write_text('{"recipe": "nonsense"}'))):
+            shutil.copytree(GOLDEN / "tiny" / "model", models / name)
+            change(models / name)
+        with subprocess.Popen([BIN / "steer-worker", "serve", "--models", models, "--broker", "tcp://127.0.0.1:9"], stderr=subprocess.PIPE) as worker:
+            try:
+                lines = []
+                while not any("model.left_out" in l and "nonsense" in l for l in lines):
+                    lines.append(worker.stderr.readline().decode())
+                    self.assertTrue(lines[-1], "".join(lines))
+            finally:
+                worker.kill()
+        log = "".join(lines)
+        self.assertIn("truncated", log)
+        self.assertIn("EulerAncestralDiscreteScheduler", log)
+        self.assertNotIn("models/good", log)
+
+    def test_scheduler_of_another_kind(self):
+        model = self.folder()
+        edit(model / "scheduler/scheduler_config.json", lambda c: c.update(_class_name="UniPCMultistepScheduler"))
+        self.refused(model, "UniPCMultistepScheduler", "DDIMScheduler")
+        self.render(model, "--recipe", "euler")
+        self.render(model, "--recipe", SOURCE / "worker/recipes/euler.json")
+        edit(model / "scheduler/scheduler_config.json", lambda c: c.update(_class_name="EulerDiscreteScheduler", use_beta_sigmas=True))
+        self.refused(model, "use_beta_sigmas")
+
+    def test_not_finite(self):
+        model = self.folder()
+
+        def infinite(t):
+            dtype, shape, data = t["conv_out.bias"]
+            t["conv_out.bias"] = "F32", shape, struct.pack("<f", math.inf) * math.prod(shape)
+
+        edit_tensors(model / UNET, infinite)
+        self.refused(model, "not finite")
 
     def test_scheduler(self):
         model = self.folder()
@@ -307,13 +410,22 @@ class OddFolders(Case):
                 json.dumps(json.loads((m / "tokenizer/vocab.json").read_text()), ensure_ascii=ascii_only)))
 
     def test_added_tokens(self):
-        """A token that was added to the vocabulary has its own row of the table."""
+        """A token that was added to the vocabulary gets the next id, which the table may have a row for or not."""
         model = self.folder()
-        vocabulary = json.loads((model / "tokenizer/vocab.json").read_text())
-        (model / "tokenizer/added_tokens.json").write_text(json.dumps({"<sks>": 5}))
-        self.assertNotIn("<sks>", vocabulary)
-        ids = tensors.floats(self.render(model, prompt="a <sks> cat")["tokens.pos"])
-        self.assertIn(5, ids)
+        rows = len(json.loads((model / "tokenizer/vocab.json").read_text()))
+        edit(model / "tokenizer/tokenizer.json", lambda t: t["added_tokens"].append(
+            {"id": 5, "content": "<sks>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}))
+        self.refused(model, str(rows), "<sks>", "rows", prompt="a <sks> cat")
+        self.render(model, prompt="a cat")
+
+        def one_more(t):
+            key = next(k for k in t if k.endswith("token_embedding.weight"))
+            dtype, (count, width), data = t[key]
+            t[key] = dtype, [count + 1, width], bytes(data) + bytes(len(data) // count)
+
+        edit_tensors(model / TEXT, one_more)
+        edit(model / "text_encoder/config.json", lambda c: c.update(vocab_size=rows + 1))
+        self.assertIn(rows, tensors.floats(self.render(model, prompt="a <sks> cat")["tokens.pos"]))
 
 
 class Drawing(Case):

@@ -54,9 +54,15 @@ void params_free(struct params *p)
 int params_error(struct params *p, struct steer_error *err)
 {
     int code = p->error.code;
-    if (code && err) *err = p->error;
+    if (!code) return tensors_check(p->files, err);
+    if (err) *err = p->error;
     if (code == STEER_NO_MEMORY) p->error = (struct steer_error){0};
     return code;
+}
+
+const struct tensors *params_files(const struct params *p)
+{
+    return p->files;
 }
 
 int params_has(const struct params *p, const char *format, ...)
