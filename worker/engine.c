@@ -574,7 +574,7 @@ int engine_start(struct engine **ret, const struct engine_options *options, stru
     if (!e) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     e->options = *options;
     e->host.bytes_max =
-        options->memory_bytes ? options->memory_bytes : compute_memory_allowed() / 2;
+        options->memory_bytes ? options->memory_bytes : compute_memory_allowed() / 4 * 3;
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->work, NULL);
     pthread_cond_init(&e->pictures_work, NULL);

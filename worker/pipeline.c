@@ -187,13 +187,19 @@ static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
     return 0;
 }
 
+/* CFG; a model that is told its guidance scale needs no second pass for it. */
+static int passes_twice(const struct pipeline *p, const struct render_shape *shape)
+{
+    return shape->cfg && !p->model->unet.guidance_channels;
+}
+
 /* The denoiser's plan, and CFG's under the negative text when it is another (NULL: no CFG). */
 static int denoise_slots(struct pipeline *p, const struct render_shape *shape, int batch,
                          struct slot **ret, struct slot **ret_second, struct steer_error *err)
 {
     int code = slot_get(p, ret, PLAN_DENOISE, shape, batch, shape->method, NULL, err);
     *ret_second = NULL;
-    if (!code && shape->cfg)
+    if (!code && passes_twice(p, shape))
         code = slot_get(p, ret_second, PLAN_DENOISE, shape, batch, GUIDANCE_NONE, *ret, err);
     return code;
 }
@@ -306,7 +312,7 @@ struct run {
     struct render_image *images;
     struct run_image own[STEER_BATCH_MAX];
     int count, channels, h, w, call, calls;
-    int cfg;        /* a second pass; a model that is told its guidance scale needs none */
+    int cfg;        /* a second pass */
     size_t latents; /* floats of one image */
     struct schedule *schedule;
     const struct render_watch *watch;
@@ -544,7 +550,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
 {
     struct run r = {.p = p, .shape = shape, .images = images, .count = count, .watch = watch};
     r.dumped = dump != NULL;
-    r.cfg = shape->cfg && !p->model->unet.guidance_channels;
+    r.cfg = passes_twice(p, shape);
     int code = model_size_check(p->model, shape->width, shape->height, err);
     if (code) return code;
     r.channels = p->model->unet.in_channels;
