@@ -204,6 +204,18 @@ static int denoise_slots(struct pipeline *p, const struct render_shape *shape, i
     return code;
 }
 
+/* All plans of a batch, so that the stages find theirs. The decoder's comes first: it needs most
+ * memory, and what has no room for it is refused now, not after the denoiser's minutes. Where the
+ * others push it out it is made once more. */
+static int plans_load(struct pipeline *p, const struct render_shape *shape, int batch,
+                      struct steer_error *err)
+{
+    struct slot *denoise, *second, *decode;
+    int code = text_plans(p, err);
+    if (!code) code = slot_get(p, &decode, PLAN_DECODE, shape, 1, GUIDANCE_NONE, NULL, err);
+    return code ? code : denoise_slots(p, shape, batch, &denoise, &second, err);
+}
+
 int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int batch,
                    struct pipeline_plans *ret, struct steer_error *err)
 {
@@ -559,20 +571,20 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
     r.latents = (size_t)r.channels * (size_t)r.h * (size_t)r.w;
     if (dump) dump->count = 0;
 
+    uint64_t begun = now_us();
     p->turn++;
-    code = run_prepare(&r, err);
+    code = plans_load(p, shape, count, err);
+    uint64_t loaded = now_us();
+    if (!code) code = run_prepare(&r, err);
     if (!code && dump) code = dump_text(&r, dump, r.own[0].positive, "pos", err);
     if (!code && dump) code = dump_text(&r, dump, r.own[0].negative, "neg", err);
-    /* The decoder needs most memory: what has no room for it is refused now, not after the
-     * denoiser's minutes. */
-    struct slot *decode;
-    if (!code) code = slot_get(p, &decode, PLAN_DECODE, shape, 1, GUIDANCE_NONE, NULL, err);
     uint64_t start = now_us(), denoised = start;
     if (!code) code = run_denoise(&r, dump, err);
     denoised = now_us();
     if (!code) code = run_decode(&r, dump, err);
     uint64_t decoded = now_us();
     for (int i = 0; i < count; i++) {
+        images[i].times.load_us = loaded - begun;
         images[i].times.denoise_us = denoised - start;
         images[i].times.decode_us = decoded - denoised;
         sampler_free(r.own[i].sampler);
