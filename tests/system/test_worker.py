@@ -587,7 +587,7 @@ class Commands(Case):
             self.assertEqual(image["file"], str(self.dir / "x.webp"))
             self.assertEqual(int(image["seed"]), seed)
             self.assertEqual(image["bytes"], (self.dir / "x.webp").stat().st_size)
-            self.assertEqual(set(image["times"]), {"tokenize_us", "text_us", "denoise_us", "decode_us", "encode_us", "total_us"})
+            self.assertEqual(set(image["times"]), {"load_us", "tokenize_us", "text_us", "denoise_us", "decode_us", "encode_us", "total_us"})
             self.assertIn(str(seed).encode(), (self.dir / "x.webp").read_bytes())
 
     def test_images_are_single_renders(self):
