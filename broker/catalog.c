@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "text.h"
+
 enum { CATALOG_MAX = 4096 };
 
 struct catalog {
@@ -84,7 +86,8 @@ Steerfarm__Model **catalog_all(const struct catalog *c)
 void catalog_names(const struct catalog *c, char *to, size_t size)
 {
     size_t used = 0;
-    snprintf(to, size, "none yet");
+    text_copy(to, size, "none yet");
     for (size_t i = 0; i < c->count && used < size; i++)
         used += (size_t)snprintf(to + used, size - used, "%s%s", i ? ", " : "", c->models[i]->name);
+    if (used >= size) text_trim(to);
 }

@@ -15,8 +15,18 @@ enum {
     MESSAGES_A_TURN = 512, /* of one side, before the other has its turn */
     IDLE_MS = 50,          /* timers are looked at this often */
     FRAMES_MAX = 4,        /* identity, head, body, payload */
-    HIGH_WATER = 10000,
     LINGER_MS = 500,
+};
+
+/* What one peer may have lying in memory: a client says small things and hears of images, a worker
+ * the other way round. A full pipe holds the sender back; what cannot be sent is asked for again.
+ */
+static const struct side_limits {
+    int64_t frame_bytes;
+    int send, receive;
+} side_limits[] = {
+    [SIDE_CLIENTS] = {STEER_BODY_BYTES_MAX, 4096, 1024},
+    [SIDE_WORKERS] = {STEER_IMAGE_BYTES_MAX, 2048, 256},
 };
 
 struct loop {
@@ -85,44 +95,52 @@ static void part_release(void *owner)
     free(owner);
 }
 
+/* An image outlives the turn: it is the store's until it is on disk. */
+static int payload_take(struct store_payload *ret, zmq_msg_t *part)
+{
+    zmq_msg_t *own = malloc(sizeof *own);
+    if (!own) return STEER_NO_MEMORY;
+    zmq_msg_init(own);
+    zmq_msg_move(own, part);
+    *ret = (struct store_payload){zmq_msg_data(own), zmq_msg_size(own), part_release, own};
+    return 0;
+}
+
 /* One message with its identity; 0: there was none. */
 static int receive_one(struct loop *l, enum side side)
 {
-    zmq_msg_t *parts[FRAMES_MAX] = {NULL};
+    zmq_msg_t parts[FRAMES_MAX];
     struct wire_frame frames[FRAMES_MAX];
     size_t count = 0, all = 0;
-    int more = 1;
-    while (more) {
-        zmq_msg_t *part = malloc(sizeof *part), spare;
-        zmq_msg_t *into = part && count < FRAMES_MAX ? part : &spare;
+    for (int more = 1; more;) {
+        zmq_msg_t past, *into = count < FRAMES_MAX ? parts + count : &past;
         zmq_msg_init(into);
         if (zmq_msg_recv(into, l->sockets[side], ZMQ_DONTWAIT) < 0) {
             zmq_msg_close(into);
-            free(part);
             break;
         }
         all++;
         more = zmq_msg_more(into);
-        if (into == &spare) { /* too many, or no memory: read past */
-            zmq_msg_close(&spare);
-            free(part);
-            continue;
-        }
-        parts[count] = part;
-        frames[count++] = (struct wire_frame){zmq_msg_data(part), zmq_msg_size(part)};
+        if (into == &past)
+            zmq_msg_close(into);
+        else
+            count++;
     }
     if (!all) return 0;
     struct store_payload payload = {0};
-    if (count == FRAMES_MAX) {
-        payload = (struct store_payload){frames[3].data, frames[3].size, part_release, parts[3]};
-        parts[3] = NULL;
-    }
+    int code = count == FRAMES_MAX ? payload_take(&payload, parts + FRAMES_MAX - 1) : 0;
+    for (size_t i = 0; i < count; i++)
+        frames[i] = (struct wire_frame){zmq_msg_data(parts + i), zmq_msg_size(parts + i)};
+    if (count == FRAMES_MAX)
+        frames[FRAMES_MAX - 1] = (struct wire_frame){payload.data, payload.bytes};
     /* Frames past the last allowed make the count wrong, which the parser says. */
-    if (count)
+    if (!code)
         route_receive(l->route, side, frames[0].data, frames[0].size, frames + 1, all - 1,
                       count == FRAMES_MAX ? &payload : NULL, clock_ms(CLOCK_MONOTONIC));
-    for (size_t i = 0; i < FRAMES_MAX; i++)
-        if (parts[i]) part_release(parts[i]);
+    else
+        log_event(LOG_ERROR, "broker.memory", "reason=%s", log_quote("an image was not taken"));
+    for (size_t i = 0; i < count; i++)
+        zmq_msg_close(parts + i);
     return 1;
 }
 
@@ -139,16 +157,17 @@ static int receive_side(struct loop *l, enum side side)
 static int socket_open(struct loop *l, enum side side, const char *endpoint, char *actual,
                        size_t actual_size, struct steer_error *err)
 {
-    int one = 1, high = HIGH_WATER, linger = LINGER_MS;
-    int64_t most = STEER_IMAGE_BYTES_MAX;
+    const struct side_limits *limits = side_limits + side;
+    int one = 1, linger = LINGER_MS;
     void *s = l->sockets[side] = zmq_socket(l->context, ZMQ_ROUTER);
     if (!s) return steer_fail(err, STEER_NO_MEMORY, "no socket: %s", zmq_strerror(errno));
     zmq_setsockopt(s, ZMQ_ROUTER_MANDATORY, &one, sizeof one);
     if (side == SIDE_WORKERS) zmq_setsockopt(s, ZMQ_ROUTER_HANDOVER, &one, sizeof one);
-    zmq_setsockopt(s, ZMQ_SNDHWM, &high, sizeof high);
-    zmq_setsockopt(s, ZMQ_RCVHWM, &high, sizeof high);
+    zmq_setsockopt(s, ZMQ_IPV6, &one, sizeof one); /* or tcp://[::1] is no address */
+    zmq_setsockopt(s, ZMQ_SNDHWM, &limits->send, sizeof limits->send);
+    zmq_setsockopt(s, ZMQ_RCVHWM, &limits->receive, sizeof limits->receive);
     zmq_setsockopt(s, ZMQ_LINGER, &linger, sizeof linger);
-    zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &most, sizeof most);
+    zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &limits->frame_bytes, sizeof limits->frame_bytes);
     zmq_setsockopt(s, ZMQ_TCP_KEEPALIVE, &one, sizeof one);
     if (zmq_bind(s, endpoint))
         return steer_fail(err, STEER_IO, "listening on %s failed: %s", endpoint,

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "args.h"
 #include "log.h"
@@ -127,6 +129,16 @@ static void data_default(struct broker_args *a)
         snprintf(a->data, sizeof a->data, "%s/.local/state/steerfarm", home && *home ? home : ".");
 }
 
+/* A descriptor a client: the default of 1024 is for programs that still use select(). */
+static void descriptors_raise(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur == limit.rlim_max) return;
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit))
+        log_event(LOG_WARN, "broker.descriptors", "reason=%s", log_quote(strerror(errno)));
+}
+
 static int run(int argc, char **argv, struct steer_error *err)
 {
     static struct broker_args a;
@@ -153,6 +165,7 @@ static int run(int argc, char **argv, struct steer_error *err)
         return code;
     data_default(&a);
     a.loop.route.store.dir = a.data;
+    descriptors_raise();
     struct sigaction act = {.sa_handler = on_signal};
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);

@@ -12,7 +12,8 @@
 /* Invariants:
  * 1. A job is in its lane's ring exactly while it is committed and has queued images.
  * 2. No image before job.cursor is queued.
- * 3. Lanes are ordered by priority, highest first; an empty lane is removed. */
+ * 3. Lanes are ordered by priority, highest first, and among equals by who was served longest ago;
+ *    an empty lane is removed. */
 
 struct lane {
     struct lane *next;
@@ -42,11 +43,7 @@ struct queue *queue_new(void)
 
 static void job_free(struct job *j)
 {
-    while (j->troubles) {
-        struct trouble *t = j->troubles;
-        j->troubles = t->next;
-        free(t);
-    }
+    troubles_free(&j->troubles);
     states_free(&j->states);
     free(j);
 }
@@ -205,6 +202,20 @@ static void ring_settle(struct queue *q, struct job *j)
     l->head->before = j;
 }
 
+/* A lane that was served goes behind its equals: models take turns as jobs do. */
+static void lane_served(struct queue *q, struct lane *l)
+{
+    if (!l->next || l->next->priority != l->priority) return;
+    struct lane **at = &q->lanes;
+    while (*at != l)
+        at = &(*at)->next;
+    *at = l->next;
+    while (*at && (*at)->priority == l->priority)
+        at = &(*at)->next;
+    l->next = *at;
+    *at = l;
+}
+
 /* ---- jobs ---- */
 
 /* What images that share a forward pass have in common. */
@@ -240,7 +251,7 @@ struct job *queue_add(struct queue *q, uint64_t id, const char *key,
     if (!j || states_init(&j->states, s->images ? s->images : 1)) goto fail;
     j->id = id;
     memcpy(j->hash, hash, sizeof j->hash);
-    j->accepted_ms = j->touched_ms = accepted_ms;
+    j->accepted_ms = j->touched_ms = j->touched_put_ms = accepted_ms;
     j->deadline_ms = s->has_deadline_ms ? s->deadline_ms : 0;
     j->priority = s->priority;
     j->batch = batch_of(s);
@@ -305,7 +316,7 @@ static int may_go(const struct job *j, const struct trouble *t, const struct tak
     if (t->not_before_ms > now_ms || (in_company && t->single)) return 0;
     return !by->others || !*t->worker || strcmp(t->worker, by->worker) != 0 ||
            now_ms >= t->not_before_ms + ELSEWHERE_MS ||
-           !by->others(by->data, j->model, j->model_hash);
+           !by->others(by->data, j->model, j->model_hash, j->numerics);
 }
 
 /* The first queued image of j that may go now; images in back-off are passed over. */
@@ -313,8 +324,8 @@ static uint32_t job_next(struct job *j, const struct taker *by, uint64_t now_ms,
 {
     uint32_t i = states_find(&j->states, j->cursor, IMAGE_QUEUED);
     j->cursor = i < j->states.images ? i : j->cursor;
-    while (i < j->states.images && j->troubles) {
-        const struct trouble *t = job_trouble_find(j, i);
+    while (i < j->states.images && j->troubles.count) {
+        const struct trouble *t = trouble_find(&j->troubles, i);
         if (!t || may_go(j, t, by, now_ms, in_company)) break;
         i = states_find(&j->states, i + 1, IMAGE_QUEUED);
     }
@@ -326,7 +337,7 @@ static int take_one(struct queue *q, struct job *j, const struct taker *by, uint
 {
     uint32_t i = job_next(j, by, now_ms, in_company);
     if (i >= j->states.images) return 0;
-    const struct trouble *t = j->troubles ? job_trouble_find(j, i) : NULL;
+    const struct trouble *t = trouble_find(&j->troubles, i);
     *ret = (struct taken){j, i, t && t->single};
     queue_move(q, j, i, IMAGE_LEASED);
     return 1;
@@ -374,6 +385,7 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
                 if (lane_left && (after->lane || j->lane)) {
                     struct job *turn = after->lane ? after : j;
                     turn->lane->head = turn; /* the next image is the next job's */
+                    lane_served(q, turn->lane);
                     if (!ret[0].single)
                         return take_company(q, turn, batch, t, now_ms, ret, 1, room);
                 }
@@ -383,39 +395,6 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
         } while (j != first);
     }
     return 0;
-}
-
-/* ---- trouble ---- */
-
-const struct trouble *job_trouble_find(const struct job *j, uint32_t index)
-{
-    const struct trouble *t = j->troubles;
-    while (t && t->index != index)
-        t = t->next;
-    return t;
-}
-
-struct trouble *job_trouble(struct job *j, uint32_t index)
-{
-    for (struct trouble *t = j->troubles; t; t = t->next)
-        if (t->index == index) return t;
-    struct trouble *t = calloc(1, sizeof *t);
-    if (!t) return NULL;
-    t->index = index;
-    t->next = j->troubles;
-    j->troubles = t;
-    return t;
-}
-
-void job_trouble_drop(struct job *j, uint32_t index)
-{
-    for (struct trouble **at = &j->troubles; *at; at = &(*at)->next) {
-        struct trouble *t = *at;
-        if (t->index != index) continue;
-        *at = t->next;
-        free(t);
-        return;
-    }
 }
 
 /* ---- ids and hashes ---- */

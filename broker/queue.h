@@ -10,20 +10,10 @@
 
 #include "states.h"
 #include "steer.pb-c.h"
+#include "trouble.h"
 
 #define QUEUE_HASH_BYTES 32
 #define QUEUE_ID_BYTES   24 /* "0-" and base 32, with the NUL */
-
-/* An image that did not go well at first. */
-struct trouble {
-    struct trouble *next;
-    uint32_t index, attempts;
-    uint64_t not_before_ms;
-    int single; /* lost in company: retried alone */
-    int code;
-    char worker[129]; /* who failed it last */
-    char text[256];
-};
 
 struct lane;
 
@@ -38,15 +28,17 @@ struct job {
     uint64_t batch;       /* images of equal batch may share a forward pass */
     uint64_t image_bytes; /* spool room to reserve for an image */
     struct states states;
-    uint32_t cursor; /* no queued image before it */
-    struct trouble *troubles;
+    uint32_t cursor;      /* no queued image before it */
+    uint32_t deadline_at; /* place in the heap of deadlines; 0: none */
+    struct troubles troubles;
+    uint32_t reasons;          /* of them, of images that have failed for good */
     int committed;             /* the store has it; before that nothing is assigned */
-    int cancelled;             /* what still comes for it is dropped */
     int ending;                /* its end is on its way to the store */
     struct audience *audience; /* who watches and fetches; route's */
     int32_t priority;
     uint32_t spec_bytes;
-    uint64_t touched_ms; /* UTC: when an image was last made or asked for */
+    uint64_t touched_ms;     /* UTC: when an image was last made or asked for */
+    uint64_t touched_put_ms; /* what the store knows of that */
     const char *key, *model, *model_hash, *numerics; /* into texts */
     uint8_t *spec; /* the resolved Job, packed; behind the texts */
     char texts[];
@@ -73,7 +65,7 @@ struct taker {
     int (*takes)(void *data, const char *model, const char *hash, const char *numerics);
     /* 1 when another worker could take an image of that model now. An image that `worker` failed is
      * left to it for a while. NULL: there is none. */
-    int (*others)(void *data, const char *model, const char *hash);
+    int (*others)(void *data, const char *model, const char *hash, const char *numerics);
     void *data;
     const char *worker;
     uint32_t images_max;
@@ -91,10 +83,6 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
 /* Puts a leased image back, or to its end; a queued one is found again by queue_take. */
 void queue_move(struct queue *q, struct job *j, uint32_t index, enum image_state to);
 
-/* The record of an image's trouble, made on first use; NULL: out of memory. */
-struct trouble *job_trouble(struct job *j, uint32_t index);
-const struct trouble *job_trouble_find(const struct job *j, uint32_t index);
-void job_trouble_drop(struct job *j, uint32_t index);
 /* All images have ended. */
 int job_over(const struct job *j);
 /* A fresh message of the job's spec, freed by steerfarm__job__free_unpacked. */

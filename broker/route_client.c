@@ -11,6 +11,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 enum {
     JOBS_MAX = 4000000,
@@ -99,8 +100,8 @@ static void on_hello(struct route *r, const struct peer *from, const Steerfarm__
         return;
     }
     if (h->n_requires) {
-        snprintf(text, sizeof text, "required feature \"%.100s\" is unknown to this broker",
-                 h->requires[0]);
+        snprintf(text, sizeof text, "required feature \"%.*s\" is unknown to this broker",
+                 (int)text_cut(h->requires[0], 100), h->requires[0]);
         refuse(r, from, STEER_UNSUPPORTED, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
         return;
     }
@@ -265,7 +266,6 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
         return;
     }
     r->job_last++;
-    if (j->deadline_ms) r->deadlines++;
     accepted_later(r, turn_grow(r), from, m, j->id, 0);
 }
 
@@ -288,35 +288,93 @@ static void job_cancel_told(struct route *r, struct job *j)
     if (j->ending) return;
     job_id_write(id, j->id);
     log_event(LOG_INFO, "job.cancel", "job=%s", id);
-    job_cancel(r, j, IMAGE_CANCELLED);
+    job_cancel(r, j, IMAGE_CANCELLED, 1);
 }
 
-/* The job that was being stored when its CANCEL came is stored, or was refused. */
+static void cancel_refuse(struct route *r, const struct peer *to, int has_tag, uint64_t tag,
+                          const char *key, int code, const char *text)
+{
+    refuse(r, to, code, text, STEERFARM__MESSAGE_TYPE__CANCEL, has_tag, tag, key, NULL);
+}
+
+/* A key that no open job has: the store tells whether an ended one has it. */
+static void cancel_key(struct route *r, const struct peer *from, const char *key, int has_tag,
+                       uint64_t tag)
+{
+    if (r->tombstones_count >= TOMBSTONES_MAX) {
+        cancel_refuse(r, from, has_tag, tag, key, STEER_BUSY, "too many cancelled keys");
+        return;
+    }
+    tombstone_add(r, key, utc_now(r)); /* at once: its SUBMIT may be right behind */
+    ask_store(r, ASK_CANCEL, STEERFARM__MESSAGE_TYPE__CANCEL, from, NULL, key, has_tag, tag);
+}
+
+/* The job that was being stored when its CANCEL came is stored, or was refused: then it is its key
+ * that was cancelled. */
 void cancel_now(struct route *r, const struct effect *e)
 {
     struct job *j = queue_find(r->queue, e->job);
-    if (j) job_cancel_told(r, j);
+    if (!j) {
+        cancel_key(r, &e->to, e->key, e->has_tag, e->tag);
+        return;
+    }
+    job_cancel_told(r, j);
     status_later(r, &e->to, e->has_tag, e->tag, e->job);
 }
 
-/* A key that no open job has: a job that has ended answers, or the key is dead from now on. */
+/* An effect that answers this CANCEL; NULL: refused. */
+static struct effect *cancel_later(struct route *r, enum effect_kind kind, const struct peer *to,
+                                   int has_tag, uint64_t tag, uint64_t job, const char *key)
+{
+    struct effect *e = effect_new(kind, job);
+    struct turn *t = turn_grow(r);
+    if (!e || !t || !(e->key = strdup(key))) {
+        free(e);
+        cancel_refuse(r, to, has_tag, tag, key, STEER_BUSY, "the broker is out of memory");
+        return NULL;
+    }
+    e->to = *to;
+    e->has_tag = has_tag;
+    e->tag = tag;
+    effect_link(t, e);
+    return e;
+}
+
+/* The key is dead from now on, durably, or was not written. */
+void tombstone_now(struct route *r, const struct effect *e, int code)
+{
+    if (!code) {
+        Steerfarm__Reply m = STEERFARM__REPLY__INIT;
+        m.has_tag = e->has_tag;
+        m.tag = e->tag;
+        (void)send_to(r, &e->to, STEERFARM__MESSAGE_TYPE__REPLY, &m.base);
+        return;
+    }
+    tombstone_drop(r, e->key);
+    cancel_refuse(r, &e->to, e->has_tag, e->tag, e->key, code, store_trouble(r->store));
+}
+
+/* A key that no open job has: a job that has ended answers, or the key is dead from now on. That is
+ * new work to a full disk: there is no end of keys. */
 void answer_cancel(struct route *r, const struct question *q, const struct store_completion *c)
 {
-    struct turn *t = turn_shrink(r);
-    struct store_tombstone stone = {"default", q->key, utc_now(r)};
     if (c->found_count) {
         struct status s;
         tombstone_drop(r, q->key);
         status_of_stored(&s, r, c->found);
         reply_status(r, &q->to, q->has_tag, q->tag, &s);
         status_clear(&s);
-    } else if (!t || store_batch_tombstone_put(t->batch, &stone)) {
-        tombstone_drop(r, q->key);
-        refuse(r, &q->to, STEER_BUSY, "the broker is out of memory",
-               STEERFARM__MESSAGE_TYPE__CANCEL, q->has_tag, q->tag, q->key, NULL);
-    } else {
-        status_later(r, &q->to, q->has_tag, q->tag, 0);
+        return;
     }
+    struct turn *t = turn_grow(r);
+    struct store_tombstone stone = {"default", q->key, utc_now(r)};
+    if (!t || store_batch_tombstone_put(t->batch, &stone)) {
+        tombstone_drop(r, q->key);
+        cancel_refuse(r, &q->to, q->has_tag, q->tag, q->key, STEER_BUSY,
+                      "the broker is out of memory");
+        return;
+    }
+    (void)cancel_later(r, EFFECT_TOMBSTONE, &q->to, q->has_tag, q->tag, 0, q->key);
 }
 
 static void on_cancel(struct route *r, const struct peer *from, const Steerfarm__Cancel *m)
@@ -327,12 +385,7 @@ static void on_cancel(struct route *r, const struct peer *from, const Steerfarm_
     else if (m->key)
         j = queue_find_key(r->queue, m->key);
     if (j && !j->committed) { /* after its SUBMIT's own commit: batches complete in order */
-        struct turn *t = turn_grow(r);
-        struct effect *e = t ? effect_add(t, EFFECT_CANCEL, j->id) : NULL;
-        if (!e) return;
-        e->to = *from;
-        e->has_tag = m->has_tag;
-        e->tag = m->tag;
+        (void)cancel_later(r, EFFECT_CANCEL, from, m->has_tag, m->tag, j->id, j->key);
     } else if (j) {
         status_later(r, from, m->has_tag, m->tag, j->id);
         job_cancel_told(r, j);
@@ -340,15 +393,10 @@ static void on_cancel(struct route *r, const struct peer *from, const Steerfarm_
         ask_store(r, ASK_STATUS, STEERFARM__MESSAGE_TYPE__CANCEL, from, m->job, NULL, m->has_tag,
                   m->tag);
     } else if (!m->key || !*m->key || strlen(m->key) > STEER_KEY_BYTES_MAX) {
-        refuse(r, from, STEER_BAD_VALUE, "a CANCEL names a job or a key of 1 to 128 bytes",
-               STEERFARM__MESSAGE_TYPE__CANCEL, m->has_tag, m->tag, NULL, NULL);
-    } else if (r->tombstones_count >= TOMBSTONES_MAX) {
-        refuse(r, from, STEER_BUSY, "too many cancelled keys", STEERFARM__MESSAGE_TYPE__CANCEL,
-               m->has_tag, m->tag, m->key, NULL);
+        cancel_refuse(r, from, m->has_tag, m->tag, NULL, STEER_BAD_VALUE,
+                      "a CANCEL names a job or a key of 1 to 128 bytes");
     } else {
-        tombstone_add(r, m->key, utc_now(r)); /* at once: its SUBMIT may be right behind */
-        ask_store(r, ASK_CANCEL, STEERFARM__MESSAGE_TYPE__CANCEL, from, NULL, m->key, m->has_tag,
-                  m->tag);
+        cancel_key(r, from, m->key, m->has_tag, m->tag);
     }
 }
 
@@ -423,7 +471,7 @@ static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__
         return;
     }
     fetch_take_over(r, a, from, m->job);
-    j->touched_ms = utc_now(r);
+    job_touch(r, j);
     a->credit = m->credit < FETCH_CREDIT_MAX ? m->credit : FETCH_CREDIT_MAX;
     a->ranges_count = (uint32_t)m->n_indices;
     for (size_t i = 0; i < m->n_indices; i++) {
@@ -456,7 +504,7 @@ static void on_ack(struct route *r, const struct peer *from, const Steerfarm__Re
     /* With a tag it is answered, once durable. */
     if (m->has_tag) status_later(r, from, 1, m->tag, job_id_read(m->job));
     if (!j) return;
-    j->touched_ms = utc_now(r);
+    job_touch(r, j);
     for (size_t i = 0; i < m->n_indices; i++) {
         uint32_t last = m->indices[i]->last, chunk = UINT32_MAX;
         if (last >= j->states.images) last = j->states.images - 1;
@@ -480,15 +528,20 @@ static void on_ack(struct route *r, const struct peer *from, const Steerfarm__Re
 
 static void retry_failed(struct route *r, struct job *j)
 {
+    uint32_t chunk = UINT32_MAX;
+    struct turn *t = turn_shrink(r);
+    if (!t) return;
     for (uint32_t i = states_find(&j->states, 0, IMAGE_FAILED); i < j->states.images;
          i = states_find(&j->states, i + 1, IMAGE_FAILED)) {
-        struct turn *t = turn_shrink(r);
         struct store_failure none = {j->id, i, 0, 0, NULL};
-        if (t && store_batch_failure_put(t->batch, &none)) return;
-        job_trouble_drop(j, i);
+        if (store_batch_failure_put(t->batch, &none)) break;
+        trouble_drop(&j->troubles, i);
         queue_move(r->queue, j, i, IMAGE_QUEUED);
-        chunk_put(r, j, i);
+        if (chunk != UINT32_MAX && i / STATES_CHUNK != chunk) chunk_put(r, j, chunk * STATES_CHUNK);
+        chunk = i / STATES_CHUNK;
     }
+    if (chunk != UINT32_MAX) chunk_put(r, j, chunk * STATES_CHUNK);
+    j->reasons = 0;
 }
 
 /* An ended job comes back with what failed queued again. */
@@ -502,13 +555,15 @@ int job_reopen(struct route *r, const struct store_found *f)
     if (!j) return STEER_NO_MEMORY;
     if (s->state == STORE_FAILED && j->states.images == 1) states_set(&j->states, 0, IMAGE_FAILED);
     for (size_t i = 0; i < f->chunk_count; i++)
-        if (states_unpack(&j->states, f->chunks[i].number, f->chunks[i].data, f->chunks[i].bytes))
+        if (job_chunk_load(r, j, f->chunks + i))
             log_event(LOG_ERROR, "store.chunk", "job=%" PRIu64, j->id);
     if (!j->states.counts[IMAGE_FAILED] || store_batch_job_reopen(t->batch, j->id)) {
         queue_remove(r->queue, j);
         return STEER_BAD_VALUE;
     }
     j->committed = 1;
+    job_touch(r, j);
+    job_watch_deadline(r, j);
     retry_failed(r, j);
     return 0;
 }
@@ -523,10 +578,7 @@ static void drain_worker(struct route *r, const struct peer *from, const Steerfa
     }
     Steerfarm__Drain drain = STEERFARM__DRAIN__INIT;
     struct peer to;
-    memset(&to, 0, sizeof to);
-    to.side = SIDE_WORKERS;
-    to.size = w->identity_size;
-    memcpy(to.identity, w->identity, to.size);
+    peer_of(&to, w);
     w->state = WORKER_DRAINING;
     (void)send_to(r, &to, STEERFARM__MESSAGE_TYPE__DRAIN, &drain.base);
     status_later(r, from, m->has_tag, m->tag, 0);

@@ -1,15 +1,20 @@
-/* route_internal.h - what route.c (turns, timers, assignments), route_client.c and route_worker.c
- * (one function a message) share. */
+/* route_internal.h - what the parts of the route share.
+ *
+ * route.c has turns, opening and closing; route_client.c and route_worker.c one function a message;
+ * route_done.c what follows when the store has answered; route_assign.c, route_job.c,
+ * route_audience.c and route_age.c what their names say. */
 #ifndef BROKER_ROUTE_INTERNAL_H
 #define BROKER_ROUTE_INTERNAL_H
 #include "catalog.h"
+#include "deadline.h"
 #include "queue.h"
 #include "route.h"
 #include "sched.h"
 
 #define FETCH_CREDIT_MAX 64
 #define FETCH_RANGES_MAX 64
-#define RESEND_TRIES     9 /* of a RESULT that nobody acknowledges */
+#define RESEND_TRIES     9     /* of a RESULT that nobody acknowledges */
+#define EXPIRE_LIMIT     10000 /* records forgotten in one batch */
 
 struct peer {
     enum side side;
@@ -46,7 +51,14 @@ struct audience {
 };
 
 /* What happens when a batch is durable. */
-enum effect_kind { EFFECT_ACCEPTED, EFFECT_KEPT, EFFECT_ENDED, EFFECT_STATUS, EFFECT_CANCEL };
+enum effect_kind {
+    EFFECT_ACCEPTED,
+    EFFECT_KEPT,
+    EFFECT_ENDED,
+    EFFECT_STATUS,
+    EFFECT_CANCEL,
+    EFFECT_TOMBSTONE,
+};
 struct effect {
     struct effect *next;
     enum effect_kind kind;
@@ -55,13 +67,15 @@ struct effect {
     int has_tag;
     uint64_t tag, job, epoch, lease;
     uint32_t index;
+    char *key; /* CANCEL, TOMBSTONE; owned */
 };
 
 /* A batch on its way, with its effects in order. */
 struct turn {
     struct store_batch *batch;
     struct effect *effects, **effects_end;
-    int grows; /* adds work: may be answered DISK_FULL */
+    int grows;  /* adds work: may be answered DISK_FULL */
+    int models; /* has some */
 };
 
 /* A question to the store. */
@@ -96,12 +110,15 @@ struct route {
     struct catalog *catalog;
     struct client *clients[CLIENT_BUCKETS];
     struct tombstone *tombstones[TOMBSTONE_BUCKETS];
-    uint32_t clients_count, tombstones_count, deadlines;
+    uint32_t clients_count, tombstones_count;
+    struct deadlines deadlines; /* of jobs that have something queued or leased */
     struct audience *audiences;
     struct turn *grow, *shrink; /* of this turn; NULL: nothing yet */
     uint32_t waiting;           /* batches and questions that the store has */
-    uint64_t epoch, job_last, now_ms, swept_ms, expired_ms;
+    uint64_t epoch, job_last, now_ms, swept_ms, expired_ms, full_told_ms;
     int paused, no_room;
+    int expire_again;                                 /* the last batch did not get to the end */
+    int models_unstored;                              /* learnt while the disk was full */
     uint64_t accepted, results, duplicates, failures; /* counters for people */
     int broken;                                       /* the store failed */
     struct steer_error broken_error;
@@ -109,28 +126,70 @@ struct route {
 
 /* ---- route.c ---- */
 
+uint64_t utc_now(const struct route *r);
+void peer_of(struct peer *to, const struct worker *w);
 int send_to(struct route *r, const struct peer *to, int type, const ProtobufCMessage *body);
 void refuse(struct route *r, const struct peer *to, int code, const char *text, int request,
             int has_tag, uint64_t tag, const char *key, const char *job);
 /* The batch of this turn; NULL: out of memory. */
 struct turn *turn_grow(struct route *r);
 struct turn *turn_shrink(struct route *r);
+void turn_free(struct turn *t);
+struct effect *effect_new(enum effect_kind kind, uint64_t job);
+void effect_link(struct turn *t, struct effect *e);
 struct effect *effect_add(struct turn *t, enum effect_kind kind, uint64_t job);
+
+/* ---- route_done.c ---- */
+
+void completions(struct route *r);
+
+/* ---- route_assign.c ---- */
+
+void assign_all(struct route *r);
+
+/* ---- route_age.c ---- */
+
+void timers(struct route *r);
+
+/* ---- route_job.c ---- */
+
+/* Somebody has made or asked for an image of it: it is not abandoned. */
+void job_touch(struct route *r, struct job *j);
+void job_touched_load(struct route *r, struct job *j, uint64_t put_ms);
+/* What is stored as the job's chunks: the states of STATES_CHUNK images each, and when it was last
+ * touched. */
+#define CHUNK_TOUCHED UINT32_MAX
+int job_chunk_load(struct route *r, struct job *j, const struct store_chunk *c) STEER_MUSTCHECK;
 /* Writes the chunk that image lies in. */
 void chunk_put(struct route *r, struct job *j, uint32_t index);
 /* Ends the job when all its images have ended. */
 void job_settle(struct route *r, struct job *j);
+void job_forget(struct route *r, struct job *j);
+/* Ends the job in time, if it has a deadline. */
+void job_watch_deadline(struct route *r, struct job *j);
 /* Back to the queue after a failed attempt; `counted` attempts are limited. */
 void image_retry(struct route *r, struct job *j, uint32_t index, int code, const char *text,
                  const char *worker, int counted, int single);
+void trouble_settle(struct job *j, struct trouble *t, uint32_t attempts, int code,
+                    const char *text);
 void image_fail(struct route *r, struct job *j, uint32_t index, int code, const char *text);
 void lease_drop(struct route *r, struct lease *l); /* gives the reserved room back too */
+void lease_expired(struct route *r, struct lease *l);
 void revoke(struct route *r, const struct lease *l);
 void worker_lost(struct route *r, struct worker *w, const char *why);
-uint64_t utc_now(const struct route *r);
+/* What has not been delivered becomes `to` (cancelled or expired), with what is spooled or without.
+ */
+void job_cancel(struct route *r, struct job *j, enum image_state to, int spooled);
+
+/* ---- route_audience.c ---- */
+
 struct audience *audience_of(struct route *r, struct job *j);
+void audience_free(struct route *r, struct audience *a);
 void audience_pump(struct route *r, struct job *j);
-void job_cancel(struct route *r, struct job *j, enum image_state to);
+void audiences_sweep(struct route *r);
+void image_send(struct route *r, struct question *q, struct store_completion *c);
+struct status;
+void done_send(struct route *r, struct audience *a, struct status *s);
 
 /* ---- route_status.c ---- */
 
@@ -164,6 +223,9 @@ void tombstone_add(struct route *r, const char *key, uint64_t made_ms);
 /* Forgets those made before that time. */
 void tombstones_sweep(struct route *r, uint64_t before_ms);
 void cancel_now(struct route *r, const struct effect *e);
+void tombstone_now(struct route *r, const struct effect *e, int code);
+/* Stores the whole catalogue again. */
+void models_store(struct route *r);
 void answer_cancel(struct route *r, const struct question *q, const struct store_completion *c);
 int job_reopen(struct route *r, const struct store_found *f);
 

@@ -8,6 +8,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
+#include "text.h"
 
 enum {
     LIST_MAX = 1000,
@@ -57,6 +58,12 @@ static void failure_add(struct status *s, uint32_t index, int code, const char *
     s->failure_list[s->msg.n_failures++] = f;
 }
 
+static int by_index(const void *a, const void *b)
+{
+    const Steerfarm__Failure *const *x = a, *const *y = b;
+    return ((*x)->index > (*y)->index) - ((*x)->index < (*y)->index);
+}
+
 static void status_begin(struct status *s, uint64_t id)
 {
     memset(s, 0, sizeof *s);
@@ -80,9 +87,13 @@ void status_of_job(struct status *s, const struct job *j)
     s->msg.has_accepted_ms = 1;
     s->msg.accepted_ms = j->accepted_ms;
     s->msg.key = (char *)(uintptr_t)j->key;
-    for (const struct trouble *t = j->troubles; t; t = t->next)
-        if (t->code && states_get(&j->states, t->index) == IMAGE_FAILED)
-            failure_add(s, t->index, t->code, t->text, t->attempts ? t->attempts : 1);
+    for (uint32_t i = 0, left = j->reasons; i < j->troubles.size && left; i++)
+        for (const struct trouble *t = j->troubles.buckets[i]; t; t = t->next) {
+            if (states_get(&j->states, t->index) != IMAGE_FAILED) continue;
+            failure_add(s, t->index, t->code, t->text, t->attempts);
+            left--;
+        }
+    qsort(s->failure_list, s->msg.n_failures, sizeof *s->failure_list, by_index);
 }
 
 void status_of_stored(struct status *s, const struct route *r, const struct store_found *f)
@@ -153,7 +164,7 @@ void ask_store(struct route *r, enum question_kind kind, int request, const stru
         q->has_tag = has_tag;
         q->tag = tag;
         q->job = what.job;
-        snprintf(q->key, sizeof q->key, "%s", key ? key : "");
+        text_copy(q->key, sizeof q->key, key ? key : "");
         if (!store_query(r->store, &what, q)) {
             r->waiting++;
             return;
@@ -201,7 +212,7 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
     ask->kind = ASK_LIST;
     ask->request = STEERFARM__MESSAGE_TYPE__QUERY;
     ask->limit = limit;
-    snprintf(ask->state, sizeof ask->state, "%s", q->state ? q->state : "");
+    text_copy(ask->state, sizeof ask->state, q->state ? q->state : "");
     ask->to = *from;
     ask->has_tag = q->has_tag;
     ask->tag = q->tag;

@@ -8,14 +8,7 @@
 #include "limits.h"
 #include "log.h"
 #include "route_internal.h"
-
-static void peer_of(struct peer *to, const struct worker *w)
-{
-    memset(to, 0, sizeof *to);
-    to->side = SIDE_WORKERS;
-    to->size = w->identity_size;
-    memcpy(to->identity, w->identity, w->identity_size);
-}
+#include "text.h"
 
 static void verdict_send(struct route *r, const struct peer *to, Steerfarm__Lease *lease,
                          const char *verdict)
@@ -28,6 +21,32 @@ static void verdict_send(struct route *r, const struct peer *to, Steerfarm__Leas
 
 /* ---- HELLO ---- */
 
+/* What is cut would never be equal to what jobs say, and they would wait for ever. */
+static int names_check(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
+{
+    char text[512];
+    const char *numerics = h->device->numerics;
+    if (numerics && strlen(numerics) > STEER_NAME_BYTES_MAX) {
+        refuse(r, from, STEER_BAD_VALUE, "a device's numerics class of over 128 bytes",
+               STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return -1;
+    }
+    for (size_t i = 0; i < h->n_models; i++) {
+        const Steerfarm__Model *m = h->models[i];
+        size_t name = strlen(m->name), hash = strlen(m->hash);
+        if (name && name <= STEER_NAME_BYTES_MAX && hash <= STEER_NAME_BYTES_MAX) continue;
+        snprintf(
+            text, sizeof text,
+            "model \"%.*s\" has a name of %zu and a hash of %zu bytes: expected 1 to %d and at "
+            "most %d",
+            (int)text_cut(m->name, 100), m->name, name, hash, STEER_NAME_BYTES_MAX,
+            STEER_NAME_BYTES_MAX);
+        refuse(r, from, STEER_BAD_VALUE, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
+        return -1;
+    }
+    return 0;
+}
+
 static int hello_check(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
 {
     char text[256];
@@ -38,8 +57,8 @@ static int hello_check(struct route *r, const struct peer *from, const Steerfarm
         return -1;
     }
     if (h->n_requires) {
-        snprintf(text, sizeof text, "required feature \"%.100s\" is unknown to this broker",
-                 h->requires[0]);
+        snprintf(text, sizeof text, "required feature \"%.*s\" is unknown to this broker",
+                 (int)text_cut(h->requires[0], 100), h->requires[0]);
         refuse(r, from, STEER_UNSUPPORTED, text, STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
         return -1;
     }
@@ -56,7 +75,7 @@ static int hello_check(struct route *r, const struct peer *from, const Steerfarm
                STEERFARM__MESSAGE_TYPE__HELLO, 0, 0, NULL, NULL);
         return -1;
     }
-    return 0;
+    return names_check(r, from, h);
 }
 
 /* Learns what is offered; `loaded` is of the hour and stays out of the catalogue. */
@@ -66,18 +85,35 @@ static void models_learn(struct route *r, const Steerfarm__Hello *h)
         Steerfarm__Model m = *h->models[i];
         uint8_t *data = NULL;
         size_t size = 0;
-        if (!*m.name || strlen(m.name) > STEER_NAME_BYTES_MAX || !m.n_recipes ||
-            m.n_recipes > STEER_RECIPES_MAX)
-            continue;
+        if (!m.n_recipes || m.n_recipes > STEER_RECIPES_MAX) continue;
         m.has_loaded = 0;
         if (wire_pack(&m.base, &data, &size)) continue;
         if (catalog_put(r->catalog, data, size) == 1) {
-            struct turn *t = turn_shrink(r);
+            struct turn *t = turn_grow(r);
             log_event(LOG_INFO, "model.learnt", "model=%s hash=%s", log_quote(m.name),
                       log_quote(m.hash));
-            if (t && store_batch_model_put(t->batch, m.name, data, size))
-                log_event(LOG_ERROR, "broker.memory", "model=%s", log_quote(m.name));
+            if (t) t->models = 1;
+            if (!t || store_batch_model_put(t->batch, m.name, data, size)) r->models_unstored = 1;
         }
+        free(data);
+    }
+}
+
+void models_store(struct route *r)
+{
+    Steerfarm__Model **all = catalog_all(r->catalog);
+    struct turn *t = turn_grow(r);
+    struct store_space space;
+    store_space(r->store, &space);
+    if (!t || space.full) return;
+    r->models_unstored = 0;
+    t->models = 1;
+    for (size_t i = 0; i < catalog_count(r->catalog); i++) {
+        uint8_t *data = NULL;
+        size_t size = 0;
+        if (wire_pack(&all[i]->base, &data, &size) ||
+            store_batch_model_put(t->batch, all[i]->name, data, size))
+            r->models_unstored = 1;
         free(data);
     }
 }
@@ -126,17 +162,19 @@ static void leases_compare(struct route *r, struct worker *w, const Steerfarm__H
     }
 }
 
-/* Adopts a lease of before a restart when its image is still open; what is not is revoked. */
-static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Lease *held, int done)
+/* Adopts a lease of before a restart when its image is still open; what is not is revoked. Which of
+ * the held ones are a batch nobody knows any more: all of them, to be on the safe side. */
+static void lease_adopt(struct route *r, struct worker *w, const Steerfarm__Lease *held,
+                        size_t company, int done)
 {
     struct job *j = queue_find(r->queue, job_id_read(held->job));
     struct lease *known = sched_lease_find(r->sched, held->epoch, held->lease);
-    if (known && known->worker == w) return;
-    int open = j && held->index < j->states.images && !j->cancelled &&
-               states_get(&j->states, held->index) == IMAGE_QUEUED;
+    if (known && (known->worker == w || !known->worker)) return;
+    int open =
+        j && held->index < j->states.images && states_get(&j->states, held->index) == IMAGE_QUEUED;
     if (open && !known && held->epoch && !store_reserve(r->store, j->image_bytes)) {
         if (sched_lease(r->sched, w, held->epoch, held->lease, j, held->index,
-                        r->now_ms + r->options.lease_ms, 1)) {
+                        r->now_ms + r->options.lease_ms, (int)company)) {
             queue_move(r->queue, j, held->index, IMAGE_LEASED);
             return;
         }
@@ -164,9 +202,9 @@ static void on_hello(struct route *r, const struct peer *from, const Steerfarm__
     }
     leases_compare(r, w, h);
     for (size_t i = 0; i < h->n_held; i++)
-        lease_adopt(r, w, h->held[i], 0);
+        lease_adopt(r, w, h->held[i], h->n_held, 0);
     for (size_t i = 0; i < h->n_unacknowledged; i++)
-        lease_adopt(r, w, h->unacknowledged[i], 1);
+        lease_adopt(r, w, h->unacknowledged[i], 1, 1);
     Steerfarm__Welcome m = STEERFARM__WELCOME__INIT;
     m.version = h->version_max < STEER_WIRE_VERSION ? h->version_max : STEER_WIRE_VERSION;
     m.epoch = r->epoch;
@@ -191,17 +229,30 @@ static struct lease *lease_held(struct route *r, const struct worker *w, const S
 }
 
 /* Sent by workers whose engine moves, with leases or without; what they lost is taken off them. */
-static void on_renew(struct route *r, struct worker *w, const Steerfarm__Renew *m)
+static void on_renew(struct route *r, struct worker *w, const struct peer *from,
+                     const Steerfarm__Renew *m)
 {
+    static char none[] = "0-0"; /* a RENEW does not say which job, and we do not know any more */
+    Steerfarm__Lease gone[STEER_LEASES_MAX], *list[STEER_LEASES_MAX];
+    Steerfarm__Revoke lost = STEERFARM__REVOKE__INIT;
+    lost.leases = list;
+    if (m->n_leases > STEER_LEASES_MAX) {
+        refuse(r, from, STEER_BAD_VALUE, "a RENEW of more than 1024 leases",
+               STEERFARM__MESSAGE_TYPE__RENEW, 0, 0, NULL, NULL);
+        return;
+    }
     w->stalled = 0;
     for (size_t i = 0; i < m->n_leases; i++) {
         const Steerfarm__LeaseProgress *p = m->leases[i];
-        struct lease *l = sched_lease_find(r->sched, p->epoch, p->lease), gone = {0};
+        struct lease *l = sched_lease_find(r->sched, p->epoch, p->lease);
+        if (l && !l->worker) continue; /* its RESULT is being stored: a VERDICT will come */
         if (!l || l->worker != w) {
-            gone.epoch = p->epoch;
-            gone.number = p->lease;
-            gone.worker = w;
-            revoke(r, &gone);
+            Steerfarm__Lease *g = gone + lost.n_leases;
+            *g = (Steerfarm__Lease)STEERFARM__LEASE__INIT;
+            g->epoch = p->epoch;
+            g->lease = p->lease;
+            g->job = none;
+            list[lost.n_leases++] = g;
             continue;
         }
         l->expires_ms = r->now_ms + r->options.lease_ms;
@@ -211,6 +262,7 @@ static void on_renew(struct route *r, struct worker *w, const Steerfarm__Renew *
         j->audience->steps = p->steps;
         j->audience->dirty = 1;
     }
+    if (lost.n_leases) (void)send_to(r, from, STEERFARM__MESSAGE_TYPE__REVOKE, &lost.base);
 }
 
 static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
@@ -220,7 +272,7 @@ static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
     if (!l) return; /* of before: somebody else has the image */
     struct job *j = queue_find(r->queue, l->job);
     uint32_t index = l->index;
-    int code = steer_code_of(m->code);
+    int code = steer_code_of(m->code), company = l->company;
     lease_drop(r, l);
     if (!j || states_get(&j->states, index) != IMAGE_LEASED) return;
     if (code == STEER_CANCELLED) { /* drained: given back untouched */
@@ -230,8 +282,8 @@ static void on_fail(struct route *r, struct worker *w, const Steerfarm__Fail *m)
     w->failed++;
     log_event(LOG_WARN, "image.attempt_failed", "job=%s index=%u worker=%s code=%s reason=%s",
               m->lease->job, index, log_quote(w->id), steer_code_name(code), log_quote(m->text));
-    if (m->retryable)
-        image_retry(r, j, index, code, m->text, w->id, 1, 0);
+    if (m->retryable) /* in company it may be another's fault: alone it is tried for real */
+        image_retry(r, j, index, code, m->text, w->id, company == 1, company > 1);
     else
         image_fail(r, j, index, code, m->text);
 }
@@ -250,8 +302,6 @@ static const char *result_fault(const Steerfarm__Result *m, const struct wire_me
 /* What the image's state says to a RESULT; NULL: it is wanted. */
 static const char *result_verdict(struct route *r, const struct job *j, const Steerfarm__Result *m)
 {
-    Steerfarm__Job *spec = NULL;
-    const char *verdict = NULL;
     if (!j || m->index >= j->states.images) return "unknown";
     switch (states_get(&j->states, m->index)) {
     case IMAGE_QUEUED: break;
@@ -262,25 +312,62 @@ static const char *result_verdict(struct route *r, const struct job *j, const St
     case IMAGE_EXPIRED: return "cancelled";
     default: return "duplicate";
     }
-    if (j->cancelled) return "cancelled";
-    if (!(spec = job_spec(j))) return "retry";
-    if (spec->model_hash && m->model_hash && strcmp(spec->model_hash, m->model_hash) != 0)
-        verdict = "unknown";
-    steerfarm__job__free_unpacked(spec, NULL);
-    return verdict;
+    /* What says nothing of how it was made proves nothing. */
+    if ((*j->model_hash && strcmp(j->model_hash, m->model_hash ? m->model_hash : "") != 0) ||
+        (*j->numerics && strcmp(j->numerics, m->numerics ? m->numerics : "") != 0))
+        return "unknown";
+    return NULL;
 }
 
 /* The worker that failed this image before is to blame when another renders it. */
-static void blame(struct route *r, struct job *j, uint32_t index, const struct worker *w)
+static void blame(struct route *r, struct job *j, uint32_t index, struct worker *w)
 {
-    const struct trouble *t = job_trouble_find(j, index);
-    if (t && *t->worker && strcmp(t->worker, w->id) != 0 && t->code != STEER_WORKER_LOST) {
+    const struct trouble *t = trouble_find(&j->troubles, index);
+    sched_praise(w);
+    if (!t) return;
+    if (*t->worker && strcmp(t->worker, w->id) != 0 && t->code != STEER_WORKER_LOST) {
         struct worker *guilty = sched_worker_id(r->sched, t->worker);
-        if (guilty && sched_blame(guilty))
+        if (guilty && sched_blame(guilty, j->id))
             log_event(LOG_WARN, "worker.quarantined", "worker=%s reason=%s", log_quote(guilty->id),
                       log_quote("it failed three jobs that others rendered"));
     }
-    if (t) job_trouble_drop(j, index);
+    struct turn *turn = turn_grow(r); /* together with the image: its failures are history */
+    struct store_failure none = {j->id, index, 0, 0, NULL};
+    if (t->attempts && turn && store_batch_failure_put(turn->batch, &none))
+        log_event(LOG_ERROR, "broker.memory", "job=%" PRIu64, j->id);
+    trouble_drop(&j->troubles, index);
+}
+
+/* Puts the image into the turn's batch; nothing has changed when that fails. */
+static int result_store(struct route *r, const struct job *j, const Steerfarm__Result *m,
+                        const struct peer *from, struct store_payload *payload)
+{
+    struct turn *t = turn_grow(r);
+    Steerfarm__Result header = *m;
+    Steerfarm__Timing timing = STEERFARM__TIMING__INIT;
+    struct effect *e = effect_new(EFFECT_KEPT, j->id);
+    uint8_t *packed = NULL;
+    size_t size = 0;
+    header.lease = NULL; /* a matter between us and the worker */
+    if (m->timing) timing = *m->timing;
+    header.timing = &timing;
+    int code = t && e ? wire_pack(&header.base, &packed, &size) : STEER_NO_MEMORY;
+    if (!code) {
+        struct store_image image = {j->id, m->index, m->bytes, m->crc32, packed, size};
+        code = store_batch_image_spool(t->batch, &image, payload);
+        payload->release = NULL; /* the store's now, or let go of */
+    }
+    free(packed);
+    if (code) {
+        free(e);
+        return code;
+    }
+    e->to = *from;
+    e->epoch = m->lease->epoch;
+    e->lease = m->lease->lease;
+    e->index = m->index;
+    effect_link(t, e);
+    return 0;
 }
 
 static void on_result(struct route *r, struct worker *w, const struct peer *from,
@@ -297,6 +384,8 @@ static void on_result(struct route *r, struct worker *w, const struct peer *from
                STEERFARM__MESSAGE_TYPE__RESULT, 0, 0, NULL, m->job);
         return;
     }
+    struct lease *storing = sched_lease_find(r->sched, m->lease->epoch, m->lease->lease);
+    if (storing && !storing->worker) return; /* sent again meanwhile: one VERDICT will do */
     struct job *j = queue_find(r->queue, job_id_read(m->job));
     const char *verdict = result_verdict(r, j, m);
     int damaged = !verdict && (verdict = result_fault(m, wire)) != NULL;
@@ -310,38 +399,24 @@ static void on_result(struct route *r, struct worker *w, const struct peer *from
             /* The image is still wanted, only not this one. */
             if (j && m->index < j->states.images &&
                 states_get(&j->states, m->index) == IMAGE_LEASED)
-                image_retry(r, j, m->index, STEER_RENDER_FAILED,
-                            damaged ? "the image's bytes arrived damaged"
-                                    : "the worker rendered with another model of this name",
-                            w->id, 1, 0);
+                image_retry(
+                    r, j, m->index, STEER_RENDER_FAILED,
+                    damaged ? "the image's bytes arrived damaged"
+                            : "the worker rendered with another model or numerics than the job's",
+                    w->id, 1, 0);
         }
         verdict_send(r, from, m->lease, verdict);
         return;
     }
+    if (result_store(r, j, m, from, payload)) return; /* out of memory: it is sent again */
     if (!l && (l = sched_lease_of(r->sched, j->id, m->index))) revoke(r, l);
     if (l) lease_drop(r, l);
-    struct turn *t = turn_grow(r);
-    Steerfarm__Result header = *m;
-    header.lease = NULL; /* a matter between us and the worker */
-    Steerfarm__Timing timing = STEERFARM__TIMING__INIT;
-    if (m->timing) timing = *m->timing;
-    header.timing = &timing;
-    uint8_t *packed = NULL;
-    size_t size = 0;
-    struct effect *e = t ? effect_add(t, EFFECT_KEPT, j->id) : NULL;
-    if (!e || wire_pack(&header.base, &packed, &size)) return; /* it will be sent again */
-    e->to = *from;
-    e->epoch = m->lease->epoch;
-    e->lease = m->lease->lease;
-    e->index = m->index;
-    struct store_image image = {j->id, m->index, m->bytes, m->crc32, packed, size};
+    if (sched_storing(r->sched, m->lease->epoch, m->lease->lease))
+        log_event(LOG_ERROR, "broker.memory", "job=%s", m->job);
     if (states_get(&j->states, m->index) == IMAGE_QUEUED)
         queue_move(r->queue, j, m->index, IMAGE_LEASED);
     blame(r, j, m->index, w);
     w->done++;
-    if (store_batch_image_spool(t->batch, &image, payload)) e->kind = EFFECT_STATUS;
-    payload->release = NULL; /* the store's now */
-    free(packed);
 }
 
 /* ---- all ---- */
@@ -367,7 +442,9 @@ void worker_message(struct route *r, const struct peer *from, const struct wire_
         w->batch_max = c->batch;
         break;
     }
-    case STEERFARM__MESSAGE_TYPE__RENEW: on_renew(r, w, (const Steerfarm__Renew *)m->body); break;
+    case STEERFARM__MESSAGE_TYPE__RENEW:
+        on_renew(r, w, from, (const Steerfarm__Renew *)m->body);
+        break;
     case STEERFARM__MESSAGE_TYPE__FAIL: on_fail(r, w, (const Steerfarm__Fail *)m->body); break;
     case STEERFARM__MESSAGE_TYPE__RESULT: on_result(r, w, from, m, payload); break;
     case STEERFARM__MESSAGE_TYPE__DRAIN:

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sched.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUCKETS = 4096, AFFINITY_MS = 2000, BLAMED_MAX = 3 };
+#include "text.h"
+
+enum { BUCKETS = 16384, AFFINITY_MS = 2000, FORGIVEN_AFTER = 100 };
 
 struct sched {
     uint64_t epoch, last_lease;
     struct worker *workers;
-    struct lease *leases[BUCKETS]; /* by (epoch, number) */
+    struct lease *tokens[BUCKETS]; /* leases by (epoch, number) */
+    struct lease *images[BUCKETS]; /* and by (job, index) */
     uint64_t cold_since_ms;        /* since when work waits for a worker that has its model */
 };
 
@@ -30,6 +32,9 @@ void sched_free(struct sched *s)
             sched_release(s, w->leases);
         sched_remove(s, w);
     }
+    for (int i = 0; i < BUCKETS; i++) /* tokens of what was being stored */
+        while (s->tokens[i])
+            sched_release(s, s->tokens[i]);
     free(s);
 }
 
@@ -61,8 +66,8 @@ static int models_take(struct worker *w, const Steerfarm__Hello *h)
     struct worker_model *models = calloc(h->n_models + 1, sizeof *models);
     if (!models) return STEER_NO_MEMORY;
     for (size_t i = 0; i < h->n_models; i++) {
-        snprintf(models[i].name, sizeof models[i].name, "%s", h->models[i]->name);
-        snprintf(models[i].hash, sizeof models[i].hash, "%s", h->models[i]->hash);
+        text_copy(models[i].name, sizeof models[i].name, h->models[i]->name);
+        text_copy(models[i].hash, sizeof models[i].hash, h->models[i]->hash);
         models[i].loaded = h->models[i]->has_loaded && h->models[i]->loaded;
     }
     free(w->models);
@@ -88,13 +93,13 @@ struct worker *sched_hello(struct sched *s, const uint8_t *identity, size_t size
     }
     memcpy(w->identity, identity, size);
     w->identity_size = size;
-    snprintf(w->id, sizeof w->id, "%s", h->worker ? h->worker : "");
+    text_copy(w->id, sizeof w->id, h->worker ? h->worker : "");
     w->incarnation = h->incarnation;
     if (h->device) {
         const Steerfarm__Device *d = h->device;
-        snprintf(w->numerics, sizeof w->numerics, "%s", d->numerics ? d->numerics : "");
-        snprintf(w->device_kind, sizeof w->device_kind, "%s", d->kind ? d->kind : "");
-        snprintf(w->device_name, sizeof w->device_name, "%s", d->name ? d->name : "");
+        text_copy(w->numerics, sizeof w->numerics, d->numerics ? d->numerics : "");
+        text_copy(w->device_kind, sizeof w->device_kind, d->kind ? d->kind : "");
+        text_copy(w->device_name, sizeof w->device_name, d->name ? d->name : "");
         w->device_memory = d->memory_bytes;
     }
     w->heard_ms = w->pinged_ms = now_ms;
@@ -116,24 +121,47 @@ void sched_remove(struct sched *s, struct worker *w)
     free(w);
 }
 
-int sched_blame(struct worker *w)
+int sched_blame(struct worker *w, uint64_t job)
 {
-    if (++w->blamed < BLAMED_MAX || w->state == WORKER_QUARANTINED) return 0;
+    w->praised = 0;
+    for (uint32_t i = 0; i < w->blamed_count; i++)
+        if (w->blamed[i] == job) return 0; /* a job that suits it badly is one job */
+    if (w->blamed_count < SCHED_BLAMED_MAX) w->blamed[w->blamed_count++] = job;
+    if (w->blamed_count < SCHED_BLAMED_MAX || w->state == WORKER_QUARANTINED) return 0;
     w->state = WORKER_QUARANTINED;
     return 1;
 }
 
+void sched_praise(struct worker *w)
+{
+    if (!w->blamed_count || ++w->praised < FORGIVEN_AFTER) return;
+    w->blamed_count = w->praised = 0;
+}
+
 /* ---- leases ---- */
 
-static struct lease **bucket(const struct sched *s, uint64_t epoch, uint64_t number)
+static struct lease **token_bucket(const struct sched *s, uint64_t epoch, uint64_t number)
 {
-    return (struct lease **)(uintptr_t)s->leases + ((number * 31 + epoch) & (BUCKETS - 1));
+    return (struct lease **)(uintptr_t)s->tokens + ((number * 31 + epoch) & (BUCKETS - 1));
+}
+
+static struct lease **image_bucket(const struct sched *s, uint64_t job, uint32_t index)
+{
+    uint64_t mixed = (job * UINT64_C(0x9e3779b97f4a7c15) + index) * UINT64_C(0x9e3779b97f4a7c15);
+    return (struct lease **)(uintptr_t)s->images + (mixed >> 40 & (BUCKETS - 1));
+}
+
+static void token_link(struct sched *s, struct lease *l)
+{
+    struct lease **at = token_bucket(s, l->epoch, l->number);
+    l->next_token = *at;
+    *at = l;
 }
 
 struct lease *sched_lease(struct sched *s, struct worker *w, uint64_t epoch, uint64_t number,
                           const struct job *j, uint32_t index, uint64_t expires_ms, int company)
 {
-    struct lease *l = calloc(1, sizeof *l);
+    struct lease *l = calloc(1, sizeof *l), **at = image_bucket(s, j->id, index);
     if (!l) return NULL;
     l->epoch = epoch ? epoch : s->epoch;
     l->number = epoch ? number : ++s->last_lease;
@@ -143,53 +171,71 @@ struct lease *sched_lease(struct sched *s, struct worker *w, uint64_t epoch, uin
     l->expires_ms = expires_ms;
     l->company = company;
     l->worker = w;
+    l->at = &w->leases;
     l->next = w->leases;
+    if (l->next) l->next->at = &l->next;
     w->leases = l;
     w->leased++;
     w->leased_bytes += l->bytes;
-    struct lease **at = bucket(s, l->epoch, l->number);
-    l->next_hash = *at;
+    l->next_image = *at;
     *at = l;
+    token_link(s, l);
     return l;
+}
+
+int sched_storing(struct sched *s, uint64_t epoch, uint64_t number)
+{
+    struct lease *l = calloc(1, sizeof *l);
+    if (!l) return STEER_NO_MEMORY;
+    l->epoch = epoch;
+    l->number = number;
+    token_link(s, l);
+    return 0;
 }
 
 struct lease *sched_lease_find(const struct sched *s, uint64_t epoch, uint64_t number)
 {
-    struct lease *l = *bucket(s, epoch, number);
+    struct lease *l = *token_bucket(s, epoch, number);
     while (l && (l->epoch != epoch || l->number != number))
-        l = l->next_hash;
+        l = l->next_token;
     return l;
 }
 
 struct lease *sched_lease_of(const struct sched *s, uint64_t job, uint32_t index)
 {
-    for (struct worker *w = s->workers; w; w = w->next)
-        for (struct lease *l = w->leases; l; l = l->next)
-            if (l->job == job && l->index == index) return l;
-    return NULL;
+    struct lease *l = *image_bucket(s, job, index);
+    while (l && (l->job != job || l->index != index))
+        l = l->next_image;
+    return l;
 }
 
 void sched_release(struct sched *s, struct lease *l)
 {
     struct worker *w = l->worker;
-    struct lease **at = bucket(s, l->epoch, l->number);
+    struct lease **at = token_bucket(s, l->epoch, l->number);
     while (*at != l)
-        at = &(*at)->next_hash;
-    *at = l->next_hash;
-    at = &w->leases;
-    while (*at != l)
-        at = &(*at)->next;
-    *at = l->next;
-    w->leased--;
-    w->leased_bytes -= l->bytes;
+        at = &(*at)->next_token;
+    *at = l->next_token;
+    if (w) {
+        at = image_bucket(s, l->job, l->index);
+        while (*at != l)
+            at = &(*at)->next_image;
+        *at = l->next_image;
+        *l->at = l->next;
+        if (l->next) l->next->at = l->at;
+        w->leased--;
+        w->leased_bytes -= l->bytes;
+    }
     free(l);
 }
 
 /* ---- who takes what ---- */
 
+/* The worker's model of that name and bytes, if its arithmetic is the pinned one too. */
 static const struct worker_model *worker_offers(const struct worker *w, const char *model,
-                                                const char *hash)
+                                                const char *hash, const char *numerics)
 {
+    if (*numerics && strcmp(numerics, w->numerics) != 0) return NULL;
     for (size_t i = 0; i < w->models_count; i++)
         if (strcmp(w->models[i].name, model) == 0 &&
             (!*hash || strcmp(w->models[i].hash, hash) == 0))
@@ -211,12 +257,12 @@ struct asking {
 static int takes(void *data, const char *model, const char *hash, const char *numerics)
 {
     struct asking *a = data;
-    const struct worker_model *m = worker_offers(a->w, model, hash);
-    if (!m || (*numerics && strcmp(numerics, a->w->numerics) != 0)) return 0;
+    const struct worker_model *m = worker_offers(a->w, model, hash, numerics);
+    if (!m) return 0;
     if (m->loaded) return 1;
     for (const struct worker *other = a->s->workers; other; other = other->next) {
         const struct worker_model *theirs =
-            other == a->w ? NULL : worker_offers(other, model, hash);
+            other == a->w ? NULL : worker_offers(other, model, hash, numerics);
         if (!theirs || !theirs->loaded || !has_room(other)) continue;
         if (!a->s->cold_since_ms) a->s->cold_since_ms = a->now_ms;
         return a->now_ms >= a->s->cold_since_ms + AFFINITY_MS;
@@ -225,11 +271,11 @@ static int takes(void *data, const char *model, const char *hash, const char *nu
 }
 
 /* Somebody else could take an image of that model now. */
-static int others(void *data, const char *model, const char *hash)
+static int others(void *data, const char *model, const char *hash, const char *numerics)
 {
     const struct asking *a = data;
     for (const struct worker *w = a->s->workers; w; w = w->next)
-        if (w != a->w && has_room(w) && worker_offers(w, model, hash)) return 1;
+        if (w != a->w && has_room(w) && worker_offers(w, model, hash, numerics)) return 1;
     return 0;
 }
 

@@ -10,19 +10,22 @@
 
 #define SCHED_IDENTITY_MAX 255
 
+#define SCHED_BLAMED_MAX 3
+
 enum worker_state { WORKER_READY, WORKER_DRAINING, WORKER_QUARANTINED };
 
 struct lease {
-    struct lease *next_hash, *next; /* of its worker */
+    struct lease *next_token, *next_image; /* hash chains */
+    struct lease *next, **at;              /* list of its worker, and what points here */
     uint64_t epoch, number, job, expires_ms, bytes;
     uint32_t index;
-    int company; /* images of its batch */
-    int damaged; /* RESULTs whose bytes were not what they said */
-    struct worker *worker;
+    int company;           /* images of its batch */
+    int damaged;           /* RESULTs whose bytes were not what they said */
+    struct worker *worker; /* NULL: its RESULT is being stored, the token is all that is left */
 };
 
 struct worker_model {
-    char name[STEER_NAME_BYTES_MAX + 1], hash[40];
+    char name[STEER_NAME_BYTES_MAX + 1], hash[STEER_NAME_BYTES_MAX + 1];
     int loaded;
 };
 
@@ -41,7 +44,8 @@ struct worker {
     struct lease *leases;
     uint32_t leased;
     uint64_t leased_bytes, done, failed;
-    int blamed;  /* jobs that it failed and another rendered */
+    uint64_t blamed[SCHED_BLAMED_MAX]; /* jobs that it failed and another rendered */
+    uint32_t blamed_count, praised;    /* images rendered since the last of them */
     int stalled; /* a lease ran out: nothing new before its engine shows life */
 };
 
@@ -63,6 +67,9 @@ void sched_remove(struct sched *s, struct worker *w);
 /* epoch 0: a new lease of this run. NULL: out of memory. */
 struct lease *sched_lease(struct sched *s, struct worker *w, uint64_t epoch, uint64_t number,
                           const struct job *j, uint32_t index, uint64_t expires_ms, int company);
+/* Remembers the token of a RESULT that is being stored, so that a RENEW which names it is not told
+ * to throw the image away. */
+int sched_storing(struct sched *s, uint64_t epoch, uint64_t number) STEER_MUSTCHECK;
 struct lease *sched_lease_find(const struct sched *s, uint64_t epoch, uint64_t number);
 /* The lease under which an image is held, or NULL. */
 struct lease *sched_lease_of(const struct sched *s, uint64_t job, uint32_t index);
@@ -73,7 +80,10 @@ void sched_release(struct sched *s, struct lease *l);
 int sched_take(struct sched *s, struct queue *q, struct worker *w, uint64_t now_ms,
                struct taken *ret, int room);
 
-/* Blames w for a failure that another worker has shown to be its own. 1: now quarantined. */
-int sched_blame(struct worker *w);
+/* Blames w for failing an image of that job, which another worker has rendered. 1: it was one job
+ * too many, and w is quarantined now. */
+int sched_blame(struct worker *w, uint64_t job);
+/* w has rendered an image: many of them in a row and what it was blamed for is forgotten. */
+void sched_praise(struct worker *w);
 
 #endif

@@ -121,9 +121,12 @@ static int write_all(int fd, const uint8_t *data, uint64_t bytes)
     return 0;
 }
 
-static bool is_full(int e)
+/* What a failed call says about the next one. */
+static int code_of(int e)
 {
-    return e == ENOSPC || e == EDQUOT;
+    if (e == ENOSPC || e == EDQUOT) return STEER_DISK_FULL;
+    if (e == EMFILE || e == ENFILE || e == ENOMEM) return STEER_BUSY;
+    return STEER_IO;
 }
 
 int spool_write(struct spool *s, const struct spool_file *f, const void *data,
@@ -140,9 +143,8 @@ int spool_write(struct spool *s, const struct spool_file *f, const void *data,
         if (e != 0) (void)unlinkat(s->dir_fd, name, 0); /* 2 */
     }
     if (e == 0) return 0;
-    return steer_fail(err, is_full(e) ? STEER_DISK_FULL : STEER_IO,
-                      "spool/%s: %" PRIu64 " bytes cannot be written: %s", name, f->bytes,
-                      strerror(e));
+    return steer_fail(err, code_of(e), "spool/%s: %" PRIu64 " bytes cannot be written: %s", name,
+                      f->bytes, strerror(e));
 }
 
 int spool_read(struct spool *s, const struct spool_file *f, uint8_t **ret_data,
@@ -154,7 +156,7 @@ int spool_read(struct spool *s, const struct spool_file *f, uint8_t **ret_data,
         return steer_fail(err, STEER_IO, "spool/%s: %" PRIu64 " bytes recorded, at most %u are",
                           name, f->bytes, STEER_IMAGE_BYTES_MAX);
     int fd = openat(s->dir_fd, name, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return steer_fail(err, STEER_IO, "spool/%s: %s", name, strerror(errno));
+    if (fd < 0) return steer_fail(err, code_of(errno), "spool/%s: %s", name, strerror(errno));
 
     /* One byte more than expected, so that a file that is too long is seen. */
     uint64_t got = 0;

@@ -33,11 +33,14 @@ void spool_close(struct spool *s); /* NULL is fine */
 
 /* ---- files */
 
-/* STEER_DISK_FULL when the disk or a quota says so, else STEER_IO; either way nothing stays. */
+/* STEER_DISK_FULL when the disk or a quota says so, STEER_BUSY when the process or the machine is
+ * out of descriptors or memory and it may go better later, else STEER_IO; nothing stays in any
+ * case.
+ */
 int spool_write(struct spool *s, const struct spool_file *f, const void *data,
                 struct steer_error *err) STEER_MUSTCHECK;
 /* A malloc'ed buffer of f->bytes (never NULL). STEER_IO: missing, of another length, or of another
- * CRC. */
+ * CRC. STEER_BUSY, STEER_NO_MEMORY: the file may well be good. */
 int spool_read(struct spool *s, const struct spool_file *f, uint8_t **ret_data,
                struct steer_error *err) STEER_MUSTCHECK;
 /* Removing what is not there is fine. */

@@ -322,7 +322,7 @@ static void write_images(struct store *s, struct store_batch *b)
             struct steer_error err;
             int code = spool_write(s->spool, &f, r->u.image.payload.data, &err);
             r->u.image.written = code == 0;
-            if (code == STEER_DISK_FULL) {
+            if (code == STEER_DISK_FULL || code == STEER_BUSY) {
                 note_trouble(s, &err);
                 b->code = code;
             } else if (code != 0) {
@@ -630,7 +630,9 @@ int store_open(struct store **ret_store, const struct store_options *opt,
     if ((code = lock_dir(s, err)) != 0) goto fail;
     char reserve[4096];
     snprintf(reserve, sizeof reserve, "%s/reserve", s->dir);
-    s->reserved = access(reserve, F_OK) == 0;
+    struct stat st;
+    /* One that a full disk left empty is none. */
+    s->reserved = stat(reserve, &st) == 0 && st.st_size > 0 && st.st_blocks > 0;
     if ((code = open_db(s, &opened, err)) != 0) goto fail;
     look_at_disk(s);
     if ((code = db_load(s->db, load ? load : &nothing, s->spool, &opened, err)) != 0) goto fail;

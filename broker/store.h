@@ -11,10 +11,11 @@
  * read sees every batch submitted before it.
  *
  * A completion's code is 0, or
- *   STEER_DISK_FULL  nothing of this batch was kept. Batches that add nothing (without job_put and
- *                    image_spool: acks, cancels, ends) still go through, in space kept for them,
- *                    so put what must not fail with new work into a batch of its own. New work is
- *                    answered so until there is room again.
+ *   STEER_DISK_FULL  nothing of this batch was kept. Batches that add nothing (acks, cancels, ends)
+ *                    still go through, in space kept for them, so put what must not fail with new
+ *                    work into a batch of its own. New work (job_put, image_spool, and what
+ *                    store_batch_grows marks) is answered so until there is room again.
+ *   STEER_BUSY       out of descriptors or memory for an image; nothing of this batch was kept.
  *   STEER_STORE      an fsync failed, or another broker took the directory over: the outcome is
  *                    unknown, the store does nothing more, the broker says so and exits; the next
  *                    store_open finds out. store_trouble has the sentence.
@@ -152,6 +153,9 @@ void store_close(struct store *s);
 struct store_batch *store_batch_new(void); /* NULL: out of memory */
 void store_batch_free(struct store_batch *b);
 size_t store_batch_records(const struct store_batch *b);
+/* Counts as new work whatever is in it: answered DISK_FULL, so that it cannot eat the space kept
+ * for acks, cancels and ends. */
+void store_batch_grows(struct store_batch *b);
 
 /* A new open job. If the store knows its (tenant, key), the record is left out, the rest of the
  * batch goes on, and the completion tells which job has the key (see store_known). */
@@ -221,7 +225,8 @@ struct store_found {
 int store_query(struct store *s, const struct store_query *q, void *cookie) STEER_MUSTCHECK;
 /* The image's bytes and header from the spool, checked against length and CRC; answered by a
  * completion with `image` and `payload`. Code STEER_NOT_FOUND: no such record. Code STEER_IO: the
- * file is missing or not what was written; drop the image and queue it again. */
+ * file is missing or not what was written; drop the image and queue it again. Other codes say
+ * nothing about the image: ask again later. */
 int store_read(struct store *s, uint64_t job, uint32_t index, void *cookie) STEER_MUSTCHECK;
 
 /* ---- completions */

@@ -11,6 +11,7 @@
 
 #include "limits.h"
 #include "store_db.h"
+#include "text.h"
 
 /* ---- arena */
 
@@ -91,6 +92,11 @@ size_t store_batch_records(const struct store_batch *b)
     return b->records;
 }
 
+void store_batch_grows(struct store_batch *b)
+{
+    b->grows = true;
+}
+
 static struct record *record_new(struct store_batch *b, enum record_type type)
 {
     struct record *r = arena_get(&b->arena, sizeof *r);
@@ -119,14 +125,14 @@ static bool name_valid(const char *name, size_t bytes_max)
 }
 
 /* Copies a text, or fails the caller through *failed. */
-static const char *text_copy(struct store_batch *b, const char *text, bool *failed)
+static const char *text_keep(struct store_batch *b, const char *text, bool *failed)
 {
     const char *p = arena_copy(&b->arena, text, strlen(text));
     if (!p) *failed = true;
     return p;
 }
 
-static const void *bytes_copy(struct store_batch *b, const void *data, size_t bytes, bool *failed)
+static const void *bytes_keep(struct store_batch *b, const void *data, size_t bytes, bool *failed)
 {
     const void *p = arena_copy(&b->arena, data, bytes);
     if (!p) *failed = true;
@@ -145,14 +151,14 @@ int store_batch_job_put(struct store_batch *b, const struct store_job *j)
     struct store_label *labels = arena_get(&b->arena, (j->label_count + 1) * sizeof *labels);
     if (!labels) return STEER_NO_MEMORY;
     for (size_t i = 0; i < j->label_count; i++) {
-        labels[i].key = text_copy(b, j->labels[i].key, &failed);
-        labels[i].value = text_copy(b, j->labels[i].value, &failed);
+        labels[i].key = text_keep(b, j->labels[i].key, &failed);
+        labels[i].value = text_keep(b, j->labels[i].value, &failed);
     }
     r->u.job = *j;
     r->u.job.labels = labels;
-    r->u.job.tenant = text_copy(b, j->tenant, &failed);
-    r->u.job.key = text_copy(b, j->key, &failed);
-    r->u.job.spec = bytes_copy(b, j->spec, j->spec_bytes, &failed);
+    r->u.job.tenant = text_keep(b, j->tenant, &failed);
+    r->u.job.key = text_keep(b, j->key, &failed);
+    r->u.job.spec = bytes_keep(b, j->spec, j->spec_bytes, &failed);
     if (failed) return STEER_NO_MEMORY;
     b->grows = true;
     record_link(b, r);
@@ -171,7 +177,7 @@ int store_batch_job_end(struct store_batch *b, uint64_t job, enum store_state st
     r->u.job.id = job;
     r->u.job.state = state;
     r->u.job.ended_ms = ended_ms;
-    r->u.job.summary = bytes_copy(b, summary, summary_bytes, &failed);
+    r->u.job.summary = bytes_keep(b, summary, summary_bytes, &failed);
     r->u.job.summary_bytes = summary_bytes;
     if (failed) return STEER_NO_MEMORY;
     record_link(b, r);
@@ -195,7 +201,7 @@ int store_batch_chunk_put(struct store_batch *b, const struct store_chunk *c)
     if (!r) return STEER_NO_MEMORY;
     bool failed = false;
     r->u.chunk = *c;
-    r->u.chunk.data = bytes_copy(b, c->data, c->bytes, &failed);
+    r->u.chunk.data = bytes_keep(b, c->data, c->bytes, &failed);
     if (failed) return STEER_NO_MEMORY;
     record_link(b, r);
     return 0;
@@ -209,7 +215,7 @@ int store_batch_failure_put(struct store_batch *b, const struct store_failure *f
     bool failed = false;
     r->u.failure = *f;
     const char *text = f->text ? f->text : "";
-    r->u.failure.text = bytes_copy(b, text, strnlen(text, STEER_TEXT_BYTES_MAX), &failed);
+    r->u.failure.text = bytes_keep(b, text, text_cut(text, STEER_TEXT_BYTES_MAX), &failed);
     if (failed) return STEER_NO_MEMORY;
     record_link(b, r);
     return 0;
@@ -224,8 +230,8 @@ static int tombstone_record(struct store_batch *b, enum record_type type, const 
     struct record *r = record_new(b, type);
     if (!r) return STEER_NO_MEMORY;
     bool failed = false;
-    r->u.tombstone.tenant = text_copy(b, tenant, &failed);
-    r->u.tombstone.key = text_copy(b, key, &failed);
+    r->u.tombstone.tenant = text_keep(b, tenant, &failed);
+    r->u.tombstone.key = text_keep(b, key, &failed);
     r->u.tombstone.made_ms = made_ms;
     if (failed) return STEER_NO_MEMORY;
     record_link(b, r);
@@ -251,8 +257,8 @@ static int named_record(struct store_batch *b, enum record_type type, const char
     struct record *r = record_new(b, type);
     if (!r) return STEER_NO_MEMORY;
     bool failed = false;
-    r->u.named.name = text_copy(b, name, &failed);
-    r->u.named.data = bytes_copy(b, data, bytes, &failed);
+    r->u.named.name = text_keep(b, name, &failed);
+    r->u.named.data = bytes_keep(b, data, bytes, &failed);
     r->u.named.bytes = bytes;
     r->u.named.value = value;
     if (failed) return STEER_NO_MEMORY;
@@ -283,7 +289,7 @@ int store_batch_image_spool(struct store_batch *b, const struct store_image *i,
     if (!r) goto fail;
     bool failed = false;
     r->u.image.record = *i;
-    r->u.image.record.header = bytes_copy(b, i->header, i->header_bytes, &failed);
+    r->u.image.record.header = bytes_keep(b, i->header, i->header_bytes, &failed);
     if (failed) goto fail;
     r->u.image.payload = p;
     b->payload_bytes += p.bytes;

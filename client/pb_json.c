@@ -2,7 +2,9 @@
 #include "pb_json.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -27,6 +29,15 @@ static json_t *enum_to_json(const ProtobufCEnumDescriptor *type, int value)
     return json_string(text);
 }
 
+/* Jansson's integers end at 2^63 - 1; beyond it digits in a text, as proto3's JSON writes them. */
+static json_t *json_u64(uint64_t value)
+{
+    char digits[24];
+    if (value <= INT64_MAX) return json_integer((json_int_t)value);
+    snprintf(digits, sizeof digits, "%" PRIu64, value);
+    return json_string(digits);
+}
+
 static json_t *value_to_json(const ProtobufCFieldDescriptor *f, const void *at)
 {
     switch (f->type) {
@@ -44,7 +55,7 @@ static json_t *value_to_json(const ProtobufCFieldDescriptor *f, const void *at)
     case PROTOBUF_C_TYPE_UINT32: return json_integer(*(const uint32_t *)at);
     case PROTOBUF_C_TYPE_INT32:
     case PROTOBUF_C_TYPE_SINT32: return json_integer(*(const int32_t *)at);
-    default: return json_integer((json_int_t) * (const uint64_t *)at);
+    default: return json_u64(*(const uint64_t *)at);
     }
 }
 
@@ -70,7 +81,8 @@ static int is_pointer(const ProtobufCFieldDescriptor *f)
 json_t *pb_to_json(const ProtobufCMessage *m)
 {
     json_t *out = json_object();
-    for (unsigned i = 0; out && i < m->descriptor->n_fields; i++) {
+    int bad = !out;
+    for (unsigned i = 0; !bad && i < m->descriptor->n_fields; i++) {
         const ProtobufCFieldDescriptor *f = m->descriptor->fields + i;
         const char *at = (const char *)m + f->offset;
         const char *quantifier = (const char *)m + f->quantifier_offset;
@@ -78,17 +90,19 @@ json_t *pb_to_json(const ProtobufCMessage *m)
             size_t count = *(const size_t *)quantifier;
             const char *items = *(const char *const *)at;
             json_t *list = count ? json_array() : NULL;
-            for (size_t k = 0; list && k < count; k++)
-                json_array_append_new(list, value_to_json(f, items + k * value_size(f)));
-            if (list) json_object_set_new(out, f->name, list);
+            for (size_t k = 0; k < count && !bad; k++)
+                bad = json_array_append_new(list, value_to_json(f, items + k * value_size(f)));
+            if (count) bad |= json_object_set_new(out, f->name, list);
             continue;
         }
         int there = is_pointer(f) ? *(void *const *)at != NULL
                                   : f->label == PROTOBUF_C_LABEL_REQUIRED ||
                                         *(const protobuf_c_boolean *)quantifier;
-        if (there) json_object_set_new(out, f->name, value_to_json(f, at));
+        if (there) bad |= json_object_set_new(out, f->name, value_to_json(f, at));
     }
-    return out;
+    if (!bad) return out;
+    json_decref(out);
+    return NULL;
 }
 
 /* ---- back ---- */
@@ -118,15 +132,32 @@ static int enum_from_json(int *ret, const ProtobufCFieldDescriptor *f, const jso
     return wrong(err, f->name, names);
 }
 
+/* A number, or digits in a text for what is beyond 2^63 - 1. */
+static int u64_from_json(uint64_t *ret, const ProtobufCFieldDescriptor *f, const json_t *json,
+                         struct steer_error *err)
+{
+    const char *text = json_string_value(json);
+    char *end = NULL;
+    errno = 0;
+    if (json_is_integer(json) && json_integer_value(json) >= 0) {
+        *ret = (uint64_t)json_integer_value(json);
+        return 0;
+    }
+    if (text && isdigit((unsigned char)*text)) *ret = strtoull(text, &end, 10);
+    if (end && !*end && !errno) return 0;
+    return wrong(err, f->name, "a whole number from 0 to 18446744073709551615");
+}
+
 static int integer_from_json(uint64_t *ret, const ProtobufCFieldDescriptor *f, const json_t *json,
                              struct steer_error *err)
 {
     int is_signed = f->type == PROTOBUF_C_TYPE_INT32 || f->type == PROTOBUF_C_TYPE_SINT32;
     json_int_t value = json_integer_value(json);
+    if (value_size(f) == 8) return u64_from_json(ret, f, json, err);
     if (!json_is_integer(json)) return wrong(err, f->name, "a whole number");
-    if (is_signed ? value < INT32_MIN || value > INT32_MAX
-                  : value_size(f) == 4 && (value < 0 || value > UINT32_MAX))
-        return wrong(err, f->name, "a number of 32 bits");
+    if (is_signed ? value < INT32_MIN || value > INT32_MAX : value < 0 || value > UINT32_MAX)
+        return wrong(err, f->name,
+                     is_signed ? "a number of 32 bits" : "a number from 0 to 2^32 - 1");
     *ret = (uint64_t)value;
     return 0;
 }
@@ -215,4 +246,32 @@ int pb_from_json(ProtobufCMessage **ret, const ProtobufCMessageDescriptor *type,
     }
     *ret = m;
     return 0;
+}
+
+json_t *pb_json_read(const char *text, json_error_t *where)
+{
+    size_t size = strlen(text), used = 0;
+    char *copy = malloc(3 * size + 1); /* every number may get two quotes */
+    int quoted = 0;
+    if (!copy) return NULL;
+    for (const char *p = text; *p;) {
+        size_t digits = quoted ? 0 : strspn(p, "0123456789");
+        if (digits == 19 || digits == 20) {
+            char after = p[digits], before = used ? copy[used - 1] : 0;
+            int whole = !strchr(".eE", after) && !strchr("-+.eE", before);
+            used += (size_t)sprintf(copy + used, whole ? "\"%.*s\"" : "%.*s", (int)digits, p);
+            p += digits;
+            continue;
+        }
+        if (*p == '"') quoted = !quoted;
+        if (quoted && *p == '\\' && p[1]) copy[used++] = *p++;
+        size_t take = digits ? digits : 1;
+        memcpy(copy + used, p, take);
+        used += take;
+        p += take;
+    }
+    copy[used] = 0;
+    json_t *json = json_loads(copy, JSON_REJECT_DUPLICATES, where);
+    free(copy);
+    return json;
 }

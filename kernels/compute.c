@@ -5,9 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "cpu/cpu.h"
 #include "cpu/onednn.h"
 #include "plan.h"
+#include "weight.h"
 
 /* The cgroup's quota in whole processors, or 0 when there is none. */
 static int cgroup_quota(void)
@@ -37,10 +40,29 @@ static int threads_allowed(void)
     return quota && quota < count ? quota : count;
 }
 
-static uint32_t text_hash(const char *text) /* FNV-1a */
+static size_t memory_limit(const char *path)
 {
-    uint32_t hash = 2166136261u;
-    for (; *text; text++)
+    unsigned long long bytes = 0;
+    FILE *f = fopen(path, "re");
+    if (f && fscanf(f, "%llu", &bytes) != 1) bytes = 0; /* "max" */
+    if (f) fclose(f);
+    return bytes ? (size_t)bytes : SIZE_MAX;
+}
+
+size_t compute_memory_allowed(void)
+{
+    size_t all = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    size_t limits[] = {memory_limit("/sys/fs/cgroup/memory.max"),
+                       memory_limit("/sys/fs/cgroup/memory/memory.limit_in_bytes")};
+    for (int i = 0; i < 2; i++)
+        if (limits[i] < all) all = limits[i];
+    return all;
+}
+
+static uint32_t text_hash(uint32_t salt, const char *text) /* FNV-1a */
+{
+    uint32_t hash = 2166136261u ^ salt;
+    for (; text && *text; text++)
         hash = (hash ^ (unsigned char)*text) * 16777619u;
     return hash;
 }
@@ -79,16 +101,23 @@ int compute_open(struct compute **ret, const struct compute_options *options,
     if (!c) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     int code = 0;
     c->backend = backend;
+    c->host = options->host ? options->host : &c->own_host;
     c->precision = options->precision;
     c->threads = options->threads > 0 ? options->threads : threads_allowed();
     if (options->tuning && (code = tuning_read(&c->tuning, options->tuning, err))) goto fail;
     const char *precision = c->precision == PRECISION_BF16 ? "bf16" : "f32";
     if (backend == &backend_ref) {
-        snprintf(c->numerics, sizeof c->numerics, "ref-%s", precision);
+        snprintf(c->numerics, sizeof c->numerics, "ref-%s-steer%s-%08x", precision, STEER_VERSION,
+                 text_hash(options->salt, NULL));
     } else {
+        if (!(c->kernels = cpu_kernels_find(options->isa))) {
+            code = steer_fail(err, STEER_UNSUPPORTED, "this processor has no %s", options->isa);
+            goto fail;
+        }
         if ((code = onednn_open(c, err))) goto fail;
-        snprintf(c->numerics, sizeof c->numerics, "cpu-%s-%s-t%d-%s-%08x", onednn_isa(), precision,
-                 c->threads, onednn_version(), c->tuning ? text_hash(c->tuning) : 0);
+        snprintf(c->numerics, sizeof c->numerics, "cpu-%s+%s-%s-t%d-%s-steer%s-%08x", onednn_isa(),
+                 strchr(c->kernels->name, ':') + 1, precision, c->threads, onednn_version(),
+                 STEER_VERSION, text_hash(options->salt, c->tuning));
     }
     *ret = c;
     return 0;
@@ -101,6 +130,7 @@ void compute_close(struct compute *c)
 {
     if (!c) return;
     onednn_close(c);
+    weight_staging_free(c);
     free(c->tuning);
     free(c);
 }
@@ -125,9 +155,25 @@ struct compute_peak compute_peak(struct compute *c)
     return c->backend->peak(c);
 }
 
-size_t compute_bytes(const struct compute *c)
+void compute_beat(struct compute *c)
 {
-    return c->bytes;
+    atomic_fetch_add_explicit(&c->host->beats, 1, memory_order_relaxed);
+}
+
+int compute_take(struct compute *c, size_t bytes)
+{
+    struct compute_host *host = c->host;
+    if (host->bytes_max && (bytes > host->bytes_max || host->bytes > host->bytes_max - bytes)) {
+        c->refused = bytes;
+        return STEER_NO_MEMORY;
+    }
+    host->bytes += bytes;
+    return 0;
+}
+
+void compute_give(struct compute *c, size_t bytes)
+{
+    c->host->bytes -= bytes;
 }
 
 enum compute_type compute_bound_type(const struct compute *c)

@@ -14,6 +14,7 @@
  * One thread uses a compute and all that belongs to it. */
 #ifndef KERNELS_COMPUTE_H
 #define KERNELS_COMPUTE_H
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,12 +33,24 @@ const char *compute_type_name(enum compute_type type); /* "f32" */
 
 enum compute_precision { PRECISION_F32, PRECISION_BF16 };
 
+/* What the computes of one program share with their owner. Zeroed, there is no limit. */
+struct compute_host {
+    size_t bytes, bytes_max; /* of packed weights and plans: held, and allowed (0: no limit) */
+    /* Grows while an operation or a packing goes on, so that another thread can tell long work
+     * from a hang. */
+    _Atomic uint64_t beats;
+};
+
 struct compute_options {
     const char *backend; /* "ref" or "cpu" */
     enum compute_precision precision;
-    int threads; /* 0: as many as the cgroup's quota and affinity allow */
-    const char
-        *tuning; /* file of algorithm choices by `steer-worker tune`; NULL: the shipped table */
+    int threads;        /* 0: as many as the cgroup's quota and affinity allow */
+    const char *tuning; /* file of algorithm choices by `steer-worker tune`; NULL: our own rule */
+    struct compute_host *host; /* borrowed; NULL: one of its own */
+    uint32_t salt;             /* hash of what else decides the bytes of an image; in numerics */
+    /* For tests: our own kernels for "avx512", "avx2" or "sse2" instead of the best that the
+     * processor has. */
+    const char *isa;
 };
 
 /* STEER_UNSUPPORTED with one sentence when the machine cannot do what is asked (bf16 without
@@ -50,7 +63,9 @@ void compute_close(struct compute *c); /* NULL is fine */
 int compute_bf16_native(void);
 
 /* Images are equal to the byte between two computes with the same class, e.g.
- * "cpu-avx512_core_bf16-bf16-t2-onednn2.6.3-1a2b3c4d". Lives as long as c. */
+ * "cpu-avx512_core_bf16+avx512-bf16-t2-onednn2.6.3-steer0.1.0-1a2b3c4d": oneDNN's and our own
+ * kernels' instruction sets, precision, threads, versions, and a hash of tuning table and salt.
+ * Lives as long as c. */
 const char *compute_numerics(const struct compute *c);
 int compute_threads(const struct compute *c);
 /* GFLOP/s that this machine reaches at best, measured now (about a second); zeros for "ref". The
@@ -60,8 +75,10 @@ struct compute_peak {
     double fma_f32, gemm_f32, gemm_bf16;
 };
 struct compute_peak compute_peak(struct compute *c);
-/* Bytes held for packed weights and plans. */
-size_t compute_bytes(const struct compute *c);
+/* Counted in c's host; a model's loading may beat too. */
+void compute_beat(struct compute *c);
+/* What this process may use: the machine's memory, or the cgroup's limit where that is less. */
+size_t compute_memory_allowed(void);
 
 /* ---- weights ---- */
 
@@ -186,7 +203,8 @@ struct tensor op_to_u8(struct graph *g, struct tensor x);
 
 /* ---- plans ---- */
 
-/* The graph may be freed afterwards; the weights must outlive the plan. */
+/* The graph may be freed afterwards; the weights must outlive the plan. STEER_NO_MEMORY when it
+ * does not fit into the host's limit, with the numbers, before anything of it is allocated. */
 int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
                  struct steer_error *err) STEER_MUSTCHECK;
 void plan_free(struct plan *p); /* NULL is fine */

@@ -149,7 +149,7 @@ static double op_gflop(const struct plan *p, const struct op *op)
     }
 }
 
-static void *pages_new(size_t bytes)
+void *pages_new(size_t bytes)
 {
     if (!bytes) return NULL;
     void *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -158,16 +158,27 @@ static void *pages_new(size_t bytes)
     return data;
 }
 
+static int plan_take(struct plan *p, size_t bytes)
+{
+    int code = compute_take(p->compute, bytes);
+    if (!code) p->taken += bytes;
+    return code;
+}
+
+/* Memory first, so that a plan too large is refused before a weight is packed for it. */
 static int steps_prepare(struct plan *p, struct steer_error *err)
 {
+    int taken = plan_take(p, p->arena_bytes);
+    if (taken) return taken;
     for (int i = 0; i < p->steps_count; i++) {
         struct step *s = p->steps + i;
         s->gflop = op_gflop(p, &s->op);
         int code = p->compute->backend->prepare(p, s, err);
         if (code) return steer_fail_in(err, code, "operation %d (%s)", i, op_name(s->op.kind));
         if (s->scratch_bytes > p->scratch_bytes) p->scratch_bytes = s->scratch_bytes;
+        compute_beat(p->compute);
     }
-    return 0;
+    return plan_take(p, p->scratch_bytes);
 }
 
 int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
@@ -181,6 +192,7 @@ int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
     if (!p) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     int code = STEER_NO_MEMORY;
     p->compute = c;
+    c->refused = 0;
     p->tensors_count = g->tensors_count;
     p->steps = calloc((size_t)g->ops_count + 1, sizeof *p->steps);
     p->places = calloc((size_t)g->tensors_count + 1, sizeof *p->places);
@@ -197,14 +209,22 @@ int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
     c->backend->choose(p);
     if ((code = places_bind(p))) goto fail;
     lifetimes(p);
-    if ((code = places_assign(p)) || (code = steps_prepare(p, err))) goto fail;
+    code = places_assign(p);
+    if (!code) code = steps_prepare(p, err);
+    weight_staging_free(c);
+    if (code) goto fail;
     code = STEER_NO_MEMORY;
     if (p->arena_bytes && !(p->arena = pages_new(p->arena_bytes))) goto fail;
     if (p->scratch_bytes && !(p->scratch = pages_new(p->scratch_bytes))) goto fail;
-    c->bytes += p->arena_bytes + p->scratch_bytes;
     *ret = p;
     return 0;
 fail:
+    if (c->refused)
+        steer_fail(err, code,
+                   "it needs at least %.1f MB more beside the %.1f MB in use; the limit is %.1f MB "
+                   "(--memory)",
+                   1e-6 * (double)c->refused, 1e-6 * (double)c->host->bytes,
+                   1e-6 * (double)c->host->bytes_max);
     plan_free(p);
     if (err && !err->code)
         steer_fail(err, code, "no memory for a plan of %d operations", g->ops_count);
@@ -218,7 +238,7 @@ void plan_free(struct plan *p)
         if (p->steps[i].state_free) p->steps[i].state_free(p->steps[i].state);
     for (int i = 0; p->places && i < p->tensors_count; i++)
         free(p->places[i].bound);
-    if (p->arena || p->scratch) p->compute->bytes -= p->arena_bytes + p->scratch_bytes;
+    compute_give(p->compute, p->taken);
     if (p->arena) munmap(p->arena, p->arena_bytes);
     if (p->scratch) munmap(p->scratch, p->scratch_bytes);
     free(p->steps);
@@ -259,6 +279,7 @@ int plan_run(struct plan *p, const struct plan_watch *watch, struct steer_error 
         int code = s->run(p, s);
         if (code) return steer_fail(err, code, "operation %d (%s) failed", i, op_name(s->op.kind));
         if (p->profiling) s->seconds += seconds_now() - before;
+        compute_beat(p->compute);
         if (watch && watch->tick && watch->tick(watch->data, i + 1, p->steps_count))
             return steer_fail(err, STEER_CANCELLED, "cancelled");
     }

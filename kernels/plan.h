@@ -45,6 +45,7 @@ struct plan {
     int steps_count, tensors_count;
     char *arena, *scratch;
     size_t arena_bytes, scratch_bytes;
+    size_t taken; /* bytes of both that the host counts */
     int profiling, runs;
     struct plan_counters counters;
 };
@@ -63,11 +64,22 @@ struct compute {
     const struct backend *backend;
     enum compute_precision precision;
     int threads;
-    size_t bytes;
+    struct compute_host *host, own_host;
+    size_t refused; /* what compute_take denied last, for the sentence about it */
     char numerics[128];
     void *engine; /* of the cpu backend */
-    char *tuning; /* the table's text; NULL: the shipped rule */
+    const struct cpu_kernels *kernels;
+    char *tuning;  /* the table's text; NULL: our own rule */
+    void *staging; /* where a matrix is while it is packed, weight.c */
+    size_t staging_bytes;
 };
+
+/* Every byte of packed weights and plans is taken before it is allocated. STEER_NO_MEMORY: over the
+ * host's limit. */
+int compute_take(struct compute *c, size_t bytes) STEER_MUSTCHECK;
+void compute_give(struct compute *c, size_t bytes);
+/* Zeroed pages, large ones where the kernel has them; NULL for 0 bytes and when out of memory. */
+void *pages_new(size_t bytes);
 
 /* Image b of tensor t. */
 static inline void *place_image(const struct plan *p, int t, int b)

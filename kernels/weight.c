@@ -136,7 +136,7 @@ void weight_free(struct weight *w)
     while (w->packed) {
         struct packed *p = w->packed;
         w->packed = p->next;
-        w->compute->bytes -= p->bytes;
+        compute_give(w->compute, p->bytes);
         free(p->data);
         free(p);
     }
@@ -184,16 +184,17 @@ static void *form_alloc(size_t bytes)
 
 void *weight_pack(struct weight *w, uint64_t key, size_t bytes)
 {
+    if (compute_take(w->compute, bytes)) return NULL;
     struct packed *p = malloc(sizeof *p);
     void *data = form_alloc(bytes);
     if (!p || !data) {
+        compute_give(w->compute, bytes);
         free(p);
         free(data);
         return NULL;
     }
     *p = (struct packed){.next = w->packed, .key = key, .data = data, .bytes = bytes};
     w->packed = p;
-    w->compute->bytes += bytes;
     return data;
 }
 
@@ -203,7 +204,7 @@ void weight_unpack(struct weight *w, uint64_t key)
         struct packed *p = *at;
         if (p->key != key) continue;
         *at = p->next;
-        w->compute->bytes -= p->bytes;
+        compute_give(w->compute, p->bytes);
         free(p->data);
         free(p);
         return;
@@ -224,6 +225,74 @@ const float *weight_matrix_f32(struct weight *w)
     }
     pages_drop(w);
     return data;
+}
+
+/* Converts in pieces that stay in the processor's cache. */
+static void stored_to_bf16(uint16_t *out, struct stored s, size_t count)
+{
+    enum { PIECE = 4096 };
+#pragma omp parallel for schedule(static)
+    for (size_t at = 0; at < count; at += PIECE) {
+        size_t n = count - at < PIECE ? count - at : PIECE;
+        const char *data = (const char *)s.data + at * compute_type_bytes(s.type);
+        float values[PIECE];
+        if (s.type == TYPE_BF16) {
+            memcpy(out + at, data, n * sizeof *out);
+            continue;
+        }
+        if (s.type == TYPE_F16)
+            f16_to_f32(values, data, n);
+        else
+            memcpy(values, data, n * sizeof *values);
+        for (size_t i = 0; i < n; i++) { /* nearest even */
+            uint32_t bits;
+            memcpy(&bits, values + i, sizeof bits);
+            uint16_t near = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+            out[at + i] = values[i] != values[i] ? 0x7fc0 : near;
+        }
+    }
+}
+
+/* Fresh pages are what a virtual machine is slowest at, so one piece of memory serves all. */
+static void *staging_get(struct compute *c, size_t bytes)
+{
+    if (bytes <= c->staging_bytes) return c->staging;
+    weight_staging_free(c);
+    bytes = (bytes + LARGE_PAGE - 1) & ~(LARGE_PAGE - 1);
+    if (compute_take(c, bytes)) return NULL;
+    if (!(c->staging = pages_new(bytes))) {
+        compute_give(c, bytes);
+        return NULL;
+    }
+    c->staging_bytes = bytes;
+    return c->staging;
+}
+
+const void *weight_matrix_staged(struct weight *w, enum compute_type type)
+{
+    size_t count = 0, at = 0, bytes = compute_type_bytes(type);
+    for (int i = 0; i < w->parts; i++)
+        count += part_elements(w, i);
+    void *data = staging_get(w->compute, count * bytes);
+    if (!data) return NULL;
+    for (int i = 0; i < w->parts; i++) {
+        if (type == TYPE_BF16)
+            stored_to_bf16((uint16_t *)data + at, w->matrix[i], part_elements(w, i));
+        else
+            stored_to_f32((float *)data + at, w->matrix[i], 0, part_elements(w, i));
+        at += part_elements(w, i);
+    }
+    pages_drop(w);
+    return data;
+}
+
+void weight_staging_free(struct compute *c)
+{
+    if (!c->staging) return;
+    (void)munmap(c->staging, c->staging_bytes);
+    compute_give(c, c->staging_bytes);
+    c->staging = NULL;
+    c->staging_bytes = 0;
 }
 
 int weight_has_vector(const struct weight *w)

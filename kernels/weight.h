@@ -29,7 +29,7 @@ struct weight {
 void stored_to_f32(float *out, struct stored s, size_t first, size_t count);
 /* The packed form of that key, or NULL. */
 void *weight_packed(const struct weight *w, uint64_t key);
-/* Makes room for a form; the bytes count towards compute_bytes. NULL: out of memory. */
+/* Makes room for a form; the bytes are the host's to count. NULL: out of memory. */
 void *weight_pack(struct weight *w, uint64_t key, size_t bytes);
 /* Forgets a form that nobody points at any more. */
 void weight_unpack(struct weight *w, uint64_t key);
@@ -41,5 +41,10 @@ enum { WEIGHT_MATRIX_F32 = 1, WEIGHT_VECTOR_F32 = 2 };
 const float *weight_matrix_f32(struct weight *w);
 const float *weight_vector_f32(struct weight *w);
 int weight_has_vector(const struct weight *w);
+/* The same matrix in TYPE_F32 or TYPE_BF16, in memory that the next call uses again: what a backend
+ * packs from. Lets the file's pages go. NULL: out of memory. */
+const void *weight_matrix_staged(struct weight *w, enum compute_type type);
+/* Forgets that memory; nothing staged may be used any more. */
+void weight_staging_free(struct compute *c);
 
 #endif

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { OPTIONS_MAX = 256 }; /* of one command */
+
 static int option_set(const struct args_group *g, const struct args_option *o, const char *given,
                       const char *value, struct steer_error *err)
 {
@@ -15,35 +17,36 @@ static int option_set(const struct args_group *g, const struct args_option *o, c
     return code ? steer_fail(err, code, "%s: %s", given, why.text) : 0;
 }
 
-static int environment_read(const struct args_group *g, struct steer_error *err)
+/* The variable of an option that was not given; one that repeats has a single value there. */
+static int environment_read(const struct args_group *g, const struct args_option *o,
+                            struct steer_error *err)
 {
-    for (const struct args_option *o = g->options; o->name; o++) {
-        char name[64] = "STEER_";
-        size_t n = strlen(name);
-        for (const char *p = o->name; *p && n + 1 < sizeof name; p++)
-            name[n++] = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
-        name[n] = 0;
-        const char *value = getenv(name);
-        if (!value || !*value) continue;
-        if (!o->value) {
-            if (strcmp(value, "0") == 0) continue;
-            if (strcmp(value, "1") != 0)
-                return steer_fail(err, STEER_USAGE, "%s=%s: expected 1 or 0", name, value);
-            value = NULL;
-        }
-        int code = option_set(g, o, name, value, err);
-        if (code) return code;
+    char name[64] = "STEER_";
+    size_t n = strlen(name);
+    for (const char *p = o->name; *p && n + 1 < sizeof name; p++)
+        name[n++] = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
+    name[n] = 0;
+    const char *value = getenv(name);
+    if (!value || !*value) return 0;
+    if (!o->value) {
+        if (strcmp(value, "0") == 0) return 0;
+        if (strcmp(value, "1") != 0)
+            return steer_fail(err, STEER_USAGE, "%s=%s: expected 1 or 0", name, value);
+        value = NULL;
     }
-    return 0;
+    return option_set(g, o, name, value, err);
 }
 
 static const struct args_option *option_find(const struct args_group *groups, const char *name,
-                                             size_t length, const struct args_group **ret_group)
+                                             size_t length, const struct args_group **ret_group,
+                                             size_t *ret_place)
 {
+    size_t place = 0;
     for (const struct args_group *g = groups; g->options; g++)
-        for (const struct args_option *o = g->options; o->name; o++)
+        for (const struct args_option *o = g->options; o->name; o++, place++)
             if (strlen(o->name) == length && memcmp(o->name, name, length) == 0) {
                 *ret_group = g;
+                *ret_place = place;
                 return o;
             }
     return NULL;
@@ -52,12 +55,12 @@ static const struct args_option *option_find(const struct args_group *groups, co
 int args_parse(const struct args_group *groups, int argc, char **argv, int *ret_words,
                int *ret_help, struct steer_error *err)
 {
+    char given_by_flag[OPTIONS_MAX] = {0};
+    size_t place = 0;
     int words = 0, code;
     *ret_help = 0;
     for (int i = 0; i < argc; i++)
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) *ret_help = 1;
-    for (const struct args_group *g = groups; g->options && !*ret_help; g++)
-        if ((code = environment_read(g, err))) return code;
     for (int i = 0; i < argc && !*ret_help; i++) {
         char *arg = argv[i];
         if (strcmp(arg, "--") == 0) {
@@ -72,9 +75,10 @@ int args_parse(const struct args_group *groups, int argc, char **argv, int *ret_
         const char *equals = strchr(arg, '=');
         size_t length = equals ? (size_t)(equals - arg) : strlen(arg);
         const struct args_group *g = NULL;
-        const struct args_option *o =
-            length > 2 && arg[1] == '-' ? option_find(groups, arg + 2, length - 2, &g) : NULL;
-        if (!o)
+        const struct args_option *o = length > 2 && arg[1] == '-'
+                                          ? option_find(groups, arg + 2, length - 2, &g, &place)
+                                          : NULL;
+        if (!o || place >= OPTIONS_MAX)
             return steer_fail(err, STEER_USAGE, "unknown option %.*s (see --help)", (int)length,
                               arg);
         char given[64];
@@ -87,7 +91,14 @@ int args_parse(const struct args_group *groups, int argc, char **argv, int *ret_
             value = argv[++i];
         }
         if ((code = option_set(g, o, given, value, err))) return code;
+        given_by_flag[place] = 1;
     }
+    place = 0;
+    for (const struct args_group *g = groups; g->options && !*ret_help; g++)
+        for (const struct args_option *o = g->options; o->name; o++, place++)
+            if (place < OPTIONS_MAX && !given_by_flag[place] &&
+                (code = environment_read(g, o, err)))
+                return code;
     *ret_words = words;
     return 0;
 }
@@ -116,7 +127,7 @@ void args_help_exits(FILE *to)
         const char *text;
     } list[] = {STEER_ERROR_LIST(X)};
 #undef X
-    for (int code = 1; code < 128; code++) {
+    for (int code = 1; code < 256; code++) {
         int found = 0;
         for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
             if (list[i].exit != code) continue;

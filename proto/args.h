@@ -1,5 +1,6 @@
 /* args.h - command lines: long options with a STEER_* variable each, from one table that --help
- * prints too. A flag wins over its variable. */
+ * prints too. A flag wins: the variable of an option that was given is not even looked at, so that
+ * what may be repeated is never a mixture of both. */
 #ifndef PROTO_ARGS_H
 #define PROTO_ARGS_H
 #include <stdint.h>

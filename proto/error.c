@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "text.h"
+
 static const struct {
     int code;
     int exit_code;
@@ -51,6 +53,7 @@ int steer_fail(struct steer_error *err, int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
+    text_trim(err->text);
     err->code = code;
     return code;
 }
@@ -66,6 +69,7 @@ int steer_fail_in(struct steer_error *err, int code, const char *format, ...)
     va_end(args);
     if (n >= 0 && (size_t)n < sizeof err->text - 2)
         snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", inner);
+    text_trim(err->text);
     err->code = code;
     return code;
 }

@@ -12,7 +12,7 @@
     X(INTERNAL, 70, "a bug in Steerfarm")                                                          \
     X(NO_MEMORY, 71, "out of memory")                                                              \
     X(IO, 74, "reading or writing failed")                                                         \
-    X(NOT_FOUND, 66, "no such file or folder")                                                     \
+    X(NOT_FOUND, 66, "no such file, folder or image")                                              \
     X(USAGE, 64, "the command line is wrong")                                                      \
     X(BAD_VALUE, 64, "a value is out of its range")                                                \
     X(BAD_TEXT, 64, "a text is empty, too long or not UTF-8")                                      \
@@ -36,7 +36,8 @@
     X(TIMEOUT, 75, "no answer in time")                                                            \
     X(WORKER_LOST, 75, "the worker stopped answering")                                             \
     X(RENDER_FAILED, 70, "rendering failed")                                                       \
-    X(INSECURE, 77, "refused without encryption")
+    X(INSECURE, 77, "refused without encryption")                                                  \
+    X(INTERRUPTED, 130, "interrupted by Ctrl-C or SIGTERM")
 
 enum steer_code {
     STEER_OK = 0,

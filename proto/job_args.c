@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "job.h"
+#include "wire.h"
 
 void job_args_init(struct job_args *a)
 {
@@ -22,12 +23,18 @@ static char *borrow(const char *text)
     return (char *)(uintptr_t)text;
 }
 
+/* Texts travel as UTF-8 and are shown as JSON: what is neither is refused where it is given. */
+int job_args_text(const char *text, struct steer_error *err)
+{
+    if (wire_utf8_valid(text, strlen(text))) return 0;
+    return steer_fail(err, STEER_BAD_TEXT, "the text is not UTF-8");
+}
+
 #define TEXT_SETTER(name, field)                                                                   \
     static int set_##name(void *target, const char *value, struct steer_error *err)                \
     {                                                                                              \
-        (void)err;                                                                                 \
         ((struct job_args *)target)->job.field = borrow(value);                                    \
-        return 0;                                                                                  \
+        return job_args_text(value, err);                                                          \
     }
 TEXT_SETTER(prompt, prompt)
 TEXT_SETTER(negative, negative_prompt)
@@ -174,6 +181,8 @@ static int set_label(void *target, const char *value, struct steer_error *err)
     struct job_args *a = target;
     const char *equals = strchr(value, '=');
     size_t length = equals ? (size_t)(equals - value) : 0;
+    int code = job_args_text(value, err);
+    if (code) return code;
     if (!length || length > STEER_NAME_BYTES_MAX)
         return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected KEY=VALUE", value);
     if (a->job.n_labels == STEER_LABELS_MAX)
@@ -195,7 +204,9 @@ const struct args_option job_args_image[] = {
      set_seed},
     {"images", "N", "how many (default 1)", set_images},
     {"steps", "N", "denoising steps (default: the recipe's)", set_steps},
-    {"recipe", "NAME", "how the checkpoint is sampled (default: the model's)", set_recipe},
+    {"recipe", "NAME|FILE",
+     "how the checkpoint is sampled (default: the model's); a file for steer-worker only",
+     set_recipe},
     {"precision", "auto|f32|bf16", "arithmetic (default auto)", set_precision},
     {"format", "webp|lossless|png", "of the file (default: by its name, else webp)", set_format},
     {"quality", "0..100", "of lossy WebP (default 90)", set_quality},

@@ -14,6 +14,8 @@ struct job_args {
     char label_keys[STEER_LABELS_MAX][STEER_NAME_BYTES_MAX + 1];
 };
 void job_args_init(struct job_args *a);
+/* STEER_BAD_TEXT where text is not UTF-8. */
+int job_args_text(const char *text, struct steer_error *err) STEER_MUSTCHECK;
 
 /* Groups for args_parse, target struct job_args. */
 extern const struct args_option

@@ -6,6 +6,7 @@ target_compile_options(test_spool PRIVATE "SHELL:-iquote ${CMAKE_SOURCE_DIR}/bro
 target_link_options(test_spool PRIVATE -Wl,--wrap=write)
 steer_test(unit store_dir steer_broker)
 steer_test(unit route steer_broker)
+target_link_options(test_route PRIVATE -Wl,--wrap=statvfs)
 # A disk that loses power; the store's open() is told of another start of the machine.
 steer_test(unit power steer_broker)
 target_sources(test_power PRIVATE unit/power_vfs.c)

@@ -6,11 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "../proto/job.h"
-#include "commands.h"
-#include "job_args.h"
-#include "job_plan.h"
-#include "offer.h"
+#include "session.h"
 
 enum { RUNS_MAX = 1000, STAGES = 4 };
 
@@ -57,7 +53,8 @@ static const struct args_option options[] = {
     {"model", "DIR", "a diffusers model folder", set_model},
     {"batch", "N", "images of one forward pass (default 1)", set_batch},
     {"runs", "N", "timed runs after the first (default 5)", set_runs},
-    {"ops", NULL, "a row per operation", set_ops},
+    {"ops", NULL, "a row per operation: of the decoder for one image, of the others per call",
+     set_ops},
     {"json", NULL, "one JSON object (always so)", set_json},
     {NULL, NULL, NULL, NULL},
 };
@@ -104,10 +101,7 @@ static void ops_add(json_t *list, const char *stage, const struct plan *p)
 }
 
 struct bench {
-    struct compute *compute;
-    struct model *model;
-    struct pipeline *pipeline;
-    Steerfarm__Model *offer;
+    struct session s;
     struct job_plan plan;
     struct render_image images[STEER_BATCH_MAX];
     struct image_meta *meta;
@@ -119,30 +113,15 @@ static void bench_close(struct bench *b)
     for (int i = 0; i < STEER_BATCH_MAX; i++)
         free(b->images[i].pixels);
     job_meta_free(b->meta);
-    pipeline_free(b->pipeline);
-    offer_free(b->offer);
-    model_close(b->model);
-    compute_close(b->compute);
+    session_close(&b->s);
 }
 
 static int bench_open(struct bench *b, const struct bench_args *a, const struct machine_args *m,
-                      struct job_args *j, struct job_resolved *resolved, struct steer_error *err)
+                      struct job_args *j, struct steer_error *err)
 {
     double begun = now_ms();
-    struct compute_options o = {.backend = m->backend,
-                                .precision = precision_of(m, j->job.precision),
-                                .threads = m->threads,
-                                .tuning = m->tuning};
-    int code = compute_open(&b->compute, &o, err);
-    if (code || (code = model_open(&b->model, a->model, b->compute, err))) return code;
-    if (!(b->offer = offer_make(b->model)))
-        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    j->job.model = b->model->name;
-    if ((code = pipeline_new(&b->pipeline, b->model, b->compute, pipeline_limits_default())) ||
-        (code = job_resolve(resolved, &j->job, b->offer, 1, err)) ||
-        (code = job_plan_make(&b->plan, b->model, &resolved->job, 0, err)))
-        return code;
-    b->plan.shape.recipe = &b->plan.recipe;
+    int code = session_open(&b->s, a->model, m, j, 1, err);
+    if (code || (code = session_plan(&b->s, 0, &b->plan, err))) return code;
     for (uint64_t i = 0; i < a->batch; i++) {
         b->images[i] = b->plan.image;
         b->images[i].seed += i;
@@ -150,7 +129,8 @@ static int bench_open(struct bench *b, const struct bench_args *a, const struct 
             malloc((size_t)b->plan.shape.width * (size_t)b->plan.shape.height * 3);
         if (!b->images[i].pixels) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     }
-    b->meta = job_meta(&resolved->job, &b->plan, b->model->hash, compute_numerics(b->compute));
+    b->meta =
+        job_meta(&b->s.resolved.job, &b->plan, b->s.model->hash, compute_numerics(b->s.compute));
     b->load_ms = now_ms() - begun;
     return b->meta ? 0 : steer_fail(err, STEER_NO_MEMORY, "out of memory");
 }
@@ -160,11 +140,14 @@ static int run_once(struct bench *b, const struct bench_args *a, int run, double
                     struct steer_error *err)
 {
     int count = (int)a->batch;
-    char prompt[64]; /* a new text each run, so that the text stage is not read from the cache */
-    snprintf(prompt, sizeof prompt, "a photograph of an astronaut, number %d", run);
-    for (int i = 0; i < count; i++)
-        b->images[i].prompt = prompt;
-    int code = pipeline_render(b->pipeline, &b->plan.shape, b->images, count, NULL, NULL, err);
+    /* A new text for each image of each run, so that the text stage is not read from the cache. The
+     * number comes first, where a long prompt is not cut. */
+    char prompts[STEER_BATCH_MAX][STEER_PROMPT_BYTES_MAX + 16];
+    for (int i = 0; i < count; i++) {
+        snprintf(prompts[i], sizeof prompts[i], "%d %s", run * count + i, b->plan.image.prompt);
+        b->images[i].prompt = prompts[i];
+    }
+    int code = pipeline_render(b->s.pipeline, &b->plan.shape, b->images, count, NULL, NULL, err);
     memset(ret, 0, STAGES * sizeof *ret);
     for (int i = 0; i < count && !code; i++) {
         uint8_t *file;
@@ -194,56 +177,78 @@ static long long peak_rss(void)
 
 static json_t *peaks(const struct bench *b)
 {
-    struct compute_peak peak = compute_peak(b->compute);
+    struct compute_peak peak = compute_peak(b->s.compute);
     return json_pack("{s:f, s:f, s:f}", "fma_f32", peak.fma_f32, "onednn_f32", peak.gemm_f32,
                      "onednn_bf16", peak.gemm_bf16);
+}
+
+/* What a batch computes in each stage, the direct algorithm's multiply-adds as 2. Its negative text
+ * is encoded once and stays in the cache. */
+static int stages_gflop(struct bench *b, int count, const struct pipeline_plans *plans,
+                        double ret[STAGES], struct steer_error *err)
+{
+    int calls, code = pipeline_calls(&b->plan.shape, &calls, err);
+    ret[0] = count * (plan_gflop(plans->text) + plan_gflop(plans->keys));
+    ret[1] = calls * (plan_gflop(plans->denoise) + plan_gflop(plans->second));
+    ret[2] = count * plan_gflop(plans->decode);
+    ret[3] = 0;
+    return code;
+}
+
+static json_t *ops_json(const struct pipeline_plans *plans)
+{
+    json_t *ops = json_array();
+    ops_add(ops, "text", plans->text);
+    ops_add(ops, "text", plans->keys);
+    ops_add(ops, "denoise", plans->denoise);
+    ops_add(ops, "denoise_negative", plans->second);
+    ops_add(ops, "decode", plans->decode);
+    return ops;
 }
 
 static int bench_run(struct bench *b, const struct bench_args *a, struct steer_error *err)
 {
     static const char *const names[STAGES] = {"text", "denoise", "decode", "encode"};
     static double ms[STAGES][RUNS_MAX], total[RUNS_MAX];
-    struct plan *plans[3];
-    double stage[STAGES], begin = now_ms();
-    int code = run_once(b, a, -1, stage, err), runs = (int)a->runs;
+    struct pipeline_plans plans;
+    double stage[STAGES], gflop[STAGES], begin = now_ms();
+    int code = run_once(b, a, 0, stage, err), runs = (int)a->runs;
     b->first_ms = now_ms() - begin;
-    if (!code)
-        code = pipeline_plans(b->pipeline, &b->plan.shape, (int)a->batch, plans, plans + 1,
-                              plans + 2, err);
-    if (code) return code;
-    for (int i = 0; i < 3; i++)
-        if (plans[i]) plan_profile(plans[i], 1);
+    if (code ||
+        (code = pipeline_plans(b->s.pipeline, &b->plan.shape, (int)a->batch, &plans, err)) ||
+        (code = stages_gflop(b, (int)a->batch, &plans, gflop, err)))
+        return code;
+    struct plan *all[] = {plans.text, plans.keys, plans.denoise, plans.second, plans.decode};
+    for (int i = 0; i < 5; i++)
+        if (all[i]) plan_profile(all[i], 1);
     for (int run = 0; run < runs && !code; run++) {
         begin = now_ms();
-        code = run_once(b, a, run, stage, err);
+        code = run_once(b, a, run + 1, stage, err);
         total[run] = now_ms() - begin;
         for (int i = 0; i < STAGES; i++)
             ms[i][run] = stage[i];
     }
     if (code) return code;
 
-    int passes = b->plan.shape.steps * (b->plan.shape.cfg ? 2 : 1);
-    json_t *stages = json_object(), *ops = json_array();
+    json_t *stages = json_object();
     for (int i = 0; i < STAGES; i++) {
         json_t *s = spread(ms[i], runs);
-        double gflop = i < 3 ? plan_gflop(plans[i]) * (i == 1 ? passes : 1) : 0;
-        json_object_set_new(s, "gflop", json_real(gflop));
+        json_object_set_new(s, "gflop", json_real(gflop[i]));
         json_object_set_new(stages, names[i], s);
-        if (a->ops && i < 3) ops_add(ops, names[i], plans[i]);
     }
     char size[32];
     snprintf(size, sizeof size, "%dx%d", b->plan.shape.width, b->plan.shape.height);
-    const char *numerics = compute_numerics(b->compute);
+    const char *numerics = compute_numerics(b->s.compute);
+    long long rss = peak_rss(); /* before the peaks are measured, which take memory of their own */
     json_t *out = json_pack(
         "{s:s, s:s, s:i, s:i, s:s, s:f, s:s, s:i, s:i, s:s, s:f, s:f, s:I, s:o, s:o, s:o}", "model",
-        b->model->name, "size", size, "batch", (int)a->batch, "steps", b->plan.shape.steps,
+        b->s.model->name, "size", size, "batch", (int)a->batch, "steps", b->plan.shape.steps,
         "guidance", guidance_method_name(b->plan.shape.method), "guidance_scale",
         b->plan.image.guidance.scale, "precision", strstr(numerics, "-bf16-") ? "bf16" : "f32",
-        "threads", compute_threads(b->compute), "runs", runs, "numerics", numerics, "load_ms",
-        b->load_ms, "first_image_ms", b->first_ms, "peak_rss_bytes", (json_int_t)peak_rss(),
-        "stages", stages, "total", spread(total, runs), "peak_gflops", peaks(b));
-    if (a->ops) json_object_set(out, "ops", ops);
-    json_decref(ops);
+        "threads", compute_threads(b->s.compute), "runs", runs, "numerics", numerics, "load_ms",
+        b->load_ms, "first_image_ms", b->first_ms, "peak_rss_bytes", (json_int_t)rss, "stages",
+        stages, "total", spread(total, runs), "peak_gflops", peaks(b));
+    if (a->ops) json_object_set_new(out, "ops", ops_json(&plans));
     json_dumpf(out, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(out);
@@ -255,7 +260,6 @@ int command_bench(int argc, char **argv, struct steer_error *err)
     struct bench_args a = {.batch = 1, .runs = 5};
     struct machine_args m;
     struct job_args j;
-    struct job_resolved resolved;
     int words, help;
     machine_args_init(&m);
     job_args_init(&j);
@@ -276,10 +280,11 @@ int command_bench(int argc, char **argv, struct steer_error *err)
     if (!a.model) return steer_fail(err, STEER_USAGE, "--model DIR is needed (see --help)");
     static char prompt[] = "a photograph of an astronaut", negative[] = "blurry, low quality";
     if (!j.job.prompt) j.job.prompt = prompt;
-    int guided = j.guidance.has_method && j.guidance.method != STEERFARM__METHOD__NONE;
+    int guided = (j.guidance.has_method && j.guidance.method != STEERFARM__METHOD__NONE) ||
+                 (j.guidance.has_guidance_scale && j.guidance.guidance_scale != 1);
     if (!j.job.negative_prompt && guided) j.job.negative_prompt = negative;
     struct bench b = {0};
-    code = bench_open(&b, &a, &m, &j, &resolved, err);
+    code = bench_open(&b, &a, &m, &j, err);
     if (!code) code = bench_run(&b, &a, err);
     bench_close(&b);
     return code;

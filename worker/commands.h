@@ -10,6 +10,7 @@
 struct machine_args {
     const char *tuning, *backend;
     int threads;
+    uint64_t memory_bytes;            /* for packed weights and plans; 0: the command's default */
     enum compute_precision precision; /* what AUTO means here: bf16 where it is native */
 };
 void machine_args_init(struct machine_args *a);

@@ -21,7 +21,8 @@
 
 /* Invariants:
  * 1. A batch is in exactly one place: waiting list, running, or freed.
- * 2. Every image of a batch ends in exactly one done, unless its lease was revoked or given back.
+ * 2. Every image of a batch ends in exactly one done, unless its lease was revoked: the batch owns
+ *    it until then, and who ends the image takes it out.
  * 3. Only the engine thread touches computes, models and pipelines. */
 
 struct batch {
@@ -30,6 +31,7 @@ struct batch {
     const Steerfarm__Assign *assign; /* in message */
     uint64_t received_us;
     int revoked[STEER_BATCH_MAX];
+    struct done *dones[STEER_BATCH_MAX]; /* NULL: ended */
 };
 
 /* Pixels on their way to the encoder. */
@@ -48,6 +50,7 @@ struct resident {
     struct model *model;
     struct pipeline *pipeline;
     uint64_t used;
+    int rendered; /* batches */
 };
 
 struct engine {
@@ -58,16 +61,17 @@ struct engine {
     struct batch *waiting, *waiting_last, *running;
     struct picture *pictures, *pictures_last;
     struct done *done, *done_last;
-    int stopping, encoder_stopping, threads_started;
+    int stopping, draining, encoder_stopping, threads_started;
     int opened; /* 1: the device is there; negative: why not, in open_error */
     struct steer_error open_error;
-    uint64_t ticked_ms;
+    uint64_t ticked_ms, beats_seen;
     int step, steps;
     char resident_names[RESIDENT_MAX][STEER_NAME_BYTES_MAX + 1];
     /* The engine thread's own. */
     struct compute *compute[2]; /* by enum compute_precision */
     char numerics[128];
-    struct resident residents[RESIDENT_MAX];
+    struct compute_host host;                             /* beats: read by all */
+    struct resident *residents[RESIDENT_MAX], *rendering; /* the latter: of the running batch */
     int residents_count;
     uint64_t turn;
 };
@@ -79,9 +83,14 @@ static uint64_t now_us(void)
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
+void done_keep(struct done *d)
+{
+    atomic_fetch_add(&d->users, 1);
+}
+
 void done_free(struct done *d)
 {
-    if (!d) return;
+    if (!d || atomic_fetch_sub(&d->users, 1) > 1) return;
     free(d->image);
     free(d);
 }
@@ -99,6 +108,7 @@ static struct done *done_new(const Steerfarm__Assignment *a)
 {
     struct done *d = calloc(1, sizeof *d);
     if (!d) return NULL;
+    d->users = 1;
     d->epoch = a->lease->epoch;
     d->lease = a->lease->lease;
     d->index = a->lease->index;
@@ -115,11 +125,19 @@ static void done_push(struct engine *e, struct done *d)
     wake(e);
 }
 
-static void fail_image(struct engine *e, const Steerfarm__Assignment *a, int code, int retryable,
+/* Takes image i's done out of its batch: it ends now. NULL: it has ended. */
+static struct done *image_end(struct batch *b, size_t i)
+{
+    struct done *d = b->dones[i];
+    b->dones[i] = NULL;
+    return d;
+}
+
+static void fail_image(struct engine *e, struct batch *b, size_t i, int code, int retryable,
                        const struct steer_error *err)
 {
-    struct done *d = done_new(a);
-    if (!d) return; /* the lease runs out and the broker tries again */
+    struct done *d = image_end(b, i);
+    if (!d) return;
     d->code = code;
     d->retryable = retryable;
     d->error = *err;
@@ -167,39 +185,51 @@ static void *encoder_main(void *data)
 
 /* ---- models in memory ---- */
 
-static void resident_close(struct engine *e, int i)
-{
-    struct resident *r = e->residents + i;
-    log_event(LOG_INFO, "model.unload", "model=%s", log_quote(r->name));
-    pipeline_free(r->pipeline);
-    model_close(r->model);
-    *r = e->residents[--e->residents_count];
-}
-
-static size_t compute_total(const struct engine *e)
-{
-    size_t bytes = 0;
-    for (int i = 0; i < 2; i++)
-        if (e->compute[i]) bytes += compute_bytes(e->compute[i]);
-    return bytes;
-}
-
-static int oldest(const struct engine *e, const struct resident *keep)
-{
-    int at = -1;
-    for (int i = 0; i < e->residents_count; i++)
-        if (e->residents + i != keep && (at < 0 || e->residents[i].used < e->residents[at].used))
-            at = i;
-    return at;
-}
-
 static void residents_publish(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
     for (int i = 0; i < RESIDENT_MAX; i++)
         snprintf(e->resident_names[i], sizeof e->resident_names[i], "%s",
-                 i < e->residents_count ? e->residents[i].name : "");
+                 i < e->residents_count ? e->residents[i]->name : "");
     pthread_mutex_unlock(&e->lock);
+}
+
+static void resident_free(struct resident *r)
+{
+    if (!r) return;
+    pipeline_free(r->pipeline);
+    model_close(r->model);
+    free(r);
+}
+
+static void resident_close(struct engine *e, struct resident *r)
+{
+    int i = 0;
+    while (e->residents[i] != r)
+        i++;
+    e->residents[i] = e->residents[--e->residents_count];
+    residents_publish(e);
+    log_event(LOG_INFO, "model.unload", "model=%s", log_quote(r->name));
+    resident_free(r);
+}
+
+static struct resident *oldest(const struct engine *e, const struct resident *keep)
+{
+    struct resident *found = NULL;
+    for (int i = 0; i < e->residents_count; i++)
+        if (e->residents[i] != keep && (!found || e->residents[i]->used < found->used))
+            found = e->residents[i];
+    return found;
+}
+
+/* A plan does not fit: the model that was used longest ago leaves, if there is another. */
+static int make_room(void *data)
+{
+    struct engine *e = data;
+    struct resident *r = oldest(e, e->rendering);
+    if (!r) return 0;
+    resident_close(e, r);
+    return 1;
 }
 
 static int compute_get(struct engine *e, int precision, struct compute **ret,
@@ -208,6 +238,7 @@ static int compute_get(struct engine *e, int precision, struct compute **ret,
     if (!e->compute[precision]) {
         struct compute_options options = e->options.compute;
         options.precision = (enum compute_precision)precision;
+        options.host = &e->host;
         int code = compute_open(&e->compute[precision], &options, err);
         if (code) return code;
     }
@@ -215,56 +246,52 @@ static int compute_get(struct engine *e, int precision, struct compute **ret,
     return 0;
 }
 
-static int resident_get(struct engine *e, const char *name, int precision, struct resident **ret,
-                        struct steer_error *err)
+static int resident_open(struct engine *e, const char *name, int precision, struct resident **ret,
+                         struct steer_error *err)
 {
-    e->turn++;
-    for (int i = 0; i < e->residents_count; i++) {
-        struct resident *r = e->residents + i;
-        if (r->precision != precision || strcmp(r->name, name) != 0) continue;
-        r->used = e->turn;
-        *ret = r;
-        return 0;
-    }
     const char *dir = e->options.model_dir(e->options.data, name);
     if (!dir)
         return steer_fail(err, STEER_UNKNOWN_MODEL, "model \"%s\" is not on this worker", name);
     struct compute *c;
     int code = compute_get(e, precision, &c, err);
     if (code) return code;
-    while (e->residents_count &&
-           (e->residents_count == RESIDENT_MAX || compute_total(e) > e->options.memory_bytes))
-        resident_close(e, oldest(e, NULL));
-    struct resident *r = e->residents + e->residents_count;
-    *r = (struct resident){.precision = precision, .used = e->turn};
+    struct resident *r = calloc(1, sizeof *r);
+    if (!r) return steer_fail(err, STEER_NO_MEMORY, "out of memory for model \"%s\"", name);
+    r->precision = precision;
     snprintf(r->name, sizeof r->name, "%s", name);
     uint64_t start = now_us();
-    if ((code = model_open(&r->model, dir, c, err))) return code;
-    if ((code = pipeline_new(&r->pipeline, r->model, c, pipeline_limits_default()))) {
-        model_close(r->model);
-        return steer_fail(err, code, "out of memory for model \"%s\"", name);
+    struct pipeline_limits limits = pipeline_limits_default();
+    limits.make_room = make_room;
+    limits.data = e;
+    code = model_open(&r->model, dir, c, err);
+    if (!code && (code = pipeline_new(&r->pipeline, r->model, c, limits)))
+        steer_fail(err, code, "out of memory for model \"%s\"", name);
+    if (code) {
+        resident_free(r);
+        return code;
     }
-    e->residents_count++;
+    if (e->residents_count == RESIDENT_MAX) resident_close(e, oldest(e, NULL));
+    e->residents[e->residents_count++] = r;
+    residents_publish(e);
     log_event(LOG_INFO, "model.load", "model=%s hash=%s ms=%" PRIu64, log_quote(name),
               r->model->hash, (now_us() - start) / 1000);
-    residents_publish(e);
     *ret = r;
     return 0;
 }
 
-/* After a batch: others leave until the budget holds again. */
-static void residents_shrink(struct engine *e, struct resident *keep)
+static int resident_get(struct engine *e, const char *name, int precision, struct resident **ret,
+                        struct steer_error *err)
 {
-    char name[sizeof keep->name];
-    int precision = keep->precision;
-    snprintf(name, sizeof name, "%s", keep->name);
-    while (e->residents_count > 1 && compute_total(e) > e->options.memory_bytes) {
-        for (int i = 0; i < e->residents_count; i++)
-            if (e->residents[i].precision == precision && strcmp(e->residents[i].name, name) == 0)
-                keep = e->residents + i;
-        resident_close(e, oldest(e, keep));
-        residents_publish(e);
-    }
+    struct resident *r = NULL;
+    for (int i = 0; i < e->residents_count; i++)
+        if (e->residents[i]->precision == precision && strcmp(e->residents[i]->name, name) == 0)
+            r = e->residents[i];
+    int code = r ? 0 : resident_open(e, name, precision, &r, err);
+    if (code) return code;
+    r->used = ++e->turn;
+    e->rendering = r;
+    *ret = r;
+    return 0;
 }
 
 /* ---- one batch ---- */
@@ -274,14 +301,13 @@ struct ticking {
     struct batch *batch;
 };
 
-/* The sign of life, and where a batch learns that all its images were revoked. */
+/* Progress for RENEW, and where a batch learns that all its images were revoked. */
 static int engine_tick(void *data, int step, int steps)
 {
     struct ticking *t = data;
     struct engine *e = t->e;
     int open = 0;
     pthread_mutex_lock(&e->lock);
-    e->ticked_ms = now_us() / 1000;
     e->step = step;
     e->steps = steps;
     for (size_t i = 0; i < t->batch->assign->n_images; i++)
@@ -307,28 +333,36 @@ static void picture_push(struct engine *e, struct picture *p)
     pthread_mutex_unlock(&e->lock);
 }
 
-/* Hands one rendered image on. Takes its pixels. */
-static int hand_on(struct engine *e, const struct batch *b, int i, const struct job_plan *plan,
+/* "the positive prompt ... and the negative prompt ...", where they were cut. */
+static void warn_cut(char *to, size_t size, const struct render_image *image, int tokens)
+{
+    const size_t cuts[] = {image->cut, image->cut_negative};
+    size_t n = 0;
+    for (int i = 0; i < 2; i++)
+        if (cuts[i] && n < size)
+            n +=
+                (size_t)snprintf(to + n, size - n,
+                                 "%sthe %s prompt is longer than %d tokens and was cut at byte %zu",
+                                 n ? "; " : "", i ? "negative" : "positive", tokens, cuts[i]);
+}
+
+/* Hands one rendered image on. Takes its pixels, unless it fails. */
+static int hand_on(struct engine *e, struct batch *b, int i, const struct job_plan *plan,
                    struct render_image *image, const struct resident *r, const char *numerics,
                    uint64_t start, uint64_t load_us)
 {
     const Steerfarm__Assignment *a = b->assign->images[i];
     struct picture *p = calloc(1, sizeof *p);
-    struct done *d = done_new(a);
     struct image_meta *meta = job_meta(a->job, plan, r->model->hash, numerics);
-    if (!p || !d || !meta) {
+    if (!p || !meta) {
         free(p);
         job_meta_free(meta);
-        done_free(d);
         return STEER_NO_MEMORY;
     }
+    struct done *d = image_end(b, (size_t)i);
     snprintf(d->model_hash, sizeof d->model_hash, "%s", r->model->hash);
     snprintf(d->numerics, sizeof d->numerics, "%s", numerics);
-    if (image->cut || image->cut_negative)
-        snprintf(d->warning, sizeof d->warning,
-                 "the %s prompt is longer than %d tokens and was cut at byte %zu",
-                 image->cut ? "positive" : "negative", r->model->tokens,
-                 image->cut ? image->cut : image->cut_negative);
+    warn_cut(d->warning, sizeof d->warning, image, r->model->tokens);
     steerfarm__timing__init(&d->timing);
     d->timing.has_dispatch_us = d->timing.has_load_us = d->timing.has_tokenize_us =
         d->timing.has_text_us = d->timing.has_denoise_us = d->timing.has_decode_us = 1;
@@ -372,6 +406,49 @@ static int code_retryable(int code)
     }
 }
 
+static int job_precision(const struct engine *e, const Steerfarm__Job *job)
+{
+    if (job->has_precision && job->precision == STEERFARM__PRECISION__F32) return PRECISION_F32;
+    if (job->has_precision && job->precision == STEERFARM__PRECISION__BF16) return PRECISION_BF16;
+    return (int)e->options.compute.precision;
+}
+
+/* An image of a batch that is rendered by r. first: the plan whose forward pass it is to share;
+ * NULL: it is the first. */
+static int image_plan(const struct engine *e, const struct resident *r,
+                      const Steerfarm__Assignment *a, const struct job_plan *first,
+                      struct job_plan *ret, struct steer_error *err)
+{
+    const Steerfarm__Job *job = a->job;
+    const char *numerics = compute_numerics(e->compute[r->precision]);
+    if (job->model_hash && *job->model_hash && strcmp(job->model_hash, r->model->hash) != 0)
+        return steer_fail(err, STEER_UNKNOWN_MODEL,
+                          "model \"%s\" has hash %s here, but the job was accepted for %s",
+                          job->model, r->model->hash, job->model_hash);
+    if (job->numerics && *job->numerics && strcmp(job->numerics, numerics) != 0)
+        return steer_fail(err, STEER_UNSUPPORTED, "the job pins numerics %s; this worker has %s",
+                          job->numerics, numerics);
+    int code = job_plan_make(ret, r->model, NULL, job, a->lease->index, err);
+    if (code) return code;
+    if (strcmp(job->model, r->name) != 0 || job_precision(e, job) != r->precision ||
+        (first && !job_plans_share(first, ret)))
+        return steer_fail(err, STEER_INTERNAL, "images of one batch do not share a forward pass");
+    return 0;
+}
+
+/* Together, or one after another where there is only memory for that: the bytes are the same. */
+static int render_images(struct resident *r, const struct render_shape *shape,
+                         struct render_image *images, int count, const struct render_watch *watch,
+                         struct steer_error *err)
+{
+    int code = pipeline_render(r->pipeline, shape, images, count, NULL, watch, err);
+    if (code != STEER_NO_MEMORY || count == 1) return code;
+    code = 0;
+    for (int i = 0; i < count && !code; i++)
+        code = pipeline_render(r->pipeline, shape, images + i, 1, NULL, watch, err);
+    return code;
+}
+
 static int render_batch(struct engine *e, struct batch *b, struct steer_error *err)
 {
     const Steerfarm__Assign *assign = b->assign;
@@ -380,62 +457,58 @@ static int render_batch(struct engine *e, struct batch *b, struct steer_error *e
     struct job_plan plans[STEER_BATCH_MAX];
     int places[STEER_BATCH_MAX], count = 0;
     uint64_t start = now_us();
-    int precision = first->has_precision && first->precision == STEERFARM__PRECISION__F32
-                        ? PRECISION_F32
-                    : first->has_precision && first->precision == STEERFARM__PRECISION__BF16
-                        ? PRECISION_BF16
-                        : (int)e->options.compute.precision;
     struct resident *r = NULL;
-    int code = resident_get(e, first->model, precision, &r, err);
+    int code = resident_get(e, first->model, job_precision(e, first), &r, err);
     if (code) return code;
-    if (first->model_hash && *first->model_hash && strcmp(first->model_hash, r->model->hash) != 0)
-        return steer_fail(err, STEER_UNKNOWN_MODEL,
-                          "model \"%s\" has hash %s here, but the job was accepted for %s",
-                          first->model, r->model->hash, first->model_hash);
-    const char *numerics = compute_numerics(e->compute[precision]);
-    if (first->numerics && *first->numerics && strcmp(first->numerics, numerics) != 0)
-        return steer_fail(err, STEER_UNSUPPORTED, "the job pins numerics %s; this worker has %s",
-                          first->numerics, numerics);
+    const char *numerics = compute_numerics(e->compute[r->precision]);
     uint64_t loaded = now_us();
 
     struct ticking ticking = {e, b};
     struct render_watch watch = {engine_tick, &ticking};
-    for (size_t i = 0; i < assign->n_images && !code; i++) {
+    for (size_t i = 0; i < assign->n_images; i++) {
         const Steerfarm__Assignment *a = assign->images[i];
-        if (is_revoked(e, b, (int)i)) continue;
+        struct job_plan *plan = plans + count;
         struct steer_error bad = {0};
-        int wrong = job_plan_make(plans + count, r->model, a->job, a->lease->index, &bad);
+        uint8_t *pixels = NULL;
+        if (is_revoked(e, b, (int)i)) continue;
+        int wrong = image_plan(e, r, a, count ? plans : NULL, plan, &bad);
+        if (!wrong &&
+            !(pixels = malloc((size_t)plan->shape.width * (size_t)plan->shape.height * 3)))
+            wrong = steer_fail(&bad, STEER_NO_MEMORY, "out of memory for an image");
         if (wrong) { /* its company is none the worse for it */
-            fail_image(e, a, wrong, code_retryable(wrong), &bad);
+            fail_image(e, b, i, wrong, code_retryable(wrong), &bad);
             continue;
         }
-        images[count] = plans[count].image;
-        images[count].pixels =
-            malloc((size_t)plans[count].shape.width * (size_t)plans[count].shape.height * 3);
-        if (!images[count].pixels)
-            code = steer_fail(err, STEER_NO_MEMORY, "out of memory for an image");
+        plan->shape.recipe = &plan->recipe;
+        images[count] = plan->image;
+        images[count].pixels = pixels;
         places[count++] = (int)i;
     }
-    for (int i = 1; i < count && !code; i++)
-        if (!job_plans_share(plans, plans + i))
-            code = steer_fail(err, STEER_INTERNAL, "images of one batch do not share a shape");
-    for (int i = 0; i < count; i++)
-        plans[i].shape.recipe = &plans[i].recipe;
-    if (!code && count)
-        code = pipeline_render(r->pipeline, &plans[0].shape, images, count, NULL, &watch, err);
+    if (count) code = render_images(r, &plans[0].shape, images, count, &watch, err);
+    if (code == STEER_NO_MEMORY && r->rendered) {
+        /* What it packed for other sizes is in the way. */
+        resident_close(e, r);
+        code = resident_get(e, first->model, job_precision(e, first), &r, err);
+        if (!code) code = render_images(r, &plans[0].shape, images, count, &watch, err);
+    }
     for (int i = 0; i < count; i++) {
-        if (!code && !is_revoked(e, b, places[i]))
-            code =
-                hand_on(e, b, places[i], plans + i, images + i, r, numerics, start, loaded - start);
+        struct steer_error bad = {0};
+        if (!code && !is_revoked(e, b, places[i]) &&
+            hand_on(e, b, places[i], plans + i, images + i, r, numerics, start, loaded - start)) {
+            steer_fail(&bad, STEER_NO_MEMORY, "out of memory for an image");
+            fail_image(e, b, (size_t)places[i], STEER_NO_MEMORY, 1, &bad);
+        }
         free(images[i].pixels);
     }
-    residents_shrink(e, r);
+    if (!code) r->rendered++;
     return code;
 }
 
 static void batch_free(struct batch *b)
 {
     if (!b) return;
+    for (int i = 0; i < STEER_BATCH_MAX; i++)
+        done_free(b->dones[i]); /* revoked */
     wire_free(&b->message);
     free(b);
 }
@@ -479,7 +552,7 @@ static void *engine_main(void *data)
         if (code && code != STEER_CANCELLED)
             for (size_t i = 0; i < b->assign->n_images; i++)
                 if (!is_revoked(e, b, (int)i))
-                    fail_image(e, b->assign->images[i], code, code_retryable(code), &err);
+                    fail_image(e, b, i, code, code_retryable(code), &err);
         pthread_mutex_lock(&e->lock);
         e->running = NULL;
         pthread_mutex_unlock(&e->lock);
@@ -487,7 +560,7 @@ static void *engine_main(void *data)
         wake(e);
     }
     while (e->residents_count)
-        resident_close(e, 0);
+        resident_close(e, e->residents[0]);
     for (int i = 0; i < 2; i++)
         compute_close(e->compute[i]);
     return NULL;
@@ -500,9 +573,8 @@ int engine_start(struct engine **ret, const struct engine_options *options, stru
     struct engine *e = calloc(1, sizeof *e);
     if (!e) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     e->options = *options;
-    if (!e->options.memory_bytes)
-        e->options.memory_bytes =
-            (size_t)sysconf(_SC_PHYS_PAGES) / 2 * (size_t)sysconf(_SC_PAGESIZE);
+    e->host.bytes_max =
+        options->memory_bytes ? options->memory_bytes : compute_memory_allowed() / 2;
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->work, NULL);
     pthread_cond_init(&e->pictures_work, NULL);
@@ -562,21 +634,40 @@ void engine_stop(struct engine *e)
     free(e);
 }
 
+static void batch_give_back(struct engine *e, struct batch *b)
+{
+    static const struct steer_error why = {STEER_CANCELLED, "the worker is draining"};
+    for (size_t i = 0; i < b->assign->n_images; i++)
+        if (!b->revoked[i]) fail_image(e, b, i, STEER_CANCELLED, 1, &why);
+    batch_free(b);
+}
+
 int engine_submit(struct engine *e, struct wire_message *m)
 {
     Steerfarm__Assign *assign = (Steerfarm__Assign *)m->body;
     if (!assign->n_images || assign->n_images > STEER_BATCH_MAX) return STEER_BAD_FRAME;
     struct batch *b = calloc(1, sizeof *b);
     if (!b) return STEER_NO_MEMORY;
+    for (size_t i = 0; i < assign->n_images; i++)
+        if (!(b->dones[i] = done_new(assign->images[i]))) {
+            batch_free(b);
+            return STEER_NO_MEMORY;
+        }
     b->message = *m;
     b->assign = assign;
     b->received_us = now_us();
     m->body = NULL;
     pthread_mutex_lock(&e->lock);
-    *(e->waiting_last ? &e->waiting_last->next : &e->waiting) = b;
-    e->waiting_last = b;
-    pthread_cond_signal(&e->work);
+    int draining = e->draining;
+    if (!draining) {
+        /* Idle until now: its silence counts from here. */
+        if (!e->running && !e->waiting) e->ticked_ms = b->received_us / 1000;
+        *(e->waiting_last ? &e->waiting_last->next : &e->waiting) = b;
+        e->waiting_last = b;
+        pthread_cond_signal(&e->work);
+    }
     pthread_mutex_unlock(&e->lock);
+    if (draining) batch_give_back(e, b);
     return 0;
 }
 
@@ -597,28 +688,17 @@ void engine_revoke(struct engine *e, uint64_t epoch, uint64_t lease)
     pthread_mutex_unlock(&e->lock);
 }
 
-int engine_give_back(struct engine *e, Steerfarm__Lease *ret)
+void engine_drain(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
     struct batch *waiting = e->waiting;
     e->waiting = e->waiting_last = NULL;
+    e->draining = 1;
     pthread_mutex_unlock(&e->lock);
-    int count = 0;
     for (struct batch *b = waiting, *next; b; b = next) {
         next = b->next;
-        for (size_t i = 0; i < b->assign->n_images && count < STEER_LEASES_MAX; i++) {
-            if (b->revoked[i]) continue;
-            const Steerfarm__Lease *l = b->assign->images[i]->lease;
-            ret[count] = (Steerfarm__Lease)STEERFARM__LEASE__INIT;
-            ret[count].epoch = l->epoch;
-            ret[count].lease = l->lease;
-            ret[count].index = l->index;
-            ret[count].job = strdup(l->job);
-            if (ret[count].job) count++;
-        }
-        batch_free(b);
+        batch_give_back(e, b);
     }
-    return count;
 }
 
 struct done *engine_take(struct engine *e)
@@ -637,6 +717,9 @@ struct done *engine_take(struct engine *e)
 struct engine_status engine_status(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
+    uint64_t beats = atomic_load(&e->host.beats);
+    if (beats != e->beats_seen) e->ticked_ms = now_us() / 1000;
+    e->beats_seen = beats;
     struct engine_status s = {.ticked_ms = e->ticked_ms, .step = e->step, .steps = e->steps};
     if (!e->running && !e->waiting) s.ticked_ms = now_us() / 1000;
     if (e->running) s.running = (int)e->running->assign->n_images;

@@ -1,9 +1,12 @@
 /* engine.h - the thread that owns the device, and the one that encodes behind it.
  *
  * The link hands batches in and takes finished images out; neither side waits for the other. The
- * engine thread opens models (least recently used ones leave when the memory budget asks for it),
- * renders, and passes pixels on; the encoder thread makes WebP or PNG of them while the device goes
- * on. `wake` is written to whenever something can be taken. */
+ * engine thread opens models, renders, and passes pixels on; the encoder thread makes WebP or PNG
+ * of them while the device goes on. `wake` is written to whenever something can be taken.
+ *
+ * Packed weights and plans are taken from one budget before they are allocated. What does not fit
+ * makes idle plans and then the least recently used other models leave, and fails its job with
+ * NO_MEMORY when that is not enough: the worker lives. */
 #ifndef WORKER_ENGINE_H
 #define WORKER_ENGINE_H
 #include <stdint.h>
@@ -17,17 +20,19 @@
 struct engine;
 
 struct engine_options {
-    struct compute_options compute; /* precision: of PRECISION AUTO jobs */
-    size_t memory_bytes;            /* for models and plans; 0: half of what the machine has */
+    struct compute_options compute; /* precision: of PRECISION AUTO jobs; host: the engine's */
+    size_t memory_bytes;            /* for models and plans; 0: half of what we may use */
     int wake;                       /* an eventfd, borrowed */
     /* The folder of a model name, or NULL; called on the engine thread. */
     const char *(*model_dir)(void *data, const char *name);
     void *data;
 };
 
-/* A finished or failed image, freed with done_free. */
+/* A finished or failed image. Made when its batch is submitted, so that there is always something
+ * to tell how it ended, and counted, as its image may be on its way in a socket's thread. */
 struct done {
     struct done *next;
+    _Atomic int users;
     uint64_t epoch, lease;
     char job[STEER_JOB_ID_BYTES_MAX + 1];
     uint32_t index;
@@ -40,20 +45,22 @@ struct done {
     Steerfarm__Timing timing;
     char model_hash[33], numerics[128], warning[256];
 };
-void done_free(struct done *d);
+void done_keep(struct done *d); /* one more user */
+void done_free(struct done *d); /* one less; NULL is fine */
 
 int engine_start(struct engine **ret, const struct engine_options *options,
                  struct steer_error *err) STEER_MUSTCHECK;
-/* Finishes the batch that runs, fails what waits with CANCELLED and retryable, joins. */
+/* Finishes the batch that runs and joins; nothing is told of what waits (engine_drain before). */
 void engine_stop(struct engine *e);
 
-/* Takes a parsed ASSIGN (m->body becomes NULL). */
+/* Takes a parsed ASSIGN (m->body becomes NULL). Each of its images comes back in exactly one done,
+ * unless it is revoked. */
 int engine_submit(struct engine *e, struct wire_message *m) STEER_MUSTCHECK;
 /* The image of that lease need not be finished; its done never comes. */
 void engine_revoke(struct engine *e, uint64_t epoch, uint64_t lease);
-/* Batches that have not begun are given back: their leases are written to ret (room for
- * STEER_LEASES_MAX) and no done comes for them. */
-int engine_give_back(struct engine *e, Steerfarm__Lease *ret);
+/* Batches that have not begun, and all that are submitted from now on, come back as dones with
+ * STEER_CANCELLED. */
+void engine_drain(struct engine *e);
 /* The next finished image, or NULL. The caller frees it. */
 struct done *engine_take(struct engine *e);
 

@@ -28,12 +28,24 @@ static void guidance_read(struct guidance *g, const Steerfarm__Guidance *from)
     if (from->has_guidance_scale) g->scale = from->guidance_scale;
 }
 
-int job_plan_make(struct job_plan *ret, const struct model *m, const Steerfarm__Job *job,
-                  uint32_t index, struct steer_error *err)
+static int recipe_of(struct recipe *ret, const struct model *m, const Steerfarm__Job *job,
+                     struct steer_error *err)
+{
+    if (job->recipe && recipe_is_file(job->recipe))
+        return steer_fail(err, STEER_UNKNOWN_RECIPE,
+                          "recipe \"%s\": expected a name; a farm's jobs cannot name files",
+                          job->recipe);
+    return model_recipe(m, job->recipe, ret, err);
+}
+
+int job_plan_make(struct job_plan *ret, const struct model *m, const struct recipe *own,
+                  const Steerfarm__Job *job, uint32_t index, struct steer_error *err)
 {
     struct job_plan p = {0};
     int code = job_check(job, err);
-    if (code || (code = model_recipe(m, job->recipe, &p.recipe, err))) return code;
+    if (!code && !own) code = recipe_of(&p.recipe, m, job, err);
+    if (code) return code;
+    if (own) p.recipe = *own;
     p.image.guidance = p.recipe.guidance;
     guidance_read(&p.image.guidance, job->guidance);
     p.shape = (struct render_shape){
@@ -63,6 +75,15 @@ int job_plans_share(const struct job_plan *a, const struct job_plan *b)
 
 /* ---- what the image says of itself ---- */
 
+/* Jansson's integers end at 2^63 - 1; beyond it digits in a text, which `--from` reads too. */
+json_t *job_seed_json(uint64_t seed)
+{
+    char digits[24];
+    if (seed <= INT64_MAX) return json_integer((json_int_t)seed);
+    snprintf(digits, sizeof digits, "%" PRIu64, seed);
+    return json_string(digits);
+}
+
 /* Field names are those of message Job, so that `steer render --from` reads them back. */
 static char *job_json(const Steerfarm__Job *job, const struct job_plan *p, const char *model_hash,
                       const char *numerics)
@@ -72,13 +93,13 @@ static char *job_json(const Steerfarm__Job *job, const struct job_plan *p, const
     int format = job->output && job->output->has_format ? (int)job->output->format : 0;
     int quality = job->output && job->output->has_quality ? (int)job->output->quality : 90;
     json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:s, s:{s:s, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, s:i, s:I, s:s, "
+        "{s:s, s:s, s:s, s:s, s:{s:s, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, s:i, s:o, s:s, "
         "s:{s:s, s:i}, s:s, s:s}",
         "model", job->model, "prompt", p->image.prompt, "negative_prompt", p->image.negative,
         "recipe", p->recipe.name, "guidance", "method", guidance_method_name(g->method), "alpha",
         g->alpha, "phi", g->phi, "tau", g->tau, "beta", g->beta, "offset", g->offset,
         "guidance_scale", g->scale, "width", p->shape.width, "height", p->shape.height, "steps",
-        p->shape.steps, "seed", (json_int_t)p->image.seed, "precision",
+        p->shape.steps, "seed", job_seed_json(p->image.seed), "precision",
         strstr(numerics, "-bf16-") ? "bf16" : "f32", "output", "format",
         formats[format >= 0 && format < 3 ? format : 0], "quality", quality, "model_hash",
         model_hash, "numerics", numerics);

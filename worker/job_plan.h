@@ -5,6 +5,8 @@
  * came by the network are hostile. */
 #ifndef WORKER_JOB_PLAN_H
 #define WORKER_JOB_PLAN_H
+#include <jansson.h>
+
 #include "encode.h"
 #include "pipeline.h"
 #include "steer.pb-c.h"
@@ -16,11 +18,17 @@ struct job_plan {
     struct render_image image; /* texts borrow from the job */
 };
 
-/* Image `index` of job. One sentence for what this model cannot do. */
-int job_plan_make(struct job_plan *ret, const struct model *m, const Steerfarm__Job *job,
-                  uint32_t index, struct steer_error *err) STEER_MUSTCHECK;
+/* Image `index` of job. own: the recipe, where it is a file that this machine's user named; NULL:
+ * the job's, which must be a name. One sentence for what this model cannot do. */
+int job_plan_make(struct job_plan *ret, const struct model *m, const struct recipe *own,
+                  const Steerfarm__Job *job, uint32_t index,
+                  struct steer_error *err) STEER_MUSTCHECK;
 /* 1 when images of both may share a forward pass. */
 int job_plans_share(const struct job_plan *a, const struct job_plan *b);
+
+/* A seed as JSON: digits in a text beyond 2^63 - 1, where jansson's integers end, as protobuf's
+ * JSON has it. NULL: out of memory. */
+json_t *job_seed_json(uint64_t seed);
 
 /* What is written into the image (its own seed, so that it is rendered again as image 0); freed
  * with job_meta_free. NULL: out of memory. */

@@ -15,14 +15,18 @@
 #include "log.h"
 
 #define HEARTBEAT_MS 1000
-#define STUCK_MS     60000 /* one operation takes this long only when the engine hangs */
-#define RESEND_MS    5000  /* a RESULT without a verdict; doubled each time */
+/* The engine beats after each image, band and block of an operation and after each packed weight.
+ * The longest between two beats is a 2048x2048 image's convolution (2.5 TFLOP) or the hash of a
+ * folder on a slow disk; only an engine that hangs takes this long. */
+#define STUCK_MS     300000
+#define RESEND_MS    5000 /* a RESULT without a verdict; doubled each time */
 #define CREDIT_BYTES (UINT64_C(512) << 20)
 
 /* Invariants:
- * 1. A lease that the broker may believe in is in `leases` until its VERDICT, FAIL or REVOKE.
- * 2. A finished image is in `results` from engine_take to its VERDICT, whatever the connection
- * does.
+ * 1. A lease that the broker may believe in is in `held` until its VERDICT, FAIL or REVOKE. The
+ * engine owes a done for each that has none, so what is renewed always comes to an end.
+ * 2. A finished image stays there with its done to its VERDICT, a failed one until its FAIL is out,
+ *    whatever the connection does.
  * 3. Nothing but HELLO is sent before WELCOME. */
 
 struct held {
@@ -30,7 +34,7 @@ struct held {
     char job[STEER_JOB_ID_BYTES_MAX + 1];
     uint32_t index;
     struct done *done; /* NULL: still rendering */
-    uint64_t due_ms;   /* done: when to send it again */
+    uint64_t due_ms;   /* done: when to send it (again) */
     int tries;
 };
 
@@ -89,18 +93,45 @@ static int socket_reopen(struct link *l, struct steer_error *err)
     return socket_open(l, err);
 }
 
-static int send_message(struct link *l, int type, const ProtobufCMessage *body, const void *payload,
-                        size_t payload_bytes)
+static void image_sent(void *data, void *done)
 {
-    uint8_t head[WIRE_HEAD_BYTES], *data = NULL;
+    (void)data;
+    done_free(done);
+}
+
+/* The image is not copied: its done lives until ZeroMQ is through with it. */
+static int payload_init(zmq_msg_t *part, struct done *d)
+{
+    done_keep(d);
+    if (!zmq_msg_init_data(part, d->image, d->image_bytes, image_sent, d)) return 0;
+    done_free(d);
+    return -1;
+}
+
+/* payload NULL: none. All parts are there before the first is sent, so that no message is left
+ * half sent. */
+static int send_message(struct link *l, int type, const ProtobufCMessage *body,
+                        struct done *payload)
+{
+    uint8_t *data = NULL;
     size_t size;
+    zmq_msg_t parts[3];
+    int count = 0, code = -1;
     if (wire_pack(body, &data, &size)) return -1;
-    wire_head(head, type);
-    int code = -1;
-    if (zmq_send(l->socket, head, sizeof head, ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0 &&
-        zmq_send(l->socket, data, size, (payload ? ZMQ_SNDMORE : 0) | ZMQ_DONTWAIT) >= 0 &&
-        (!payload || zmq_send(l->socket, payload, payload_bytes, ZMQ_DONTWAIT) >= 0))
+    if (!zmq_msg_init_size(parts, WIRE_HEAD_BYTES)) count++;
+    if (count == 1 && !zmq_msg_init_size(parts + 1, size)) count++;
+    if (count == 2 && payload && !payload_init(parts + 2, payload)) count++;
+    if (count == (payload ? 3 : 2)) {
+        wire_head(zmq_msg_data(parts), type);
+        memcpy(zmq_msg_data(parts + 1), data, size);
         code = 0;
+        for (int i = 0; i < count && !code; i++)
+            if (zmq_msg_send(parts + i, l->socket,
+                             ZMQ_DONTWAIT | (i + 1 < count ? ZMQ_SNDMORE : 0)) < 0)
+                code = -1;
+    }
+    for (int i = 0; i < count; i++)
+        zmq_msg_close(parts + i); /* empty once it is sent */
     free(data);
     return code;
 }
@@ -133,7 +164,7 @@ static void send_credit(struct link *l)
     credit.batch = (uint32_t)l->options->batch_max;
     credit.has_bytes = 1;
     credit.bytes = bytes < CREDIT_BYTES ? CREDIT_BYTES - bytes : 0;
-    (void)send_message(l, STEERFARM__MESSAGE_TYPE__CREDIT, &credit.base, NULL, 0);
+    (void)send_message(l, STEERFARM__MESSAGE_TYPE__CREDIT, &credit.base, NULL);
 }
 
 static void send_result(struct link *l, struct held *h)
@@ -150,17 +181,17 @@ static void send_result(struct link *l, struct held *h)
         fail.code = (char *)(uintptr_t)steer_code_name(d->code);
         fail.text = d->error.text;
         fail.retryable = d->retryable;
-        if (!send_message(l, STEERFARM__MESSAGE_TYPE__FAIL, &fail.base, NULL, 0)) held_remove(l, h);
+        if (!send_message(l, STEERFARM__MESSAGE_TYPE__FAIL, &fail.base, NULL)) held_remove(l, h);
         return;
     }
     d->header.lease = &lease;
     d->header.worker = (char *)(uintptr_t)l->options->worker;
     d->header.device = l->options->device->name;
-    /* Unsent is unacknowledged: the next HELLO lists it and WELCOME sends it again. So does time:
-     * RENEW keeps its lease, so that the broker would wait for it for ever. */
-    h->due_ms = now_ms() + ((uint64_t)RESEND_MS << (h->tries < 6 ? h->tries++ : 6));
-    (void)send_message(l, STEERFARM__MESSAGE_TYPE__RESULT, &d->header.base, d->image,
-                       d->image_bytes);
+    /* Without a verdict the next HELLO lists it and WELCOME sends it again. So does time: RENEW
+     * keeps its lease, so that the broker would wait for it for ever. */
+    h->due_ms = now_ms();
+    if (!send_message(l, STEERFARM__MESSAGE_TYPE__RESULT, &d->header.base, d))
+        h->due_ms += (uint64_t)RESEND_MS << (h->tries < 6 ? h->tries++ : 6);
     d->header.lease = NULL;
 }
 
@@ -199,7 +230,7 @@ static void send_hello(struct link *l)
     hello.held = held;
     hello.unacknowledged = unacknowledged;
     /* Nobody to send it to yet: soon again, so that a worker is there as soon as its broker. */
-    int unsent = send_message(l, STEERFARM__MESSAGE_TYPE__HELLO, &hello.base, NULL, 0);
+    int unsent = send_message(l, STEERFARM__MESSAGE_TYPE__HELLO, &hello.base, NULL);
     l->hello_ms = now_ms() - (unsent ? HEARTBEAT_MS - 50 : 0);
 }
 
@@ -228,7 +259,7 @@ static void send_renew(struct link *l)
         renew.n_leases++;
     }
     renew.leases = list;
-    (void)send_message(l, STEERFARM__MESSAGE_TYPE__RENEW, &renew.base, NULL, 0);
+    (void)send_message(l, STEERFARM__MESSAGE_TYPE__RENEW, &renew.base, NULL);
 }
 
 static void results_repeat(struct link *l)
@@ -238,38 +269,22 @@ static void results_repeat(struct link *l)
         if (l->held[i].done && now >= l->held[i].due_ms) send_result(l, l->held + i);
 }
 
-static void give_back_waiting(struct link *l)
-{
-    static Steerfarm__Lease leases[STEER_LEASES_MAX];
-    int count = engine_give_back(l->engine, leases);
-    for (int i = 0; i < count; i++) {
-        Steerfarm__Fail fail = STEERFARM__FAIL__INIT;
-        static char code[] = "CANCELLED", text[] = "the worker is draining";
-        fail.lease = leases + i;
-        fail.code = code;
-        fail.text = text;
-        fail.retryable = 1;
-        struct held *h = held_find(l, leases[i].epoch, leases[i].lease);
-        if (h && !send_message(l, STEERFARM__MESSAGE_TYPE__FAIL, &fail.base, NULL, 0))
-            held_remove(l, h);
-        free(leases[i].job);
-    }
-}
-
 static void drain_begin(struct link *l, const char *why)
 {
     if (l->draining) return;
     l->draining = 1;
     log_event(LOG_INFO, "worker.drain", "reason=%s", log_quote(why));
+    /* What waits comes back as FAIL(CANCELLED), after DRAIN and a credit of 0 have gone out, and so
+     * does an ASSIGN that crosses them. */
+    engine_drain(l->engine);
 }
 
 static void drain_tell(struct link *l)
 {
     if (!l->draining || l->drained_told || !l->welcomed) return;
     Steerfarm__Drain drain = STEERFARM__DRAIN__INIT;
-    if (send_message(l, STEERFARM__MESSAGE_TYPE__DRAIN, &drain.base, NULL, 0)) return;
+    if (send_message(l, STEERFARM__MESSAGE_TYPE__DRAIN, &drain.base, NULL)) return;
     send_credit(l);
-    give_back_waiting(l);
     l->drained_told = 1;
 }
 
@@ -296,7 +311,7 @@ static void on_assign(struct link *l, struct wire_message *m)
         snprintf(h->job, sizeof h->job, "%s", lease->job);
     }
     if (engine_submit(l->engine, m)) {
-        l->held_count = before; /* the leases run out */
+        l->held_count = before; /* not renewed: the leases run out */
         log_event(LOG_ERROR, "assign.failed", "reason=%s", log_quote("out of memory"));
     }
 }
@@ -358,7 +373,7 @@ static int on_message(struct link *l, struct wire_message *m, struct steer_error
         const Steerfarm__Ping *ping = (const Steerfarm__Ping *)m->body;
         pong.has_tag = ping->has_tag;
         pong.tag = ping->tag;
-        (void)send_message(l, STEERFARM__MESSAGE_TYPE__PONG, &pong.base, NULL, 0);
+        (void)send_message(l, STEERFARM__MESSAGE_TYPE__PONG, &pong.base, NULL);
         return 0;
     }
     case STEERFARM__MESSAGE_TYPE__PONG: return 0;
@@ -435,12 +450,16 @@ static void take_finished(struct link *l)
     (void)got;
     for (struct done *d; (d = engine_take(l->engine));) {
         struct held *h = held_find(l, d->epoch, d->lease);
-        if (!h) { /* revoked meanwhile */
+        if (!h || h->done) { /* revoked meanwhile */
             done_free(d);
             continue;
         }
         h->done = d;
-        log_event(d->code ? LOG_WARN : LOG_INFO, d->code ? "image.failed" : "image.done",
+        int back = d->code == STEER_CANCELLED;
+        log_event(d->code && !back ? LOG_WARN : LOG_INFO,
+                  back      ? "image.given_back"
+                  : d->code ? "image.failed"
+                            : "image.done",
                   "job=%s index=%u ms=%" PRIu64 " reason=%s", h->job, h->index,
                   d->timing.total_us / 1000, log_quote(d->error.text));
         if (l->welcomed) send_result(l, h);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "commands.h"
 #include "cpu/onednn.h"
 #include "log.h"
+#include "numerics.h"
 
 /* ---- flags that every command has ---- */
 
@@ -47,6 +49,11 @@ static int set_threads(void *target, const char *value, struct steer_error *err)
     return code;
 }
 
+static int set_memory(void *target, const char *value, struct steer_error *err)
+{
+    return args_bytes(&((struct machine_args *)target)->memory_bytes, value, err);
+}
+
 static int set_log_level(void *target, const char *value, struct steer_error *err)
 {
     (void)target;
@@ -61,6 +68,8 @@ static int set_log_level(void *target, const char *value, struct steer_error *er
 const struct args_option machine_args_options[] = {
     {"threads", "N", "compute threads (default: what the cgroup and affinity allow)", set_threads},
     {"backend", "cpu|ref", "ref is slow plain C, for checking", set_backend},
+    {"memory", "BYTES", "for weights and plans (default: serve takes half of the machine's)",
+     set_memory},
     {"tuning", "FILE", "algorithm table of `steer-worker tune`", set_tuning},
     {"device", "cpu|auto", "what to compute on (default auto)", set_device},
     {"log-level", "LEVEL", "debug, info, warn or error (default info)", set_log_level},
@@ -78,11 +87,19 @@ enum compute_precision precision_of(const struct machine_args *a, Steerfarm__Pre
 
 int command_devices(int argc, char **argv, struct steer_error *err)
 {
-    (void)argv;
-    if (argc) return steer_fail(err, STEER_USAGE, "devices takes no arguments");
+    const struct args_group groups[] = {{NULL, NULL, NULL}};
+    int words, help;
+    int code = args_parse(groups, argc, argv, &words, &help, err);
+    if (code) return code;
+    if (help) {
+        printf("steer-worker devices\n\nA line a device: threads, bf16, numerics class.\n");
+        args_help_exits(stdout);
+        return 0;
+    }
+    if (words) return steer_fail(err, STEER_USAGE, "devices takes no arguments");
     struct compute *c;
-    struct compute_options o = {.backend = "cpu"};
-    int code = compute_open(&c, &o, err);
+    struct compute_options o = {.backend = "cpu", .salt = numerics_salt(NULL)};
+    code = compute_open(&c, &o, err);
     if (code) return code;
     printf("cpu  threads=%d  bf16=%s  numerics=%s\n", compute_threads(c),
            compute_bf16_native() ? "native" : "no", compute_numerics(c));
@@ -107,28 +124,33 @@ static void usage(FILE *to)
             STEER_VERSION);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(to, "  steer-worker %-8s %s\n", commands[i].name, commands[i].help);
-    fprintf(to, "\n`steer-worker COMMAND --help` lists a command's options.\n");
+    fprintf(to, "\n`steer-worker COMMAND --help` lists a command's options. Without a command it "
+                "serves.\n");
+    args_help_exits(to);
 }
 
 int main(int argc, char **argv)
 {
     struct steer_error err = {0};
-    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        usage(argc < 2 ? stderr : stdout);
-        return argc < 2 ? steer_code_exit(STEER_USAGE) : 0;
+    const char *models = getenv("STEER_MODELS");
+    const char *first = argc > 1 ? argv[1] : models && *models ? "--" : "";
+    if (!*first || strcmp(first, "--help") == 0 || strcmp(first, "-h") == 0) {
+        usage(*first ? stdout : stderr);
+        return *first ? 0 : steer_code_exit(STEER_USAGE);
     }
-    if (strcmp(argv[1], "--version") == 0) {
+    if (strcmp(first, "--version") == 0) {
         printf("steer-worker %s\n", STEER_VERSION);
         return 0;
     }
-    int bare = strncmp(argv[1], "--", 2) == 0; /* `steer-worker --models DIR` serves */
+    /* `steer-worker --models DIR` serves, and so does `steer-worker` where a variable says it. */
+    int bare = strncmp(first, "--", 2) == 0, taken = bare ? 1 : 2;
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         const char *name = commands[i].name;
-        if (!bare && strcmp(argv[1], name) != 0) continue;
-        int code = commands[i].run(argc - 2 + bare, argv + 2 - bare, &err);
+        if (!bare && strcmp(first, name) != 0) continue;
+        int code = commands[i].run(argc - taken, argv + taken, &err);
         if (code) fprintf(stderr, "steer-worker %s: %s\n", name, err.text);
         return code ? steer_code_exit(code) : 0;
     }
-    fprintf(stderr, "steer-worker: unknown command \"%s\" (see --help)\n", argv[1]);
+    fprintf(stderr, "steer-worker: unknown command \"%s\" (see --help)\n", first);
     return steer_code_exit(STEER_USAGE);
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model.h"
 
-#include <dirent.h>
-#include <fcntl.h>
+#include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "file.h"
 #include "json.h"
 #include "safetensors.h"
 
@@ -18,65 +18,113 @@
 
 /* ---- the folder's hash ---- */
 
-static int file_hash(XXH3_state_t *state, const char *dir, const char *name, size_t *bytes,
-                     struct steer_error *err)
+/* Hashes of tensor files by what tells that a file is still the same: a worker that looks at its
+ * folders again does not read gigabytes again. */
+struct known {
+    dev_t device;
+    ino_t inode;
+    off_t size;
+    struct timespec changed;
+    XXH128_hash_t hash;
+};
+#define KNOWN_MAX 256
+static struct known known[KNOWN_MAX];
+static size_t known_count;
+static pthread_mutex_t known_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* 1 and *hash filled when it is there; else adds *hash when add says so. */
+static int known_hash(const struct stat *st, XXH128_hash_t *hash, int add)
 {
-    char path[PATH_BYTES];
-    if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path)
-        return steer_fail(err, STEER_BAD_MODEL, "%s: the path is too long", dir);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) {
-        if (fd >= 0) close(fd);
-        return steer_fail(err, STEER_IO, "%s cannot be read", path);
+    int found = 0;
+    pthread_mutex_lock(&known_lock);
+    for (size_t i = 0; i < known_count && !found; i++) {
+        const struct known *k = known + i;
+        found = k->device == st->st_dev && k->inode == st->st_ino && k->size == st->st_size &&
+                k->changed.tv_sec == st->st_mtim.tv_sec &&
+                k->changed.tv_nsec == st->st_mtim.tv_nsec;
+        if (found) *hash = k->hash;
     }
-    uint64_t size = (uint64_t)st.st_size;
-    XXH3_128bits_update(state, name, strlen(name) + 1);
-    XXH3_128bits_update(state, &size, sizeof size);
-    void *map = size ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    if (!found && add && known_count < KNOWN_MAX)
+        known[known_count++] =
+            (struct known){st->st_dev, st->st_ino, st->st_size, st->st_mtim, *hash};
+    pthread_mutex_unlock(&known_lock);
+    return found;
+}
+
+static int file_hash(XXH128_hash_t *ret, size_t *bytes, const char *path, struct steer_error *err)
+{
+    enum { WINDOW = 1 << 20 };
+    struct stat st;
+    int fd, code = file_open(&fd, &st, path, err);
+    if (code) return code;
+    *bytes += (size_t)st.st_size;
+    if (known_hash(&st, ret, 0)) {
+        close(fd);
+        return 0;
+    }
+    XXH3_state_t *state = XXH3_createState();
+    char *window = malloc(WINDOW);
+    if (!state || !window) code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    if (state) XXH3_128bits_reset(state);
+    for (ssize_t n = 1; !code && n;) {
+        n = read(fd, window, WINDOW);
+        if (n > 0) XXH3_128bits_update(state, window, (size_t)n);
+        if (n < 0 && errno != EINTR)
+            code = steer_fail(err, STEER_IO, "%s: %s", path, strerror(errno));
+    }
+    if (!code) {
+        *ret = XXH3_128bits_digest(state);
+        known_hash(&st, ret, 1);
+    }
+    XXH3_freeState(state);
+    free(window);
     close(fd);
-    if (map == MAP_FAILED) return steer_fail(err, STEER_IO, "%s cannot be mapped", path);
-    (void)madvise(map, size, MADV_SEQUENTIAL);
-    XXH3_128bits_update(state, map, size);
-    if (map) munmap(map, size);
-    *bytes += size;
+    return code;
+}
+
+static int hash_add(XXH3_state_t *state, const char *name, const char *path, size_t *bytes,
+                    struct steer_error *err)
+{
+    XXH128_hash_t hash;
+    int code = file_hash(&hash, bytes, path, err);
+    if (code) return code;
+    XXH3_128bits_update(state, name, strlen(name) + 1);
+    XXH3_128bits_update(state, &hash, sizeof hash);
     return 0;
 }
 
-static int is_hashed(const struct dirent *d)
-{
-    const char *dot = strrchr(d->d_name, '.');
-    return d->d_name[0] != '.' && dot &&
-           (strcmp(dot, ".json") == 0 || strcmp(dot, ".txt") == 0 ||
-            strcmp(dot, ".safetensors") == 0);
-}
-
-static int by_name(const struct dirent **a, const struct dirent **b)
-{
-    return strcmp((*a)->d_name, (*b)->d_name);
-}
-
-/* Over names, sizes and bytes of every configuration and tensor file that may be read. */
+/* Over the names and bytes of what the loader reads, and of nothing that lies beside it. */
 static int model_hash(struct model *m, struct steer_error *err)
 {
-    static const char *const parts[] = {"",           "scheduler/", "text_encoder/",
-                                        "tokenizer/", "unet/",      "vae/"};
+    static const char *const configs[] = {"model_index.json",
+                                          "steer.json",
+                                          "scheduler/scheduler_config.json",
+                                          "text_encoder/config.json",
+                                          "unet/config.json",
+                                          "vae/config.json",
+                                          "tokenizer/tokenizer.json",
+                                          "tokenizer/vocab.json",
+                                          "tokenizer/merges.txt",
+                                          "tokenizer/tokenizer_config.json",
+                                          "tokenizer/special_tokens_map.json",
+                                          "tokenizer/added_tokens.json"};
+    const struct params *params[] = {m->clip_params, m->unet_params, m->vae_params};
     XXH3_state_t *state = XXH3_createState();
     if (!state) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     XXH3_128bits_reset(state);
     int code = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts && !code; i++) {
-        char dir[PATH_BYTES];
-        struct dirent **found;
-        snprintf(dir, sizeof dir, "%s/%s", m->dir, parts[i]);
-        int count = scandir(dir, &found, is_hashed, by_name);
-        for (int k = 0; k < count; k++) {
-            char name[600];
-            snprintf(name, sizeof name, "%s%s", parts[i], found[k]->d_name);
-            if (!code) code = file_hash(state, m->dir, name, &m->file_bytes, err);
-            free(found[k]);
+    size_t small = 0;
+    char path[PATH_BYTES];
+    for (size_t i = 0; i < sizeof configs / sizeof *configs && !code; i++) {
+        snprintf(path, sizeof path, "%s/%s", m->dir, configs[i]);
+        if (access(path, F_OK) == 0) code = hash_add(state, configs[i], path, &small, err);
+    }
+    for (int part = 0; part < 3; part++) {
+        const struct tensors *files = params_files(params[part]);
+        for (size_t i = 0; i < tensors_files(files) && !code; i++) {
+            const char *file = tensors_file_path(files, i);
+            code = hash_add(state, file + strlen(m->dir), file, &m->file_bytes, err);
         }
-        if (count >= 0) free(found);
     }
     XXH128_hash_t hash = XXH3_128bits_digest(state);
     XXH3_freeState(state);
@@ -211,11 +259,15 @@ static int tokenizer_open(struct model *m, struct steer_error *err)
     int most = clip_bpe_length(m->tokenizer);
     m->tokens = most > 0 && most < m->clip.positions ? most : m->clip.positions;
     if (m->tokens > CLIP_BPE_TOKENS_MAX) m->tokens = CLIP_BPE_TOKENS_MAX;
-    if (clip_bpe_vocab(m->tokenizer) > m->clip.vocab)
-        return steer_fail(err, STEER_BAD_MODEL,
-                          "%s: it has %d tokens, but the text encoder's table has %d rows", path,
-                          clip_bpe_vocab(m->tokenizer), m->clip.vocab);
     return 0;
+}
+
+/* In pixels; 64 cells where the U-Net does not say, 512 pixels where it says too many. */
+static int side_default(int cells, int factor)
+{
+    int multiple = factor > 8 ? factor : 8, side = (cells ? cells : 64) * factor;
+    if (side > STEER_SIDE_MAX || (uint64_t)side * (uint64_t)side > STEER_PIXELS_MAX) side = 512;
+    return side < multiple ? multiple : side / multiple * multiple;
 }
 
 static int configs_read(struct model *m, struct steer_error *err)
@@ -246,6 +298,13 @@ static int configs_read(struct model *m, struct steer_error *err)
                        m->dir, m->unet.in_channels, m->vae.latent_channels);
         goto done;
     }
+    if (unet_text_channels(&m->unet) != m->clip.channels) {
+        code = steer_fail(err, STEER_BAD_MODEL,
+                          "%s: the U-Net's cross_attention_dim is %d and the text encoder's "
+                          "hidden_size %d: expected the same",
+                          m->dir, unet_text_channels(&m->unet), m->clip.channels);
+        goto done;
+    }
     snprintf(m->scheduler_file, sizeof m->scheduler_file, "%s/scheduler/scheduler_config.json",
              m->dir);
     if (access(m->scheduler_file, F_OK) == 0 &&
@@ -253,9 +312,8 @@ static int configs_read(struct model *m, struct steer_error *err)
         goto done;
 
     m->factor = vae_factor(&m->vae);
-    int side = (m->unet.sample_size ? m->unet.sample_size : 64) * m->factor;
-    if (side > STEER_SIDE_MAX || (uint64_t)side * (uint64_t)side > STEER_PIXELS_MAX) side = 512;
-    m->width = m->height = side < 8 ? 8 : side / 8 * 8;
+    m->width = side_default(m->unet.sample_width, m->factor);
+    m->height = side_default(m->unet.sample_height, m->factor);
 
     /* A folder may say which recipe it wants; otherwise the scheduler's class tells. */
     const char *scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
@@ -282,7 +340,7 @@ done:
     return code;
 }
 
-static int model_new(struct model **ret, const char *dir, struct steer_error *err)
+int model_open(struct model **ret, const char *dir, struct compute *c, struct steer_error *err)
 {
     struct model *m = calloc(1, sizeof *m);
     if (!m) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
@@ -308,7 +366,10 @@ static int model_new(struct model **ret, const char *dir, struct steer_error *er
     snprintf(m->name, sizeof m->name, "%.*s", STEER_NAME_BYTES_MAX, *base ? base : "model");
     free(real);
     if ((code = configs_read(m, err)) || (code = tokenizer_open(m, err)) ||
-        (code = model_hash(m, err)))
+        (code = params_open(&m->clip_params, m, c, "text_encoder", "model", err)) ||
+        (code = params_open(&m->unet_params, m, c, "unet", "diffusion_pytorch_model", err)) ||
+        (code = params_open(&m->vae_params, m, c, "vae", "diffusion_pytorch_model", err)) ||
+        (code = dry_run(m, err)) || (code = model_hash(m, err)))
         goto fail;
     *ret = m;
     return 0;
@@ -317,33 +378,25 @@ fail:
     return code;
 }
 
-int model_inspect(struct model **ret, const char *dir, struct steer_error *err)
+static void params_close(struct model *m)
 {
-    return model_new(ret, dir, err);
+    params_free(m->clip_params);
+    params_free(m->unet_params);
+    params_free(m->vae_params);
+    m->clip_params = m->unet_params = m->vae_params = NULL;
 }
 
-int model_open(struct model **ret, const char *dir, struct compute *c, struct steer_error *err)
+int model_inspect(struct model **ret, const char *dir, struct steer_error *err)
 {
-    struct model *m = NULL;
-    int code = model_new(&m, dir, err);
-    if (code) return code;
-    if ((code = params_open(&m->clip_params, m, c, "text_encoder", "model", err)) ||
-        (code = params_open(&m->unet_params, m, c, "unet", "diffusion_pytorch_model", err)) ||
-        (code = params_open(&m->vae_params, m, c, "vae", "diffusion_pytorch_model", err)) ||
-        (code = dry_run(m, err))) {
-        model_close(m);
-        return code;
-    }
-    *ret = m;
-    return 0;
+    int code = model_open(ret, dir, NULL, err);
+    if (!code) params_close(*ret);
+    return code;
 }
 
 void model_close(struct model *m)
 {
     if (!m) return;
-    params_free(m->clip_params);
-    params_free(m->unet_params);
-    params_free(m->vae_params);
+    params_close(m);
     clip_bpe_close(m->tokenizer);
     json_decref(m->scheduler);
     free(m);

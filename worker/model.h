@@ -18,7 +18,7 @@
 struct model {
     char dir[1024];
     char name[STEER_NAME_BYTES_MAX + 1]; /* the folder's name */
-    char hash[33];                       /* hex, over configs, tensor names and bytes */
+    char hash[33];                       /* hex, over names and bytes of the files that are read */
     struct clip_bpe *tokenizer;
     int tokens; /* of a text as the encoder gets it */
     struct clip_config clip;
@@ -38,8 +38,8 @@ struct model {
  * thing, what was found and what was expected. */
 int model_open(struct model **ret, const char *dir, struct compute *c,
                struct steer_error *err) STEER_MUSTCHECK;
-/* Reads configurations and headers only, for a worker's offer: no params, nothing on the device.
- * Such a model serves model_recipe and its plain fields alone. */
+/* The same checks for a worker's offer, with no weights kept and nothing on the device. Such a
+ * model serves model_recipe and its plain fields alone. */
 int model_inspect(struct model **ret, const char *dir, struct steer_error *err) STEER_MUSTCHECK;
 void model_close(struct model *m); /* NULL is fine; no plan may use it any more */
 

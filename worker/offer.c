@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "wire.h"
 
 /* Built with malloc as protobuf-c's own unpacking would, so that its free fits. */
 
@@ -35,6 +36,31 @@ static Steerfarm__Guidance *guidance_offer(const struct guidance *g)
     return o;
 }
 
+static Steerfarm__Recipe *recipe_new(const struct recipe *r)
+{
+    Steerfarm__Recipe *o = malloc(sizeof *o);
+    if (!o) return NULL;
+    steerfarm__recipe__init(o);
+    o->name = strdup(r->name);
+    o->guidance = guidance_offer(&r->guidance);
+    o->negative_prompt = *r->negative_prompt ? strdup(r->negative_prompt) : NULL;
+    o->has_steps = o->has_steps_min = o->has_steps_max = 1;
+    o->steps = (uint32_t)r->steps;
+    o->steps_min = (uint32_t)r->steps_min;
+    o->steps_max = (uint32_t)r->steps_max;
+    if (o->name && o->guidance && (o->negative_prompt || !*r->negative_prompt)) return o;
+    steerfarm__recipe__free_unpacked(o, NULL);
+    return NULL;
+}
+
+static int recipe_add(Steerfarm__Model *offer, const struct recipe *r)
+{
+    Steerfarm__Recipe *o = recipe_new(r);
+    if (!o) return STEER_NO_MEMORY;
+    offer->recipes[offer->n_recipes++] = o;
+    return 0;
+}
+
 struct offering {
     const struct model *m;
     Steerfarm__Model *offer;
@@ -49,29 +75,16 @@ static void recipe_offer(void *data, const char *name)
     for (size_t i = 0; i < to->offer->n_recipes; i++)
         if (strcmp(to->offer->recipes[i]->name, name) == 0) return;
     if (to->failed || to->offer->n_recipes == STEER_RECIPES_MAX) return;
-    if (model_recipe(to->m, name, &r, &err)) {
+    if (!wire_utf8_valid(name, strlen(name))) return;
+    if (model_recipe(to->m, name, &r, &err))
         log_event(LOG_DEBUG, "recipe.left_out", "model=%s recipe=%s reason=%s",
                   log_quote(to->m->name), log_quote(name), log_quote(err.text));
-        return;
-    }
-    Steerfarm__Recipe *o = malloc(sizeof *o);
-    if (!o) {
-        to->failed = 1;
-        return;
-    }
-    steerfarm__recipe__init(o);
-    o->name = strdup(name);
-    o->guidance = guidance_offer(&r.guidance);
-    o->negative_prompt = *r.negative_prompt ? strdup(r.negative_prompt) : NULL;
-    o->has_steps = o->has_steps_min = o->has_steps_max = 1;
-    o->steps = (uint32_t)r.steps;
-    o->steps_min = (uint32_t)r.steps_min;
-    o->steps_max = (uint32_t)r.steps_max;
-    to->failed = !o->name || !o->guidance || (*r.negative_prompt && !o->negative_prompt);
-    to->offer->recipes[to->offer->n_recipes++] = o;
+    else
+        to->failed = recipe_add(to->offer, &r);
 }
 
-Steerfarm__Model *offer_make(const struct model *m)
+/* Everything but the recipes. */
+static Steerfarm__Model *offer_new(const struct model *m)
 {
     Steerfarm__Model *o = malloc(sizeof *o);
     if (!o) return NULL;
@@ -81,11 +94,10 @@ Steerfarm__Model *offer_make(const struct model *m)
     o->family = strdup("sd15");
     o->recipes = calloc(STEER_RECIPES_MAX, sizeof *o->recipes);
     o->precisions = calloc(2, sizeof *o->precisions);
-    struct offering to = {m, o, !o->name || !o->hash || !o->family || !o->recipes};
-    if (to.failed || !o->precisions) goto fail;
-    recipe_offer(&to, m->default_recipe);
-    recipe_list(recipe_offer, &to);
-    if (to.failed || !o->n_recipes) goto fail;
+    if (!o->name || !o->hash || !o->family || !o->recipes || !o->precisions) {
+        offer_free(o);
+        return NULL;
+    }
     o->has_width = o->has_height = o->has_size_multiple = o->has_side_max = o->has_pixels_max =
         o->has_text_tokens_max = o->has_memory_bytes = 1;
     o->width = (uint32_t)m->width;
@@ -98,7 +110,23 @@ Steerfarm__Model *offer_make(const struct model *m)
     o->precisions[o->n_precisions++] = STEERFARM__PRECISION__F32;
     if (compute_bf16_native()) o->precisions[o->n_precisions++] = STEERFARM__PRECISION__BF16;
     return o;
-fail:
+}
+
+Steerfarm__Model *offer_make(const struct model *m)
+{
+    struct offering to = {m, offer_new(m), 0};
+    if (!to.offer) return NULL;
+    recipe_offer(&to, m->default_recipe);
+    recipe_list(recipe_offer, &to);
+    if (!to.failed && to.offer->n_recipes) return to.offer;
+    offer_free(to.offer);
+    return NULL;
+}
+
+Steerfarm__Model *offer_make_one(const struct model *m, const struct recipe *r)
+{
+    Steerfarm__Model *o = offer_new(m);
+    if (!o || !recipe_add(o, r)) return o;
     offer_free(o);
     return NULL;
 }
@@ -115,7 +143,17 @@ static int offers_add(struct offers *o, const char *dir)
     struct steer_error err = {0};
     struct model *m;
     if (o->count == STEER_MODELS_MAX) return 0;
-    if (model_inspect(&m, dir, &err)) {
+    /* One name that the wire cannot carry would make the whole HELLO invalid. */
+    const char *slash = strrchr(dir, '/'), *base = slash ? slash + 1 : dir;
+    if (strlen(base) > STEER_NAME_BYTES_MAX || !wire_utf8_valid(base, strlen(base))) {
+        log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
+                  log_quote("a model's name is at most 128 bytes of UTF-8"));
+        return 0;
+    }
+    struct recipe own;
+    int code = model_inspect(&m, dir, &err);
+    if (!code && (code = model_recipe(m, NULL, &own, &err))) model_close(m);
+    if (code) {
         log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
                   log_quote(err.text));
         return 0;

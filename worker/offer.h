@@ -8,10 +8,13 @@
 /* Owned by the caller: offer_free. NULL: out of memory. Recipes that the folder cannot be sampled
  * with are left out; the folder's default comes first. */
 Steerfarm__Model *offer_make(const struct model *m);
+/* With one recipe alone, already read for this model. */
+Steerfarm__Model *offer_make_one(const struct model *m, const struct recipe *r);
 void offer_free(Steerfarm__Model *offer); /* NULL is fine */
 
 /* All model folders in `dir` (those with a model_index.json), or dir itself when it is one. A
- * folder that cannot be read is logged and left out. */
+ * folder that cannot be read, or that has no recipe of its own (the first that is offered is what a
+ * job gets that names none), is logged and left out. */
 struct offers {
     Steerfarm__Model **models;
     char **dirs;

@@ -21,16 +21,15 @@ struct slot {
     struct plan *plan;
     struct unet_graph denoise;
     struct vae_graph decode;
-    uint64_t used; /* the turn of its last use */
+    uint64_t used; /* the batch of its last use */
 };
 
 struct pipeline {
     struct model *model;
     struct compute *compute;
     struct pipeline_limits limits;
-    struct slot *slots;
-    int slots_count;
-    uint64_t turn;
+    struct slot *slots; /* plans_max of them; one without a plan is empty */
+    uint64_t turn;      /* counts batches */
     struct plan *text_plan, *keys_plan;
     struct clip_graph text_graph;
     struct unet_text_graph keys_graph;
@@ -39,7 +38,7 @@ struct pipeline {
 
 struct pipeline_limits pipeline_limits_default(void)
 {
-    return (struct pipeline_limits){.text_bytes_max = (size_t)256 << 20, .plans_max = 8};
+    return (struct pipeline_limits){.text_bytes_max = (size_t)256 << 20, .plans_max = 16};
 }
 
 int pipeline_new(struct pipeline **ret, struct model *m, struct compute *c,
@@ -62,7 +61,7 @@ int pipeline_new(struct pipeline **ret, struct model *m, struct compute *c,
 void pipeline_free(struct pipeline *p)
 {
     if (!p) return;
-    for (int i = 0; i < p->slots_count; i++)
+    for (int i = 0; p->slots && i < p->limits.plans_max; i++)
         plan_free(p->slots[i].plan);
     free(p->slots);
     plan_free(p->text_plan);
@@ -80,12 +79,42 @@ static uint64_t now_us(void)
 
 /* ---- plans ---- */
 
+/* Gives up a plan that has not been used since turn `before`, the oldest first, but for `keep`. */
+static int slot_drop(struct pipeline *p, const struct slot *keep, uint64_t before)
+{
+    struct slot *oldest = NULL;
+    for (int i = 0; i < p->limits.plans_max; i++) {
+        struct slot *s = p->slots + i;
+        if (s->plan && s != keep && s->used < before && (!oldest || s->used < oldest->used))
+            oldest = s;
+    }
+    if (!oldest) return 0;
+    plan_free(oldest->plan);
+    oldest->plan = NULL;
+    return 1;
+}
+
+/* What can be made again comes first: idle plans, then other models, and at last what this batch is
+ * done with, though the next one will want it again. */
+static int make_room(struct pipeline *p, const struct slot *keep)
+{
+    return slot_drop(p, keep, p->turn) ||
+           (p->limits.make_room && p->limits.make_room(p->limits.data)) ||
+           slot_drop(p, keep, UINT64_MAX);
+}
+
 /* What a recording left wrong, the params' mistake first: it is the cause. */
 static int plan_make(struct pipeline *p, struct plan **ret, struct params *params,
-                     const struct graph *g, struct steer_error *err)
+                     const struct graph *g, const struct slot *keep, struct steer_error *err)
 {
-    int code = params_error(params, err);
-    if (!code) code = compute_plan(ret, p->compute, g, err);
+    struct steer_error why = {0};
+    int code = params_error(params, &why);
+    while (!code && (code = compute_plan(ret, p->compute, g, &why)) == STEER_NO_MEMORY &&
+           make_room(p, keep)) {
+        why = (struct steer_error){0};
+        code = 0;
+    }
+    if (code && err) *err = why;
     return code;
 }
 
@@ -97,34 +126,35 @@ static int text_plans(struct pipeline *p, struct steer_error *err)
         struct net n = {m->clip_params, graph_new()};
         if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
         clip_record(&p->text_graph, &n, &m->clip, 1, m->tokens);
-        code = plan_make(p, &p->text_plan, n.params, n.graph, err);
+        code = plan_make(p, &p->text_plan, n.params, n.graph, NULL, err);
         graph_free(n.graph);
     }
     if (!code && !p->keys_plan) {
         struct net n = {m->unet_params, graph_new()};
         if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
         unet_record_text(&p->keys_graph, &n, &m->layers, m->tokens);
-        code = plan_make(p, &p->keys_plan, n.params, n.graph, err);
+        code = plan_make(p, &p->keys_plan, n.params, n.graph, NULL, err);
         graph_free(n.graph);
     }
-    return code;
+    return code ? steer_fail_in(err, code, "the text encoder") : 0;
 }
 
-static struct slot *slot_free_one(struct pipeline *p)
+static struct slot *slot_empty(struct pipeline *p, const struct slot *keep)
 {
-    if (p->slots_count < p->limits.plans_max) return p->slots + p->slots_count++;
-    struct slot *oldest = p->slots;
-    for (int i = 1; i < p->slots_count; i++)
-        if (p->slots[i].used < oldest->used) oldest = p->slots + i;
-    plan_free(oldest->plan);
-    return oldest;
+    for (;;) {
+        for (int i = 0; i < p->limits.plans_max; i++)
+            if (!p->slots[i].plan) return p->slots + i;
+        (void)slot_drop(p, keep, UINT64_MAX); /* plans_max is at least 2 */
+    }
 }
 
-static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind, int width,
-                    int height, int batch, enum guidance_method method, struct steer_error *err)
+/* keep: a slot that the caller needs beside this one; NULL: none. */
+static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
+                    const struct render_shape *shape, int batch, enum guidance_method method,
+                    const struct slot *keep, struct steer_error *err)
 {
-    p->turn++;
-    for (int i = 0; i < p->slots_count; i++) {
+    int width = shape->width, height = shape->height;
+    for (int i = 0; i < p->limits.plans_max; i++) {
         struct slot *s = p->slots + i;
         if (!s->plan || s->kind != kind || s->width != width || s->height != height ||
             s->batch != batch || s->method != method)
@@ -137,44 +167,72 @@ static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind, 
     struct shape size = {batch, height / m->factor, width / m->factor, 0};
     struct net n = {kind == PLAN_DENOISE ? m->unet_params : m->vae_params, graph_new()};
     if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    struct slot *s = slot_free_one(p);
-    *s = (struct slot){
-        .kind = kind, .width = width, .height = height, .batch = batch, .method = method};
+    struct slot *s = slot_empty(p, keep), made = {.kind = kind,
+                                                  .width = width,
+                                                  .height = height,
+                                                  .batch = batch,
+                                                  .method = method,
+                                                  .used = p->turn};
     if (kind == PLAN_DENOISE)
-        unet_record(&s->denoise, &n, &m->unet, size, m->tokens, m->tokens, method);
+        unet_record(&made.denoise, &n, &m->unet, size, m->tokens, m->tokens, method);
     else
-        vae_record(&s->decode, &n, &m->vae, size);
-    int code = plan_make(p, &s->plan, n.params, n.graph, err);
+        vae_record(&made.decode, &n, &m->vae, size);
+    int code = plan_make(p, &made.plan, n.params, n.graph, keep, err);
     graph_free(n.graph);
-    if (code) s->plan = NULL;
-    s->used = p->turn;
-    if (!code) *ret = s;
+    if (code)
+        return steer_fail_in(err, code, "%s %dx%d, batch of %d",
+                             kind == PLAN_DENOISE ? "denoising" : "decoding", width, height, batch);
+    *s = made;
+    *ret = s;
+    return 0;
+}
+
+/* The denoiser's plan, and CFG's under the negative text when it is another (NULL: no CFG). */
+static int denoise_slots(struct pipeline *p, const struct render_shape *shape, int batch,
+                         struct slot **ret, struct slot **ret_second, struct steer_error *err)
+{
+    int code = slot_get(p, ret, PLAN_DENOISE, shape, batch, shape->method, NULL, err);
+    *ret_second = NULL;
+    if (!code && shape->cfg)
+        code = slot_get(p, ret_second, PLAN_DENOISE, shape, batch, GUIDANCE_NONE, *ret, err);
     return code;
 }
 
 int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int batch,
-                   struct plan **ret_text, struct plan **ret_denoise, struct plan **ret_decode,
-                   struct steer_error *err)
+                   struct pipeline_plans *ret, struct steer_error *err)
 {
-    struct slot *denoise, *decode;
-    int code = text_plans(p, err);
-    if (code ||
-        (code = slot_get(p, &denoise, PLAN_DENOISE, shape->width, shape->height, batch,
-                         shape->method, err)) ||
-        (code = slot_get(p, &decode, PLAN_DECODE, shape->width, shape->height, batch, GUIDANCE_NONE,
-                         err)))
+    struct slot *denoise, *second, *decode;
+    int code;
+    p->turn++;
+    if ((code = text_plans(p, err)) ||
+        (code = denoise_slots(p, shape, batch, &denoise, &second, err)) ||
+        (code = slot_get(p, &decode, PLAN_DECODE, shape, 1, GUIDANCE_NONE, denoise, err)))
         return code;
-    *ret_text = p->text_plan;
-    *ret_denoise = denoise->plan;
-    *ret_decode = decode->plan;
+    if (!denoise->plan || (second && !second->plan))
+        return steer_fail(err, STEER_NO_MEMORY,
+                          "the plans of %dx%d do not fit into memory together (--memory)",
+                          shape->width, shape->height);
+    *ret = (struct pipeline_plans){p->text_plan, p->keys_plan, denoise->plan,
+                                   second ? second->plan : NULL, decode->plan};
+    return 0;
+}
+
+int pipeline_calls(const struct render_shape *shape, int *ret, struct steer_error *err)
+{
+    struct schedule *s;
+    int code = schedule_new(&s, &shape->recipe->sampler, shape->steps, err);
+    if (code) return code;
+    *ret = schedule_calls(s);
+    schedule_free(s);
     return 0;
 }
 
 /* ---- texts ---- */
 
 /* The embedding of one text and its keys and values in every layer, from the cache or made. */
-static int text_get(struct pipeline *p, const char *text, const struct text_entry **ret,
-                    size_t *ret_cut, struct render_times *times, struct steer_error *err)
+static int text_get(struct pipeline *p, const char *text, const struct plan_watch *watch,
+                    const struct text_entry **ret, size_t *ret_cut, struct render_times *times,
+                    struct steer_error *err)
 {
     struct model *m = p->model;
     int32_t ids[CLIP_BPE_TOKENS_MAX];
@@ -184,14 +242,19 @@ static int text_get(struct pipeline *p, const char *text, const struct text_entr
     times->tokenize_us += tokenized - start;
     if (code) return code;
     if ((*ret = text_cache_find(p->texts, ids, m->tokens))) return 0;
+    for (int i = 0; i < m->tokens; i++)
+        if (ids[i] >= m->clip.vocab)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "token %d of \"%.80s\": the text encoder's table has only %d rows",
+                              ids[i], text, m->clip.vocab);
     if ((code = text_plans(p, err))) return code;
 
     memcpy(plan_data(p->text_plan, p->text_graph.ids), ids, (size_t)m->tokens * sizeof *ids);
-    if ((code = plan_run(p->text_plan, NULL, err))) return code;
+    if ((code = plan_run(p->text_plan, watch, err))) return code;
     size_t text_floats = (size_t)m->tokens * (size_t)m->clip.channels;
     const float *states = plan_data(p->text_plan, p->text_graph.text);
     memcpy(plan_data(p->keys_plan, p->keys_graph.text), states, text_floats * sizeof *states);
-    if ((code = plan_run(p->keys_plan, NULL, err))) return code;
+    if ((code = plan_run(p->keys_plan, watch, err))) return code;
 
     size_t element = compute_type_bytes(compute_bound_type(p->compute)), keys_bytes = 0;
     for (int i = 0; i < m->layers.cross_count; i++)
@@ -243,6 +306,7 @@ struct run {
     struct render_image *images;
     struct run_image own[STEER_BATCH_MAX];
     int count, channels, h, w, call, calls;
+    int cfg;        /* a second pass; a model that is told its guidance scale needs none */
     size_t latents; /* floats of one image */
     struct schedule *schedule;
     const struct render_watch *watch;
@@ -283,7 +347,7 @@ static int run_prepare(struct run *r, struct steer_error *err)
     if (code) return code;
     r->calls = schedule_calls(r->schedule);
     /* A dump shows what an absent negative would be too. */
-    int negative = r->shape->cfg || r->shape->method != GUIDANCE_NONE || r->dumped;
+    int negative = r->cfg || r->shape->method != GUIDANCE_NONE || r->dumped;
     /* Entries in use by this batch must not be evicted by it. */
     text_cache_pin(p->texts);
     for (int i = 0; i < r->count; i++) {
@@ -291,10 +355,11 @@ static int run_prepare(struct run *r, struct steer_error *err)
         struct run_image *own = r->own + i;
         image->times = (struct render_times){0};
         image->cut = image->cut_negative = 0;
-        code = text_get(p, image->prompt, &own->positive, &image->cut, &image->times, err);
+        struct plan_watch watch = {run_tick, r};
+        code = text_get(p, image->prompt, &watch, &own->positive, &image->cut, &image->times, err);
         if (!code && negative)
-            code = text_get(p, image->negative, &own->negative, &image->cut_negative, &image->times,
-                            err);
+            code = text_get(p, image->negative, &watch, &own->negative, &image->cut_negative,
+                            &image->times, err);
         if (code) return code;
         random_seed(&own->random, image->seed);
         own->x = malloc(2 * r->latents * sizeof(float));
@@ -305,6 +370,35 @@ static int run_prepare(struct run *r, struct steer_error *err)
         own->out = own->x + r->latents;
         random_normal(&own->random, own->x, r->latents);
     }
+    return 0;
+}
+
+/* diffusers' get_guidance_scale_embedding of image i's scale - 1, where the model takes one. */
+static void guidance_embed(struct run *r, struct slot *s, int i)
+{
+    int channels = r->p->model->unet.guidance_channels, half = channels / 2;
+    if (!channels) return;
+    float *out = (float *)plan_data(s->plan, s->denoise.guidance) + (size_t)i * (size_t)channels;
+    float w = ((float)r->images[i].guidance.scale - 1) * 1000;
+    float rate = logf(10000) / (float)(half - 1);
+    out[channels - 1] = 0; /* of an odd number */
+    for (int k = 0; k < half; k++) {
+        float angle = w * expf((float)k * -rate);
+        out[k] = sinf(angle);
+        out[half + k] = cosf(angle);
+    }
+}
+
+/* Noise predictions that are not numbers would become a black picture without a word. */
+static int latents_check(const struct run *r, struct steer_error *err)
+{
+    for (int i = 0; i < r->count; i++)
+        for (size_t k = 0; k < r->latents; k++)
+            if (!isfinite(r->own[i].x[k]))
+                return steer_fail(err, STEER_BAD_MODEL,
+                                  "latents are not finite after %d denoiser calls: the checkpoint "
+                                  "and its scheduler (or the precision) do not fit",
+                                  r->calls);
     return 0;
 }
 
@@ -319,6 +413,7 @@ static int denoise_pass(struct run *r, struct slot *s, int under_negative, struc
         struct run_image *own = r->own + i;
         to_channels_last(in + (size_t)i * r->latents, own->x, r->channels, pixels, scale);
         t[i] = (float)schedule_timestep(r->schedule, r->call);
+        guidance_embed(r, s, i);
         keys_bind(r->p, s, i, under_negative ? own->negative : own->positive, 0);
         if (s->method == GUIDANCE_NONE) continue;
         keys_bind(r->p, s, i, own->negative, 1);
@@ -396,14 +491,10 @@ static int dump_text(struct run *r, struct dump *d, const struct text_entry *ent
 
 static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err)
 {
-    struct slot *guided, *plain = NULL;
+    struct slot *guided, *plain;
     const struct render_shape *shape = r->shape;
     int64_t latents[] = {r->channels, r->h, r->w};
-    int code = slot_get(r->p, &guided, PLAN_DENOISE, shape->width, shape->height, r->count,
-                        shape->method, err);
-    if (!code && shape->cfg)
-        code = slot_get(r->p, &plain, PLAN_DENOISE, shape->width, shape->height, r->count,
-                        GUIDANCE_NONE, err);
+    int code = denoise_slots(r->p, shape, r->count, &guided, &plain, err);
     if (!code && dump)
         code = dump_add(dump, "latents.start", TYPE_F32, r->own[0].x, 0, 3, latents, err);
     if (code) return code;
@@ -413,7 +504,7 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
             r->own[i].x[k] *= init;
     for (r->call = 0; r->call < r->calls; r->call++) {
         if ((code = denoise_pass(r, guided, 0, err))) return code;
-        if (shape->cfg && (code = denoise_pass(r, plain, 1, err))) return code;
+        if (r->cfg && (code = denoise_pass(r, plain, 1, err))) return code;
         if (dump && r->call == 0 &&
             (code = dump_add(dump, "denoise.out.0", TYPE_F32, r->own[0].out, 0, 3, latents, err)))
             return code;
@@ -421,30 +512,30 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
             if ((code = sampler_step(r->own[i].sampler, r->call, r->own[i].out, r->own[i].x)))
                 return steer_fail(err, code, "sampling failed at call %d", r->call);
     }
+    if ((code = latents_check(r, err))) return code;
     return dump ? dump_add(dump, "latents.final", TYPE_F32, r->own[0].x, 0, 3, latents, err) : 0;
 }
 
+/* One image at a time on one plan: nothing is shared between images, and a decoder's activations
+ * are most of what a job needs (SD1.5, 512x512: 0.75 GB an image). */
 static int run_decode(struct run *r, struct dump *dump, struct steer_error *err)
 {
     struct slot *s;
     const struct render_shape *shape = r->shape;
-    int code =
-        slot_get(r->p, &s, PLAN_DECODE, shape->width, shape->height, r->count, GUIDANCE_NONE, err);
-    if (code) return code;
-    float *in = plan_data(s->plan, s->decode.latents);
-    for (int i = 0; i < r->count; i++)
-        to_channels_last(in + (size_t)i * r->latents, r->own[i].x, r->channels, r->h * r->w, 1);
+    int code = slot_get(r->p, &s, PLAN_DECODE, shape, 1, GUIDANCE_NONE, NULL, err);
     struct plan_watch watch = {run_tick, r};
-    if ((code = plan_run(s->plan, &watch, err))) return code;
     size_t bytes = (size_t)shape->width * (size_t)shape->height * 3;
-    const uint8_t *pixels = plan_data(s->plan, s->decode.image);
-    for (int i = 0; i < r->count; i++)
-        memcpy(r->images[i].pixels, pixels + (size_t)i * bytes, bytes);
-    if (!dump) return 0;
+    for (int i = 0; i < r->count && !code; i++) {
+        to_channels_last(plan_data(s->plan, s->decode.latents), r->own[i].x, r->channels,
+                         r->h * r->w, 1);
+        if (!(code = plan_run(s->plan, &watch, err)))
+            memcpy(r->images[i].pixels, plan_data(s->plan, s->decode.image), bytes);
+    }
+    if (code || !dump) return code;
     int64_t image[] = {3, shape->height, shape->width};
     code = dump_add(dump, "vae.out", TYPE_F32, plan_data(s->plan, s->decode.out), 3, 3, image, err);
     int64_t seen[3] = {image[1], image[2], 3};
-    return code ? code : dump_add(dump, "image", TYPE_U8, pixels, 0, 3, seen, err);
+    return code ? code : dump_add(dump, "image", TYPE_U8, r->images[0].pixels, 0, 3, seen, err);
 }
 
 int pipeline_render(struct pipeline *p, const struct render_shape *shape,
@@ -453,6 +544,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
 {
     struct run r = {.p = p, .shape = shape, .images = images, .count = count, .watch = watch};
     r.dumped = dump != NULL;
+    r.cfg = shape->cfg && !p->model->unet.guidance_channels;
     int code = model_size_check(p->model, shape->width, shape->height, err);
     if (code) return code;
     r.channels = p->model->unet.in_channels;
@@ -461,9 +553,14 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
     r.latents = (size_t)r.channels * (size_t)r.h * (size_t)r.w;
     if (dump) dump->count = 0;
 
+    p->turn++;
     code = run_prepare(&r, err);
     if (!code && dump) code = dump_text(&r, dump, r.own[0].positive, "pos", err);
     if (!code && dump) code = dump_text(&r, dump, r.own[0].negative, "neg", err);
+    /* The decoder needs most memory: what has no room for it is refused now, not after the
+     * denoiser's minutes. */
+    struct slot *decode;
+    if (!code) code = slot_get(p, &decode, PLAN_DECODE, shape, 1, GUIDANCE_NONE, NULL, err);
     uint64_t start = now_us(), denoised = start;
     if (!code) code = run_denoise(&r, dump, err);
     denoised = now_us();

@@ -5,7 +5,9 @@
  *
  * A pipeline belongs to one open model. It keeps plans (per size, batch and guidance) and prompt
  * embeddings with their projected keys and values, both least-recently-used within bounds. Images
- * of a batch share forward passes and nothing else: each is what it would be alone, to the byte. */
+ * of a batch share forward passes and nothing else: each is what it would be alone, to the byte.
+ * They share the denoiser's; the decoder, whose activations are by far the largest, takes one image
+ * at a time. */
 #ifndef WORKER_PIPELINE_H
 #define WORKER_PIPELINE_H
 #include <stdint.h>
@@ -19,6 +21,10 @@ struct pipeline;
 struct pipeline_limits {
     size_t text_bytes_max; /* of cached embeddings, keys and values */
     int plans_max;
+    /* Called when a plan does not fit into the compute's memory and this pipeline has none to spare
+     * but those of the running batch: 1 when something else was given up. NULL: nothing can be. */
+    int (*make_room)(void *data);
+    void *data;
 };
 struct pipeline_limits pipeline_limits_default(void);
 
@@ -78,10 +84,17 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
                     struct render_image *images, int count, struct dump *dump,
                     const struct render_watch *watch, struct steer_error *err) STEER_MUSTCHECK;
 
-/* Makes the plans of a shape ahead of its first image, and visits the denoiser's and the decoder's
- * for reports and tuning. */
+/* The plans of a shape, for reports and tuning; they stay until another shape is rendered.
+ * STEER_NO_MEMORY when they do not fit together. */
+struct pipeline_plans {
+    struct plan *text, *keys;      /* of one text */
+    struct plan *denoise, *second; /* of a batch; second: CFG's other pass, else NULL */
+    struct plan *decode;           /* of one image */
+};
 int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int batch,
-                   struct plan **ret_text, struct plan **ret_denoise, struct plan **ret_decode,
+                   struct pipeline_plans *ret, struct steer_error *err) STEER_MUSTCHECK;
+/* How often a job of that shape calls the denoiser (twice each with CFG). */
+int pipeline_calls(const struct render_shape *shape, int *ret,
                    struct steer_error *err) STEER_MUSTCHECK;
 
 #endif

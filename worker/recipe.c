@@ -45,10 +45,15 @@ static int readable(const char *path)
     return access(path, R_OK) == 0;
 }
 
-static int recipe_path(char *out, size_t size, const char *name, struct steer_error *err)
+int recipe_is_file(const char *name)
 {
     size_t length = strlen(name);
-    if (strchr(name, '/') || (length > 5 && strcmp(name + length - 5, ".json") == 0)) {
+    return strchr(name, '/') || (length > 5 && strcmp(name + length - 5, ".json") == 0);
+}
+
+int recipe_path(char *out, size_t size, const char *name, struct steer_error *err)
+{
+    if (recipe_is_file(name)) {
         if ((size_t)snprintf(out, size, "%s", name) < size && readable(out)) return 0;
         return steer_fail(err, STEER_UNKNOWN_RECIPE, "recipe file %s cannot be read", name);
     }
@@ -183,6 +188,44 @@ static void read_choice(struct reader *r, const char *key, int lend, const char 
     wrong(r, key, expected);
 }
 
+static void refuse(struct reader *r, const char *key, int lend)
+{
+    const json_t *v = value_of(r, key, lend);
+    if (v && !json_is_false(v)) wrong(r, key, "null or false");
+}
+
+/* Where noise levels lie between the largest and the smallest; keys that one class alone has are
+ * looked for with that class. */
+static void read_sigma_rule(struct reader *r, struct sampler_config *c, int same_class)
+{
+    static const struct {
+        const char *key;
+        enum sigma_rule rule;
+    } rules[] = {{"use_karras_sigmas", SIGMA_KARRAS},
+                 {"use_exponential_sigmas", SIGMA_EXPONENTIAL},
+                 {"use_lu_lambdas", SIGMA_LU}};
+    static const char *const interpolations[] = {"linear", "log_linear"}, *const types[] = {
+                                                                              "discrete",
+                                                                              "continuous"};
+    int euler = c->scheduler == SCHEDULER_EULER;
+    if (!euler && c->scheduler != SCHEDULER_DPM) return;
+    for (int i = 0; i < (euler ? 2 : 3); i++) {
+        int wanted = 0;
+        read_flag(r, rules[i].key, same_class, &wanted);
+        if (wanted && c->sigma_rule) wrong(r, rules[i].key, "one rule for the noise levels");
+        if (wanted) c->sigma_rule = rules[i].rule;
+    }
+    read_real(r, "sigma_min", same_class, &c->sigma_min);
+    read_real(r, "sigma_max", same_class, &c->sigma_max);
+    if (c->sigma_min < 0 || c->sigma_max < 0) wrong(r, "sigma_min", "more than 0, as sigma_max");
+    if (euler) {
+        read_choice(r, "interpolation_type", same_class, interpolations, 2, &c->log_linear);
+        read_choice(r, "timestep_type", same_class, types, 2, &c->continuous);
+    } else {
+        read_real(r, "lambda_min_clipped", same_class, &c->lambda_min_clipped);
+    }
+}
+
 static void read_sampler(struct reader *r, struct sampler_config *c, int same_class)
 {
     static const char *const predictions[] = {"epsilon", "v_prediction", "sample"};
@@ -205,10 +248,9 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_flag(r, "skip_prk_steps", same_class, &c->skip_prk_steps);
     read_flag(r, "rescale_betas_zero_snr", same_class, &c->rescale_betas_zero_snr);
     read_int(r, "solver_order", same_class, 1, 3, &c->solver_order);
-    read_text(r, "solver_type", same_class, c->solver_type, sizeof c->solver_type);
     read_flag(r, "lower_order_final", same_class, &c->lower_order_final);
     read_flag(r, "euler_at_final", same_class, &c->euler_at_final);
-    read_flag(r, "use_karras_sigmas", same_class, &c->use_karras_sigmas);
+    read_sigma_rule(r, c, same_class);
     read_int(r, "original_inference_steps", same_class, 1, SAMPLER_TRAIN_STEPS_MAX,
              &c->original_inference_steps);
     read_real(r, "timestep_scaling", same_class, &c->timestep_scaling);
@@ -233,21 +275,23 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     c->timesteps_count = (int)count;
 
     if (c->scheduler == SCHEDULER_DPM) {
-        static const char *const types[] = {"dpmsolver++"};
-        int type = 0;
-        read_choice(r, "algorithm_type", same_class, types, 1, &type);
-        if (c->solver_order > 2) wrong(r, "solver_order", "1 or 2");
-        if (strcmp(c->solver_type, "midpoint") && strcmp(c->solver_type, "heun"))
-            wrong(r, "solver_type", "midpoint or heun");
+        /* diffusers takes the other solvers' names for its own nearest. */
+        static const char *const types[] = {"dpmsolver++", "deis"}, *const solvers[] = {
+                                                                        "midpoint", "logrho", "bh1",
+                                                                        "bh2", "heun"};
+        int type = 0, solver = strcmp(c->solver_type, "heun") == 0 ? 4 : 0;
+        read_choice(r, "algorithm_type", same_class, types, 2, &type);
+        read_choice(r, "solver_type", same_class, solvers, 5, &solver);
+        strcpy(c->solver_type, solver == 4 ? "heun" : "midpoint");
     }
+    if (c->scheduler == SCHEDULER_PNDM && c->prediction_type == PREDICTION_SAMPLE)
+        wrong(r, "prediction_type", "epsilon or v_prediction, as PNDMScheduler has them");
     /* Parameters that would change the picture and that no scheduler of ours has. */
-    static const char *const refused[] = {"trained_betas",   "use_exponential_sigmas",
-                                          "use_beta_sigmas", "use_lu_lambdas",
-                                          "use_flow_sigmas", "thresholding"};
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-        const json_t *v = value_of(r, refused[i], same_class);
-        if (v && !json_is_false(v)) wrong(r, refused[i], "null or false");
-    }
+    static const char *const refused[] = {"use_beta_sigmas", "use_flow_sigmas", "thresholding",
+                                          "use_dynamic_shifting", "variance_type"};
+    refuse(r, "trained_betas", 1); /* of the model, whoever samples it */
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        refuse(r, refused[i], same_class);
 }
 
 static void read_guidance(struct reader *r, struct recipe *out)
@@ -294,7 +338,7 @@ int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
             err, STEER_UNSUPPORTED,
             "%s: scheduler \"%s\": expected DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, "
             "DPMSolverMultistepScheduler, LCMScheduler or RectifiedFlow (choose a recipe that "
-            "names one)",
+            "names one, with --recipe or in the folder's steer.json)",
             named || !scheduler_file ? path : scheduler_file, class_name ? class_name : "(none)");
         goto done;
     }
@@ -317,6 +361,13 @@ int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
     read_guidance(&r, &out);
     read_text(&r, "negative_prompt", 0, out.negative_prompt, sizeof out.negative_prompt);
     code = r.code;
+    /* What the numbers make together is tried now, and not at the first image. */
+    struct schedule *trial = NULL;
+    struct steer_error why = {0};
+    if (!code && (code = schedule_new(&trial, &out.sampler, out.steps, &why)))
+        code = steer_fail(err, STEER_BAD_MODEL, "%s: %s",
+                          scheduler_file && !named ? scheduler_file : path, why.text);
+    schedule_free(trial);
     if (!code) *ret = out;
 done:
     json_decref(root);

@@ -29,6 +29,12 @@ struct recipe {
 const char *guidance_method_name(enum guidance_method method);
 int guidance_method_of(const char *name); /* -1: none of them */
 
+/* 1 when name is a file's path (it has a '/' or ends in .json). Jobs from a farm may not name
+ * files of this machine: job_plan_make refuses them. */
+int recipe_is_file(const char *name);
+/* The file of that name or path. STEER_UNKNOWN_RECIPE. */
+int recipe_path(char *out, size_t size, const char *name, struct steer_error *err) STEER_MUSTCHECK;
+
 /* name is one of the shipped recipes or of $STEER_RECIPES, or a path with a '/' or ending in .json.
  * scheduler is the folder's scheduler_config.json, NULL when it has none. STEER_UNKNOWN_RECIPE,
  * STEER_BAD_MODEL or STEER_UNSUPPORTED with one sentence. */

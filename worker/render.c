@@ -9,13 +9,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../proto/job.h"
-#include "commands.h"
-#include "job_args.h"
-#include "job_plan.h"
-#include "offer.h"
 #include "output.h"
 #include "safetensors.h"
+#include "session.h"
 
 struct render_args {
     const char *model, *output, *dump;
@@ -58,37 +54,6 @@ static uint64_t now_us(void)
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-struct session {
-    struct compute *compute;
-    struct model *model;
-    struct pipeline *pipeline;
-    Steerfarm__Model *offer;
-};
-
-static void session_close(struct session *s)
-{
-    pipeline_free(s->pipeline);
-    offer_free(s->offer);
-    model_close(s->model);
-    compute_close(s->compute);
-}
-
-static int session_open(struct session *s, const struct render_args *r,
-                        const struct machine_args *m, Steerfarm__Precision precision,
-                        struct steer_error *err)
-{
-    struct compute_options o = {.backend = m->backend,
-                                .precision = precision_of(m, precision),
-                                .threads = m->threads,
-                                .tuning = m->tuning};
-    int code = compute_open(&s->compute, &o, err);
-    if (!code) code = model_open(&s->model, r->model, s->compute, err);
-    if (!code && !(s->offer = offer_make(s->model)))
-        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    if (!code) code = pipeline_new(&s->pipeline, s->model, s->compute, pipeline_limits_default());
-    return code;
-}
-
 static int dump_write(const struct dump *d, const char *path, struct steer_error *err)
 {
     struct tensor_out out[DUMP_TENSORS_MAX];
@@ -115,14 +80,17 @@ static void report(const struct render_args *r, const char *path, const struct r
                    size_t bytes, uint64_t encode_us, uint64_t total_us, json_t *list)
 {
     const struct render_times *t = &image->times;
-    if (image->cut || image->cut_negative)
-        fprintf(
-            stderr, "steer-worker: the %s prompt was cut at byte %zu: the model reads no more\n",
-            image->cut ? "positive" : "negative", image->cut ? image->cut : image->cut_negative);
+    const size_t cuts[] = {image->cut, image->cut_negative};
+    for (int i = 0; i < 2; i++)
+        if (cuts[i])
+            fprintf(stderr,
+                    "steer-worker: the %s prompt was cut at byte %zu: the model reads no more\n",
+                    i ? "negative" : "positive", cuts[i]);
     if (r->json)
-        json_array_append_new(list, json_pack("{s:s, s:I, s:I, s:o}", "file", path, "seed",
-                                              (json_int_t)image->seed, "bytes", (json_int_t)bytes,
-                                              "times", times_json(t, encode_us, total_us)));
+        json_array_append_new(list,
+                              json_pack("{s:s, s:o, s:I, s:o}", "file", path, "seed",
+                                        job_seed_json(image->seed), "bytes", (json_int_t)bytes,
+                                        "times", times_json(t, encode_us, total_us)));
     else
         printf("%s  seed %" PRIu64
                "  text %.1f  denoise %.1f  decode %.1f  encode %.1f  total %.1f ms\n",
@@ -131,9 +99,10 @@ static void report(const struct render_args *r, const char *path, const struct r
                1e-3 * (double)total_us);
 }
 
-static int render_one(struct session *s, const struct render_args *r, const Steerfarm__Job *job,
-                      uint32_t index, json_t *list, struct steer_error *err)
+static int render_one(struct session *s, const struct render_args *r, uint32_t index, json_t *list,
+                      struct steer_error *err)
 {
+    const Steerfarm__Job *job = &s->resolved.job;
     struct job_plan p;
     struct dump dump = {0};
     struct image_meta *meta = NULL;
@@ -141,9 +110,8 @@ static int render_one(struct session *s, const struct render_args *r, const Stee
     size_t bytes = 0;
     char path[1100];
     uint64_t start = now_us(), encode;
-    int code = job_plan_make(&p, s->model, job, index, err);
+    int code = session_plan(s, index, &p, err);
     if (code) return code;
-    p.shape.recipe = &p.recipe;
     p.image.pixels = malloc((size_t)p.shape.width * (size_t)p.shape.height * 3);
     code = p.image.pixels ? pipeline_render(s->pipeline, &p.shape, &p.image, 1,
                                             r->dump && !index ? &dump : NULL, NULL, err)
@@ -176,18 +144,14 @@ static void format_by_name(struct job_args *j, const char *output)
     j->job.output = &j->output;
 }
 
-static int render_all(struct session *s, const struct render_args *r, const struct job_args *j,
-                      uint64_t begun, struct steer_error *err)
+static int render_all(struct session *s, const struct render_args *r, uint64_t begun,
+                      struct steer_error *err)
 {
-    struct job_resolved resolved;
-    uint64_t seed = 0;
-    if (getrandom(&seed, sizeof seed, 0) != sizeof seed) seed = begun;
-    int code = job_resolve(&resolved, &j->job, s->offer, seed & UINT32_MAX, err);
-    if (code) return code;
+    int code = 0;
     json_t *list = json_array();
     double load_ms = 1e-3 * (double)(now_us() - begun);
-    for (uint32_t i = 0; i < resolved.job.images && !code; i++)
-        code = render_one(s, r, &resolved.job, i, list, err);
+    for (uint32_t i = 0; i < s->resolved.job.images && !code; i++)
+        code = render_one(s, r, i, list, err);
     if (!code && r->json) {
         json_t *all = json_pack("{s:s, s:s, s:s, s:f, s:O}", "model", s->model->name, "model_hash",
                                 s->model->hash, "numerics", compute_numerics(s->compute), "load_ms",
@@ -228,16 +192,12 @@ int command_render(int argc, char **argv, struct steer_error *err)
                           !r.model        ? "--model DIR"
                           : !j.job.prompt ? "--prompt TEXT"
                                           : "--output FILE");
-    static char name[] = "model"; /* the folder's own name is not on the wire here */
-    j.job.model = name;
     format_by_name(&j, r.output);
-    if ((code = job_check(&j.job, err))) return code;
     struct session s = {0};
-    code = session_open(&s, &r, &m, j.job.precision, err);
-    if (!code) {
-        j.job.model = s.model->name;
-        code = render_all(&s, &r, &j, begun, err);
-    }
+    uint64_t seed = 0;
+    if (getrandom(&seed, sizeof seed, 0) != sizeof seed) seed = begun;
+    code = session_open(&s, r.model, &m, &j, seed & UINT32_MAX, err);
+    if (!code) code = render_all(&s, &r, begun, err);
     session_close(&s);
     return code;
 }

@@ -2,22 +2,24 @@
 #include "safetensors.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "file.h"
 #include "json.h"
 
-#define HEADER_BYTES_MAX ((uint64_t)100 << 20) /* as the reference implementation */
+#define HEADER_BYTES_MAX JSON_BYTES_MAX
 #define SHARDS_MAX       1024
 
 struct mapped {
-    char *name; /* as the index names it */
+    char *name, *path; /* name: as the index has it */
+    int fd;            /* -1: not open */
     uint8_t *data;
     size_t size;
+    struct timespec changed;
 };
 
 struct tensors {
@@ -42,29 +44,21 @@ const char *tensor_dtype_name(enum tensor_dtype dtype)
 
 static int file_map(struct mapped *ret, const char *path, struct steer_error *err)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return steer_fail(err, errno == ENOENT ? STEER_BAD_MODEL : STEER_IO, "tensor file %s: %s",
-                          path, strerror(errno));
     struct stat st;
-    int code = 0;
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
-        code = steer_fail(err, STEER_BAD_MODEL, "tensor file %s is not a file", path);
-    } else if (st.st_size < 8) {
-        code = steer_fail(err, STEER_BAD_MODEL,
+    int code = file_open(&ret->fd, &st, path, err);
+    if (code) return code == STEER_NOT_FOUND ? STEER_BAD_MODEL : code;
+    if (st.st_size < 8)
+        return steer_fail(err, STEER_BAD_MODEL,
                           "tensor file %s has %lld bytes: too short for a header", path,
                           (long long)st.st_size);
-    } else {
-        ret->size = (size_t)st.st_size;
-        void *map = mmap(NULL, ret->size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (map == MAP_FAILED)
-            code = steer_fail(err, STEER_IO, "tensor file %s cannot be mapped: %s", path,
-                              strerror(errno));
-        else
-            ret->data = map;
-    }
-    close(fd);
-    return code;
+    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, ret->fd, 0);
+    if (map == MAP_FAILED)
+        return steer_fail(err, STEER_IO, "tensor file %s cannot be mapped: %s", path,
+                          strerror(errno));
+    ret->data = map;
+    ret->size = (size_t)st.st_size;
+    ret->changed = st.st_mtim;
+    return 0;
 }
 
 static int view_add(struct tensors *t, const struct tensor_view *view)
@@ -128,9 +122,35 @@ static int view_parse(struct tensor_view *v, const char *name, const json_t *ent
     return 0;
 }
 
-static int file_read(struct tensors *t, struct mapped *file, const char *path,
-                     struct steer_error *err)
+static int by_place(const void *a, const void *b)
 {
+    const struct tensor_view *x = a, *y = b;
+    if (x->data != y->data) return (const char *)x->data < (const char *)y->data ? -1 : 1;
+    return (x->bytes > y->bytes) - (x->bytes < y->bytes);
+}
+
+/* No byte of the data belongs to two tensors or to none: a file where one does is not whole. */
+static int places_check(struct tensors *t, size_t first, const struct mapped *file, size_t start,
+                        const char *path, struct steer_error *err)
+{
+    const uint8_t *at = file->data + start;
+    qsort(t->views + first, t->count - first, sizeof *t->views, by_place);
+    for (size_t i = first; i < t->count; i++) {
+        const struct tensor_view *v = t->views + i;
+        if ((const uint8_t *)v->data != at)
+            return bad(err, path, v->name, "it does not begin where the one before it ends");
+        at += v->bytes;
+    }
+    if (at != file->data + file->size)
+        return steer_fail(err, STEER_BAD_MODEL, "%s: %zu bytes after its last tensor", path,
+                          (size_t)(file->data + file->size - at));
+    return 0;
+}
+
+static int header_read(struct tensors *t, struct mapped *file, const char *path,
+                       struct steer_error *err)
+{
+    size_t before = t->count;
     uint64_t header = 0;
     for (int i = 7; i >= 0; i--)
         header = header << 8 | file->data[i];
@@ -157,7 +177,7 @@ static int file_read(struct tensors *t, struct mapped *file, const char *path,
         if (code) break;
     }
     json_decref(root);
-    return code;
+    return code ? code : places_check(t, before, file, 8 + (size_t)header, path, err);
 }
 
 /* ---- sets ---- */
@@ -173,11 +193,11 @@ static int file_add(struct tensors *t, const char *name, const char *path, struc
     if (!more) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     t->files = more;
     struct mapped *file = t->files + t->files_count;
-    *file = (struct mapped){.name = strdup(name)};
+    *file = (struct mapped){.name = strdup(name), .path = strdup(path), .fd = -1};
     t->files_count++;
-    if (!file->name) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    if (!file->name || !file->path) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     int code = file_map(file, path, err);
-    return code ? code : file_read(t, file, path, err);
+    return code ? code : header_read(t, file, path, err);
 }
 
 static int shards_add(struct tensors *t, const char *index_path, struct steer_error *err)
@@ -246,13 +266,38 @@ void tensors_close(struct tensors *t)
     if (!t) return;
     for (size_t i = 0; i < t->files_count; i++) {
         if (t->files[i].data) munmap(t->files[i].data, t->files[i].size);
+        if (t->files[i].fd >= 0) close(t->files[i].fd);
         free(t->files[i].name);
+        free(t->files[i].path);
     }
     for (size_t i = 0; i < t->count; i++)
         free((char *)(uintptr_t)t->views[i].name);
     free(t->files);
     free(t->views);
     free(t);
+}
+
+size_t tensors_files(const struct tensors *t)
+{
+    return t->files_count;
+}
+
+const char *tensors_file_path(const struct tensors *t, size_t i)
+{
+    return t->files[i].path;
+}
+
+int tensors_check(const struct tensors *t, struct steer_error *err)
+{
+    for (size_t i = 0; i < t->files_count; i++) {
+        const struct mapped *f = t->files + i;
+        struct stat st;
+        if (fstat(f->fd, &st) || (size_t)st.st_size != f->size ||
+            st.st_mtim.tv_sec != f->changed.tv_sec || st.st_mtim.tv_nsec != f->changed.tv_nsec)
+            return steer_fail(err, STEER_BAD_MODEL, "tensor file %s was changed while it was open",
+                              f->path);
+    }
+    return 0;
 }
 
 size_t tensors_count(const struct tensors *t)

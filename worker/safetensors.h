@@ -3,7 +3,8 @@
  * A file is [u64 header bytes][JSON header][data]; the format is Hugging Face's safetensors. A set
  * is one file, or the shards that an index file ("weight_map") names. Header length, offsets and
  * shapes come from the file: each is checked against its size, without overflow, before anything is
- * read. The mapping is private and read-only; views point into it and live until tensors_close. */
+ * read, and its tensors lie end to end as in the reference implementation. The mapping is private
+ * and read-only; views point into it and live until tensors_close. */
 #ifndef WORKER_SAFETENSORS_H
 #define WORKER_SAFETENSORS_H
 #include <stddef.h>
@@ -44,6 +45,11 @@ struct tensors;
  * STEER_IO or STEER_NO_MEMORY, naming the file and what is wrong with it. */
 int tensors_open(struct tensors **ret, const char *path, struct steer_error *err) STEER_MUSTCHECK;
 void tensors_close(struct tensors *t); /* NULL is fine */
+/* The files of the set, for who wants their bytes. */
+size_t tensors_files(const struct tensors *t);
+const char *tensors_file_path(const struct tensors *t, size_t i);
+/* Whether the files are still what was mapped: reading where one has shrunk would be a SIGBUS. */
+int tensors_check(const struct tensors *t, struct steer_error *err) STEER_MUSTCHECK;
 size_t tensors_count(const struct tensors *t);
 /* By place, in order of name. */
 const struct tensor_view *tensors_at(const struct tensors *t, size_t i);

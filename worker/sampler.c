@@ -53,6 +53,7 @@ void sampler_config_default(struct sampler_config *config, enum scheduler schedu
                                 : SPACING_LEADING,
         .beta_schedule = "linear",
         .solver_type = "midpoint",
+        .lambda_min_clipped = -INFINITY,
     };
     if (lcm) strcpy(config->beta_schedule, "scaled_linear");
 }
@@ -66,22 +67,20 @@ static float linspace(float start, float end, int n, int i)
     return i < n / 2 ? start + step * (float)i : end - step * (float)(n - 1 - i);
 }
 
+/* arXiv 2305.08891, algorithm 1: sqrt(alpha_bar) is shifted and scaled to end at 0. In f32 at each
+ * step, as torch does it: near the end little is left but rounding. */
 static void rescale_zero_terminal_snr(float *beta, int n)
 {
-    /* arXiv 2305.08891, algorithm 1: sqrt(alpha_bar) is shifted and scaled to end at 0. */
-    static _Thread_local double root[SAMPLER_TRAIN_STEPS_MAX];
+    static _Thread_local float root[SAMPLER_TRAIN_STEPS_MAX];
     double product = 1;
     for (int i = 0; i < n; i++) {
-        product *= 1.0 - beta[i];
-        root[i] = sqrt(product);
+        product *= 1.0f - beta[i];
+        root[i] = sqrtf((float)product);
     }
-    double first = root[0], last = root[n - 1];
-    for (int i = 0; i < n; i++)
-        root[i] = (root[i] - last) * first / (first - last);
-    double before = 1;
+    float last = root[n - 1], scale = root[0] / (root[0] - last), before = 1;
     for (int i = 0; i < n; i++) {
-        double bar = root[i] * root[i];
-        beta[i] = (float)(1 - bar / before);
+        float moved = (root[i] - last) * scale, bar = moved * moved;
+        beta[i] = 1 - bar / before;
         before = bar;
     }
 }
@@ -117,7 +116,8 @@ static int noise_levels(struct schedule *s, struct steer_error *err)
         product *= 1.0f - beta[i];
         s->alpha_bar[i] = (float)product;
     }
-    if (c->rescale_betas_zero_snr && c->scheduler == SCHEDULER_EULER)
+    if (c->rescale_betas_zero_snr &&
+        (c->scheduler == SCHEDULER_EULER || c->scheduler == SCHEDULER_DPM))
         s->alpha_bar[n - 1] = 0x1p-24f; /* as diffusers: a first sigma that is not infinite */
     return 0;
 }
@@ -134,23 +134,38 @@ static double alpha_bar_final(const struct schedule *s)
     return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];
 }
 
+/* The table's, as torch and numpy have it: f32 at whole time steps, double between. */
+static float sigma_of(const struct schedule *s, int timestep)
+{
+    float a = s->alpha_bar[timestep];
+    if (a == 0x1p-24f) return 4096; /* torch's square root of 2^24 - 1 */
+    return sqrtf((1 - a) / a);
+}
+
+/* Rounded once: glibc's logf is off in the last bit here and there, and DPM cuts at whole steps. */
+static float log_of(const struct schedule *s, int timestep)
+{
+    return (float)log((double)sigma_of(s, timestep));
+}
+
 static double sigma_at(const struct schedule *s, double timestep)
 {
-    int n = s->config.num_train_timesteps, low = (int)floor(timestep);
-    if (low < 0) low = 0;
-    if (low > n - 1) low = n - 1;
-    int high = low + 1 < n ? low + 1 : low;
-    double a = s->alpha_bar[low], b = s->alpha_bar[high];
-    double x = sqrt((1 - a) / a), y = sqrt((1 - b) / b);
+    int n = s->config.num_train_timesteps;
+    if (timestep <= 0) return sigma_of(s, 0);
+    if (timestep >= n - 1) return sigma_of(s, n - 1);
+    int low = (int)floor(timestep);
+    double x = sigma_of(s, low), y = sigma_of(s, low + 1);
     return x + (timestep - low) * (y - x);
 }
 
 /* ---- time steps ---- */
 
-/* rint: numpy rounds ties to even. */
-static double step_trailing(int train, int steps, int i)
+/* round(arange(first, 0, -train / steps)) - 1. numpy adds the step that is left of it after one
+ * addition, which decides ties; rint rounds them to even, as numpy does. */
+static double step_trailing(int first, int train, int steps, int i)
 {
-    return rint(train - i * ((double)train / steps)) - 1;
+    double step = (first - (double)train / steps) - first;
+    return rint(first + i * step) - 1;
 }
 
 /* Descending, one per step, as DDIM, PNDM and Euler space them. Euler keeps fractions of linspace.
@@ -163,7 +178,7 @@ static void spaced(struct schedule *s, int steps)
         double t = 0;
         switch (c->timestep_spacing) {
         case SPACING_LEADING: t = (steps - 1 - i) * ratio + c->steps_offset; break;
-        case SPACING_TRAILING: t = step_trailing(train, steps, i); break;
+        case SPACING_TRAILING: t = step_trailing(train, train, steps, i); break;
         case SPACING_LINSPACE:
             t = steps == 1 ? 0 : (double)(train - 1) / (steps - 1) * (steps - 1 - i);
             t = c->scheduler == SCHEDULER_EULER ? (double)(float)t : rint(t);
@@ -174,40 +189,106 @@ static void spaced(struct schedule *s, int steps)
     s->calls = steps;
 }
 
-/* DPM-Solver spaces n + 1 points and leaves the last. */
+/* DPM-Solver spaces n + 1 points and leaves the last. Below lambda_min_clipped it does not begin,
+ * so trailing steps may become fewer. */
 static void spaced_dpm(struct schedule *s, int steps)
 {
     const struct sampler_config *c = &s->config;
-    int train = c->num_train_timesteps, ratio = train / (steps + 1);
+    int train = c->num_train_timesteps, last = train;
+    for (int t = 0; t < train; t++) {
+        float a = s->alpha_bar[t];
+        last -= logf(sqrtf(a)) - logf(sqrtf(1 - a)) < (float)c->lambda_min_clipped;
+    }
+    int ratio = last / (steps + 1);
+    if (last < 1) last = 1;
+    s->calls = steps;
     for (int i = 0; i < steps; i++) {
         switch (c->timestep_spacing) {
         case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;
-        case SPACING_TRAILING: s->timestep[i] = step_trailing(train, steps, i); break;
+        case SPACING_TRAILING:
+            if (last < train && last - i * ((double)train / steps) <= 0) {
+                s->calls = i;
+                return;
+            }
+            s->timestep[i] = step_trailing(last, train, steps, i);
+            break;
         case SPACING_LINSPACE:
-            s->timestep[i] = rint((double)(train - 1) / steps * (steps - i));
+            s->timestep[i] = rint((double)(last - 1) / steps * (steps - i));
             break;
         }
     }
-    s->calls = steps;
 }
 
-static void karras_sigmas(struct schedule *s, int steps)
+/* Where the table has that noise level, between two time steps; logarithms in f32 as numpy's. */
+static double timestep_of(const struct schedule *s, double sigma)
 {
-    /* arXiv 2206.00364 equation 5, rho 7; the time steps are where the table has those sigmas. */
-    int train = s->config.num_train_timesteps;
-    double most = pow(sigma_at(s, train - 1), 1 / 7.), least = pow(sigma_at(s, 0), 1 / 7.);
-    for (int i = 0; i < steps; i++) {
-        double ramp = steps == 1 ? 0 : (double)i / (steps - 1);
-        double sigma = pow(most + ramp * (least - most), 7);
-        s->sigma[i] = (float)sigma;
-        int low = 0;
-        while (low < train - 2 && sigma_at(s, low + 1) <= sigma)
-            low++;
-        double a = log(sigma_at(s, low)), b = log(sigma_at(s, low + 1));
-        double w = (a - log(fmax(sigma, 1e-10))) / (a - b);
-        double t = low + fmin(fmax(w, 0), 1);
-        s->timestep[i] = s->config.scheduler == SCHEDULER_DPM ? rint(t) : (double)(float)t;
+    int low = 0, train = s->config.num_train_timesteps;
+    double wanted = log(fmax(sigma, 1e-10));
+    for (int high = train - 1; low < high;) {
+        int mid = (low + high + 1) / 2;
+        if (wanted - (double)log_of(s, mid) >= 0)
+            low = mid;
+        else
+            high = mid - 1;
     }
+    if (low > train - 2) low = train - 2;
+    float a = log_of(s, low), b = log_of(s, low + 1);
+    double w = ((double)a - wanted) / (double)(a - b);
+    w = fmin(fmax(w, 0), 1);
+    return (1 - w) * low + w * (low + 1);
+}
+
+/* sigma[0..steps-1] by rule between two levels, and the time steps of those. */
+static void sigmas_spread(struct schedule *s, int steps, double most, double least)
+{
+    const struct sampler_config *c = &s->config;
+    if (c->sigma_max > 0) most = c->sigma_max;
+    if (c->sigma_min > 0) least = c->sigma_min;
+    int karras = c->sigma_rule == SIGMA_KARRAS; /* arXiv 2206.00364 equation 5, rho 7 */
+    double from = karras ? pow(most, 1 / 7.) : log(most),
+           to = karras ? pow(least, 1 / 7.) : log(least);
+    for (int i = 0; i < steps; i++) {
+        double at = from + (steps == 1 ? 0 : (double)i / (steps - 1)) * (to - from);
+        double sigma = karras ? pow(at, 7) : exp(at), t = timestep_of(s, sigma);
+        s->sigma[i] = (float)sigma;
+        if (c->scheduler == SCHEDULER_EULER) {
+            s->timestep[i] = (double)(float)t;
+            continue;
+        }
+        /* DPM's are whole: rounded, but for the cosine table and exponential levels cut off. */
+        int rounds = c->sigma_rule != SIGMA_EXPONENTIAL &&
+                     strcmp(c->beta_schedule, "squaredcos_cap_v2") != 0;
+        s->timestep[i] = rounds ? rint(t) : floor(t);
+    }
+}
+
+/* The noise levels of EULER and DPM, once the time steps are there. */
+static void sigmas_fill(struct schedule *s)
+{
+    const struct sampler_config *c = &s->config;
+    int train = c->num_train_timesteps, n = s->calls, euler = c->scheduler == SCHEDULER_EULER;
+    for (int i = 0; i < n; i++)
+        s->sigma[i] = (float)sigma_at(s, s->timestep[i]);
+    s->sigma[n] = c->final_sigma_min ? sigma_of(s, 0) : 0;
+    /* Euler's rules go between the levels that its time steps chose, DPM's over the whole table. */
+    double most = euler ? sigma_at(s, s->timestep[0]) : sigma_of(s, train - 1);
+    double least = euler ? sigma_at(s, s->timestep[n - 1]) : sigma_of(s, 0);
+    if (c->log_linear) {
+        float from = logf(sigma_of(s, train - 1)), to = logf(sigma_of(s, 0));
+        most = expf(from);
+        least = expf(to);
+        /* n + 1 levels: the last is where the steps end, whatever final_sigmas_type says. */
+        for (int i = 0; i <= n && c->sigma_rule == SIGMA_TABLE; i++)
+            s->sigma[i] = expf(linspace(from, to, n + 1, i));
+        /* Continuous time steps are of every level, so there is one more. */
+        if (c->sigma_rule == SIGMA_TABLE && c->continuous && c->prediction_type == PREDICTION_V) {
+            s->calls = ++n;
+            s->sigma[n] = c->final_sigma_min ? sigma_of(s, 0) : 0;
+        }
+    }
+    if (c->sigma_rule != SIGMA_TABLE) sigmas_spread(s, n, most, least);
+    for (int i = 0; i < n && c->continuous && c->prediction_type == PREDICTION_V; i++)
+        s->timestep[i] = .25f * logf(s->sigma[i]);
 }
 
 /* PNDM repeats the second time step (PLMS), or begins with Runge-Kutta's twelve calls. */
@@ -310,22 +391,19 @@ int schedule_new(struct schedule **ret, const struct sampler_config *config, int
         }
         if (code) goto fail;
     }
-    for (int i = 0; i < s->calls && config->scheduler != SCHEDULER_RECTIFIED_FLOW; i++) {
+    int sigmas = config->scheduler == SCHEDULER_EULER || config->scheduler == SCHEDULER_DPM;
+    if (sigmas) sigmas_fill(s);
+    /* The others look their noise levels up at the time step. */
+    for (int i = 0; i < s->calls && !sigmas && config->scheduler != SCHEDULER_RECTIFIED_FLOW; i++) {
         if (s->timestep[i] < 0 || s->timestep[i] > train - 1) {
             code = steer_fail(err, STEER_BAD_VALUE, "time step %g of %d steps: expected 0 to %d",
                               s->timestep[i], steps, train - 1);
             goto fail;
         }
     }
-    if (config->scheduler == SCHEDULER_EULER || config->scheduler == SCHEDULER_DPM) {
-        for (int i = 0; i < steps; i++)
-            s->sigma[i] = (float)sigma_at(s, s->timestep[i]);
-        if (config->use_karras_sigmas) karras_sigmas(s, steps);
-        s->sigma[steps] = config->final_sigma_min ? (float)sigma_at(s, 0) : 0;
-    }
     if (config->scheduler == SCHEDULER_EULER) {
         double most = 0;
-        for (int i = 0; i < steps; i++)
+        for (int i = 0; i <= s->calls; i++)
             most = fmax(most, s->sigma[i]);
         s->init_scale = config->timestep_spacing == SPACING_LEADING ? sqrt(most * most + 1) : most;
     }
@@ -536,28 +614,27 @@ static void step_plms(struct sampler *s, int call, const float *out, float *x)
     pndm_transfer(s, e, from, x, t, next);
 }
 
+/* In f32 and in diffusers' order: with a first sigma of 4096 (zero terminal SNR) its rounding is
+ * part of the picture. */
 static void step_euler(struct sampler *s, int call, const float *out, float *x)
 {
     const struct schedule *h = s->schedule;
-    double sigma = h->sigma[call], next = h->sigma[call + 1], a = 1, b = -sigma;
-    if (h->config.prediction_type == PREDICTION_V) {
-        a = 1 / (sigma * sigma + 1);
-        b = -sigma / sqrt(sigma * sigma + 1);
-    } else if (h->config.prediction_type == PREDICTION_SAMPLE) {
-        a = 0;
-        b = 1;
+    float sigma = h->sigma[call], change = h->sigma[call + 1] - sigma;
+    float square = sigma * sigma + 1, v = -sigma / sqrtf(square);
+    for (size_t i = 0; i < s->count; i++) {
+        float x0 = out[i];
+        if (h->config.prediction_type == PREDICTION_V) x0 = out[i] * v + x[i] / square;
+        if (h->config.prediction_type == PREDICTION_EPSILON) x0 = x[i] - sigma * out[i];
+        x[i] = x[i] + (x[i] - x0) / sigma * change;
     }
-    /* x' = x + (x - x0) / sigma * (next - sigma) with x0 = a x + b out */
-    double slope = (next - sigma) / sigma;
-    blend(x, 1 + slope * (1 - a), out, -slope * b, s->count);
 }
 
 static void step_dpm(struct sampler *s, int call, const float *out, float *x)
 {
     const struct schedule *h = s->schedule;
     const struct sampler_config *c = &h->config;
-    double sigma[3], alpha[3], lambda[3]; /* next, this, last */
-    for (int i = 0; i < 3; i++) {
+    double sigma[4], alpha[4], lambda[4]; /* next, this, last, the one before */
+    for (int i = 0; i < 4; i++) {
         int at = call + 1 - i;
         double ratio = at >= 0 ? h->sigma[at] : 1;
         alpha[i] = 1 / sqrt(ratio * ratio + 1);
@@ -571,21 +648,34 @@ static void step_dpm(struct sampler *s, int call, const float *out, float *x)
     for (size_t i = 0; i < s->count; i++)
         x0[i] = (float)(a * (double)x[i] + b * (double)out[i]);
     remember(s, x0);
-    int last = call == h->calls - 1;
-    int first_order = c->solver_order == 1 || s->past_count < 2 ||
-                      (last && (c->euler_at_final || !c->final_sigma_min ||
-                                (c->lower_order_final && h->calls < 15)));
+    int few = c->lower_order_final && h->calls < 15, order = c->solver_order;
+    if (order > s->past_count) order = s->past_count;
+    if (call == h->calls - 1 && (c->euler_at_final || !c->final_sigma_min || few)) order = 1;
+    if (call == h->calls - 2 && few && order > 2) order = 2;
+
+    /* x' = sigma' / sigma x + w0 D0 + w1 D1 + w2 D2: the differences of arXiv 2211.01095, written
+     * as weights of the outputs. */
     double step = lambda[0] - lambda[1], shrink = -expm1(-step); /* 1 - e^-h */
-    double w0 = alpha[0] * shrink, w1 = 0;
-    if (!first_order) {
+    double w[3] = {alpha[0] * shrink, 0, 0};
+    double slope = alpha[0] * (1 - shrink / step);
+    if (order == 2) {
         double r = (lambda[1] - lambda[2]) / step;
-        double d1 = strcmp(c->solver_type, "heun") == 0 ? alpha[0] * (1 - shrink / step)
-                                                        : .5 * alpha[0] * shrink;
-        w0 += d1 / r;
-        w1 = -d1 / r;
+        double d1 = strcmp(c->solver_type, "heun") == 0 ? slope : .5 * alpha[0] * shrink;
+        w[0] += d1 / r;
+        w[1] = -d1 / r;
+    } else if (order == 3) {
+        double r0 = (lambda[1] - lambda[2]) / step, r1 = (lambda[2] - lambda[3]) / step;
+        double curve = alpha[0] * (.5 - (step - shrink) / (step * step));
+        /* D1 = p + r0 / (r0 + r1) (p - q), D2 = (p - q) / (r0 + r1), with the slopes
+         * p = (m0 - m1) / r0 and q = (m1 - m2) / r1. */
+        double turn = (slope * r0 + curve) / (r0 + r1), p = slope + turn, q = -turn;
+        w[0] += p / r0;
+        w[1] = -p / r0 + q / r1;
+        w[2] = -q / r1;
     }
-    blend(x, sigma[0] / sigma[1], s->past[0], w0, s->count);
-    if (w1 != 0) blend(x, 1, s->past[1], w1, s->count);
+    blend(x, sigma[0] / sigma[1], s->past[0], w[0], s->count);
+    for (int i = 1; i < order; i++)
+        blend(x, 1, s->past[i], w[i], s->count);
 }
 
 static void step_lcm(struct sampler *s, int call, const float *out, float *x)

@@ -16,11 +16,13 @@ enum scheduler {
     SCHEDULER_DDIM,           /* DDIMScheduler */
     SCHEDULER_PNDM,           /* PNDMScheduler */
     SCHEDULER_EULER,          /* EulerDiscreteScheduler */
-    SCHEDULER_DPM,            /* DPMSolverMultistepScheduler: dpmsolver++, order 1 or 2 */
+    SCHEDULER_DPM,            /* DPMSolverMultistepScheduler: dpmsolver++, order 1 to 3 */
     SCHEDULER_LCM,            /* LCMScheduler */
     SCHEDULER_RECTIFIED_FLOW, /* InstaFlow: x += v / n, at t = 1000 (1 - i / n) */
 };
 enum prediction { PREDICTION_EPSILON, PREDICTION_V, PREDICTION_SAMPLE };
+/* Noise levels other than the table's at the time steps: between the largest and the smallest. */
+enum sigma_rule { SIGMA_TABLE, SIGMA_KARRAS, SIGMA_EXPONENTIAL, SIGMA_LU };
 enum spacing { SPACING_LEADING, SPACING_LINSPACE, SPACING_TRAILING };
 
 #define SAMPLER_TRAIN_STEPS_MAX 4096
@@ -36,7 +38,10 @@ struct sampler_config {
     int set_alpha_to_one, skip_prk_steps, rescale_betas_zero_snr;
     int solver_order, lower_order_final, euler_at_final, final_sigma_min;
     char solver_type[16]; /* DPM: "midpoint" or "heun" */
-    int use_karras_sigmas;
+    enum sigma_rule sigma_rule;
+    double sigma_min, sigma_max;  /* bounds of sigma_rule; 0: the schedule's own */
+    double lambda_min_clipped;    /* DPM: time steps of less are left out */
+    int log_linear, continuous;   /* EULER: interpolation_type, timestep_type */
     int original_inference_steps; /* LCM */
     double timestep_scaling;      /* LCM */
     /* A one-step checkpoint's own rule: explicit time steps (descending) and, when not 0, the

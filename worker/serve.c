@@ -10,6 +10,7 @@
 #include "cpu/onednn.h"
 #include "link.h"
 #include "log.h"
+#include "numerics.h"
 #include "offer.h"
 
 enum { FOLDERS_MAX = 16 };
@@ -17,7 +18,7 @@ enum { FOLDERS_MAX = 16 };
 struct serve_args {
     const char *broker, *worker, *models[FOLDERS_MAX];
     int folders;
-    uint64_t memory_bytes, batch_max;
+    uint64_t batch_max;
 };
 
 static int set_broker(void *target, const char *value, struct steer_error *err)
@@ -45,11 +46,6 @@ static int set_models(void *target, const char *value, struct steer_error *err)
     return 0;
 }
 
-static int set_memory(void *target, const char *value, struct steer_error *err)
-{
-    return args_bytes(&((struct serve_args *)target)->memory_bytes, value, err);
-}
-
 static int set_batch(void *target, const char *value, struct steer_error *err)
 {
     return args_u64(&((struct serve_args *)target)->batch_max, value, 1, STEER_BATCH_MAX, err);
@@ -59,7 +55,6 @@ static const struct args_option options[] = {
     {"models", "DIR", "a folder of model folders, named by them; may be repeated", set_models},
     {"broker", "ENDPOINT", "the broker's worker port (default tcp://127.0.0.1:5556)", set_broker},
     {"worker", "ID", "this worker's name (default: the host's)", set_worker},
-    {"memory", "BYTES", "for models and plans (default: half of the machine's)", set_memory},
     {"batch", "N", "images of one forward pass (default 4)", set_batch},
     {NULL, NULL, NULL, NULL},
 };
@@ -86,8 +81,9 @@ static int serve(const struct serve_args *a, const struct machine_args *m, struc
     struct engine_options o = {.compute = {.backend = m->backend,
                                            .precision = m->precision,
                                            .threads = m->threads,
-                                           .tuning = m->tuning},
-                               .memory_bytes = a->memory_bytes,
+                                           .tuning = m->tuning,
+                                           .salt = numerics_salt(NULL)},
+                               .memory_bytes = m->memory_bytes,
                                .wake = wake,
                                .model_dir = dir_of,
                                .data = offers};

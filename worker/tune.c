@@ -8,11 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../proto/job.h"
-#include "commands.h"
-#include "job_args.h"
-#include "job_plan.h"
-#include "offer.h"
+#include "session.h"
 
 enum { RUNS = 3, SHAPES_MAX = 512 };
 
@@ -93,51 +89,51 @@ static int table_write(const struct table *t, const char *path, int way, struct 
 
 /* Renders with the table at path and reads the convolutions' times. */
 static int measure(struct table *t, int way, const struct tune_args *a,
-                   const struct machine_args *m, struct job_args *j, const char *path,
+                   const struct machine_args *m, const struct job_args *given, const char *path,
                    struct steer_error *err)
 {
-    struct compute *c = NULL;
-    struct model *model = NULL;
-    struct pipeline *pipeline = NULL;
-    Steerfarm__Model *offer = NULL;
-    struct job_resolved resolved;
-    struct job_plan p;
-    struct plan *plans[3];
-    struct compute_options o = {.backend = "cpu",
-                                .precision = precision_of(m, j->job.precision),
-                                .threads = m->threads,
-                                .tuning = path};
-    int code = compute_open(&c, &o, err);
-    if (!code) code = model_open(&model, a->model, c, err);
-    if (!code && !(offer = offer_make(model))) code = STEER_NO_MEMORY;
-    if (!code) j->job.model = model->name;
-    if (!code) code = pipeline_new(&pipeline, model, c, pipeline_limits_default());
-    if (!code) code = job_resolve(&resolved, &j->job, offer, 1, err);
-    if (!code) code = job_plan_make(&p, model, &resolved.job, 0, err);
-    p.image.pixels = NULL;
-    if (!code) {
-        p.shape.recipe = &p.recipe;
-        code = pipeline_plans(pipeline, &p.shape, 1, plans, plans + 1, plans + 2, err);
-    }
+    struct session s = {0};
+    struct machine_args machine = *m;
+    struct job_args j = *given; /* a session writes into it */
+    struct job_plan p = {0};
+    struct pipeline_plans plans;
+    machine.tuning = path;
+    machine.backend = "cpu";
+    int code = session_open(&s, a->model, &machine, &j, 1, err);
+    if (!code) code = session_plan(&s, 0, &p, err);
+    if (!code) code = pipeline_plans(s.pipeline, &p.shape, 1, &plans, err);
     if (!code && !(p.image.pixels = malloc((size_t)p.shape.width * (size_t)p.shape.height * 3)))
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
     for (int run = 0; run <= RUNS && !code; run++) {
         if (run == 1) { /* the first warms up */
-            plan_profile(plans[1], 1);
-            plan_profile(plans[2], 1);
+            plan_profile(plans.denoise, 1);
+            plan_profile(plans.decode, 1);
         }
-        code = pipeline_render(pipeline, &p.shape, &p.image, 1, NULL, NULL, err);
+        code = pipeline_render(s.pipeline, &p.shape, &p.image, 1, NULL, NULL, err);
     }
     if (!code) {
-        plan_read(t, plans[1], way);
-        plan_read(t, plans[2], way);
+        plan_read(t, plans.denoise, way);
+        plan_read(t, plans.decode, way);
     }
     free(p.image.pixels);
-    pipeline_free(pipeline);
-    offer_free(offer);
-    model_close(model);
-    compute_close(c);
+    session_close(&s);
     return code;
+}
+
+/* Measures under candidate tables at `work`, which holds the winner's at the end. The first pass
+ * under an empty table finds the shapes. */
+static int tune(struct table *t, const struct tune_args *a, const struct machine_args *m,
+                const struct job_args *j, const char *work, struct steer_error *err)
+{
+    int code = table_write(t, work, 0, err);
+    if (!code) code = measure(t, 0, a, m, j, work, err);
+    for (int way = 0; way < 2 && !code; way++) {
+        for (int i = 0; i < t->count; i++)
+            t->shapes[i].ms[way] = 0;
+        code = table_write(t, work, way, err);
+        if (!code) code = measure(t, way, a, m, j, work, err);
+    }
+    return code ? code : table_write(t, work, -1, err);
 }
 
 int command_tune(int argc, char **argv, struct steer_error *err)
@@ -165,20 +161,20 @@ int command_tune(int argc, char **argv, struct steer_error *err)
                           "--model DIR and --output FILE are needed (see --help)");
     static char prompt[] = "a photograph";
     if (!j.job.prompt) j.job.prompt = prompt;
-    /* The first pass under an empty table finds the shapes. */
-    if ((code = table_write(&table, a.output, 0, err)) ||
-        (code = measure(&table, 0, &a, &m, &j, a.output, err)))
+    /* A table in use is replaced whole or not at all. */
+    char work[1100];
+    if ((size_t)snprintf(work, sizeof work, "%s.%d.part", a.output, (int)getpid()) >= sizeof work)
+        return steer_fail(err, STEER_BAD_VALUE, "--output %s: the name is too long", a.output);
+    code = tune(&table, &a, &m, &j, work, err);
+    if (!code && rename(work, a.output))
+        code = steer_fail(err, STEER_IO, "%s: cannot be written", a.output);
+    if (code) {
+        unlink(work);
         return code;
-    for (int way = 0; way < 2 && !code; way++) {
-        for (int i = 0; i < table.count; i++)
-            table.shapes[i].ms[way] = 0;
-        code = table_write(&table, a.output, way, err);
-        if (!code) code = measure(&table, way, &a, &m, &j, a.output, err);
     }
-    if (code) return code;
     for (int i = 0; i < table.count; i++)
         printf("conv3 %4d %4d %4dx%-4d  direct %8.3f ms  winograd %8.3f ms\n", table.shapes[i].in,
                table.shapes[i].out, table.shapes[i].h, table.shapes[i].w, table.shapes[i].ms[0],
                table.shapes[i].ms[1]);
-    return table_write(&table, a.output, -1, err);
+    return 0;
 }

@@ -9,11 +9,20 @@
 #include "cli.h"
 
 static int failures;
+static const struct cli *shape; /* how to say it */
 
 static void say(const char *verdict, const char *what, const char *detail)
 {
-    printf("%-5s %-12s %s\n", verdict, what, detail);
+    int good = strcmp(verdict, "ok") == 0;
     failures += strcmp(verdict, "fail") == 0;
+    if (shape->json) {
+        json_t *line = json_pack("{s:s, s:s, s:s}", "verdict", verdict, "what", what, "detail",
+                                 printable(detail));
+        line_json(line);
+        json_decref(line);
+    } else if (!shape->quiet || !good) {
+        printf("%-5s %-12s %s\n", verdict, what, detail);
+    }
 }
 
 static void processor(void)
@@ -79,9 +88,10 @@ static void farm(const struct cli *cli)
     };
     struct steer_client *c;
     struct steer_fault fault;
+    struct steer_error err = {0};
     char *text, detail[200];
-    if (steer_open(&c, cli->broker, &fault)) {
-        say("fail", "broker", fault.text);
+    if (cli_open(&c, cli, &err)) {
+        say("fail", "broker", err.text);
         return;
     }
     int answers = !steer_ask(c, STEER_ASK_STATUS, NULL, &text, 2000, &fault);
@@ -101,16 +111,15 @@ static void farm(const struct cli *cli)
 
 int command_doctor(int argc, char **argv, struct steer_error *err)
 {
-    struct cli cli = {.timeout_ms = -1};
-    int words, help;
+    struct cli cli;
+    int words;
     const struct args_group groups[] = {{"Connection", cli_options, &cli}, {NULL, NULL, NULL}};
-    int code = args_parse(groups, argc, argv, &words, &help, err);
-    if (code) return code;
-    if (help) {
-        printf("steer doctor\n");
-        args_help(stdout, groups);
-        return 0;
-    }
+    int code = cli_parse(&cli, groups,
+                         "steer doctor\n\nA line each: ok, warn or fail. --quiet leaves out what "
+                         "is ok.\n",
+                         argc, argv, &words, err);
+    if (code) return code == 1 ? 0 : code;
+    shape = &cli;
     if (words) return steer_fail(err, STEER_USAGE, "doctor takes no words");
     processor();
     threads();

@@ -7,6 +7,7 @@
 #include <webp/mux.h>
 
 #include "cli.h"
+#include "pb_json.h"
 
 enum { FILE_BYTES_MAX = 256 << 20, XMP_BYTES_MAX = 1 << 20 };
 
@@ -114,7 +115,7 @@ int job_of_image(json_t **ret, const char *path, struct steer_error *err)
         *end = 0;
         begin += strlen("<steerfarm:job>");
         xml_unescape(begin);
-        json = json_loads(begin, JSON_REJECT_DUPLICATES, NULL);
+        json = pb_json_read(begin, NULL);
     }
     free(xmp);
     free(data);

@@ -17,9 +17,8 @@ struct list_args {
 
 static int set_state(void *target, const char *value, struct steer_error *err)
 {
-    (void)err;
     ((struct list_args *)target)->state = value;
-    return 0;
+    return job_args_text(value, err);
 }
 
 static int set_label(void *target, const char *value, struct steer_error *err)
@@ -27,7 +26,7 @@ static int set_label(void *target, const char *value, struct steer_error *err)
     if (!strchr(value, '='))
         return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected KEY=VALUE", value);
     ((struct list_args *)target)->label = value;
-    return 0;
+    return job_args_text(value, err);
 }
 
 static int set_limit(void *target, const char *value, struct steer_error *err)
@@ -37,9 +36,8 @@ static int set_limit(void *target, const char *value, struct steer_error *err)
 
 static int set_key(void *target, const char *value, struct steer_error *err)
 {
-    (void)err;
     ((struct list_args *)target)->key = value;
-    return 0;
+    return job_args_text(value, err);
 }
 
 static int set_failed(void *target, const char *value, struct steer_error *err)
@@ -64,25 +62,19 @@ static const struct args_option retry_options[] = {
     {"failed", NULL, "the images that failed (what retry does)", set_failed},
     {NULL, NULL, NULL, NULL},
 };
-static const struct args_option no_options[] = {{NULL, NULL, NULL, NULL}};
 
 /* Parses flags, opens a client; 1: help was printed. `word` NULL: no word is expected. */
 static int begin(struct cli *cli, const struct args_option *options, void *target, const char *what,
                  int argc, char **argv, const char **word, int optional, struct steer_client **c,
                  struct steer_error *err)
 {
-    int words, help;
-    const struct args_group groups[] = {
+    char usage[200];
+    int words;
+    const struct args_group with[] = {
         {"Options", options, target}, {"Connection", cli_options, cli}, {NULL, NULL, NULL}};
-    *cli = (struct cli){.timeout_ms = -1};
-    int code = args_parse(groups, argc, argv, &words, &help, err);
+    snprintf(usage, sizeof usage, "steer %s\n", what);
+    int code = cli_parse(cli, options ? with : with + 1, usage, argc, argv, &words, err);
     if (code) return code;
-    if (help) {
-        printf("steer %s\n", what);
-        args_help(stdout, groups);
-        args_help_exits(stdout);
-        return 1;
-    }
     if (words > (word ? 1 : 0) || (word && !words && !optional))
         return steer_fail(err, STEER_USAGE, "expected: steer %s", what);
     if (word) *word = words ? argv[0] : NULL;
@@ -92,29 +84,19 @@ static int begin(struct cli *cli, const struct args_option *options, void *targe
 static int ask(struct steer_client *c, const struct cli *cli, enum steer_question question,
                const char *argument, json_t **ret, struct steer_error *err)
 {
-    struct steer_fault fault;
-    char *text;
-    if (steer_ask(c, question, argument, &text, cli_answer_ms(cli), &fault))
-        return fault_error(err, &fault);
-    *ret = json_loads(text, 0, NULL);
-    free(text);
-    return *ret ? 0 : steer_fail(err, STEER_BAD_FRAME, "the broker's answer is no JSON");
+    return cli_ask(c, cli, question, argument, cli_answer_ms(cli), ret, err);
 }
 
-static void line_json(const json_t *json)
+static int job_ask(struct steer_client *c, const struct cli *cli, enum steer_question question,
+                   const char *job, json_t **ret, struct steer_error *err)
 {
-    json_dumpf(json, stdout, JSON_COMPACT);
-    putchar('\n');
-}
-
-static int64_t number(const json_t *object, const char *key)
-{
-    return json_integer_value(json_object_get(object, key));
+    int code = cli_job_id(job, err);
+    return code ? code : ask(c, cli, question, job, ret, err);
 }
 
 static void time_write(char to[32], const json_t *job, const char *key)
 {
-    time_t seconds = (time_t)(number(job, key) / 1000);
+    time_t seconds = (time_t)(json_number(job, key) / 1000);
     struct tm tm;
     snprintf(to, 32, "-");
     if (seconds && localtime_r(&seconds, &tm)) strftime(to, 32, "%Y-%m-%d %H:%M:%S", &tm);
@@ -127,10 +109,10 @@ static void job_row(const json_t *job)
     const json_t *spec = json_object_get(job, "spec"), *counts = json_object_get(job, "counts");
     char accepted[32];
     time_write(accepted, job, "accepted_ms");
-    int64_t done = number(counts, "acked") + number(counts, "spooled");
+    int64_t done = json_number(counts, "acked") + json_number(counts, "spooled");
     printf("%-16s %-10s %6" PRId64 "/%-6" PRId64 " %-19s %-16.16s %.40s\n",
            printable(json_text(job, "job")), printable(json_text(job, "state")), done,
-           number(spec, "images"), accepted, printable(json_text(spec, "model")),
+           json_number(spec, "images"), accepted, printable(json_text(spec, "model")),
            printable(json_text(spec, "prompt")));
 }
 
@@ -164,6 +146,9 @@ int command_jobs(int argc, char **argv, struct steer_error *err)
         else
             job_row(json_array_get(jobs, i));
     }
+    if (json_is_true(json_object_get(reply, "more")) && !cli.quiet)
+        fprintf(stderr, "steer: there are more than these %zu; --limit N shows up to 1000\n",
+                json_array_size(jobs));
     json_decref(reply);
     json_decref(what);
     steer_close(c);
@@ -191,16 +176,19 @@ static void job_print(const json_t *job)
     printf("\n");
     json_object_foreach((json_t *)(uintptr_t)spec, key, value)
     {
-        char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
-        printf("  %-16s %s\n", key, printable(text));
+        char *text =
+            json_is_string(value) ? NULL : json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+        printf("  %-16s %s\n", key, printable(text ? text : json_string_value(value)));
         free(text);
     }
     for (size_t i = 0; i < json_array_size(failures); i++) {
         const json_t *f = json_array_get(failures, i);
         printf("failed    image %" PRId64 " after %" PRId64 " attempts: %s: %s\n",
-               number(f, "index"), number(f, "attempts"), printable(json_text(f, "code")),
+               json_number(f, "index"), json_number(f, "attempts"), printable(json_text(f, "code")),
                printable(json_text(f, "text")));
     }
+    int64_t cut = json_number(counts, "failed") - (int64_t)json_array_size(failures);
+    if (cut > 0) printf("failed    %" PRId64 " more images\n", cut);
 }
 
 static int job_answer(const struct cli *cli, const json_t *reply)
@@ -222,8 +210,8 @@ int command_show(int argc, char **argv, struct steer_error *err)
     struct steer_client *c = NULL;
     const char *job;
     json_t *reply = NULL;
-    int code = begin(&cli, no_options, NULL, "show JOB", argc, argv, &job, 0, &c, err);
-    if (!code) code = ask(c, &cli, STEER_ASK_JOB, job, &reply, err);
+    int code = begin(&cli, NULL, NULL, "show JOB", argc, argv, &job, 0, &c, err);
+    if (!code) code = job_ask(c, &cli, STEER_ASK_JOB, job, &reply, err);
     if (!code) job_answer(&cli, reply);
     json_decref(reply);
     steer_close(c);
@@ -242,13 +230,22 @@ int command_cancel(int argc, char **argv, struct steer_error *err)
         begin(&cli, cancel_options, &a, "cancel JOB | --key KEY", argc, argv, &job, 1, &c, err);
     if (!code && !job == !a.key)
         code = steer_fail(err, STEER_USAGE, "expected: steer cancel JOB | --key KEY");
+    if (!code && job) code = cli_job_id(job, err);
     if (!code && steer_cancel(c, job, a.key, &text, cli_answer_ms(&cli), &fault))
-        code = fault_error(err, &fault);
+        code = strcmp(fault.code, "UNKNOWN_JOB") == 0 && job
+                   ? steer_fail(err, STEER_UNKNOWN_JOB, "no such job \"%s\"", printable(job))
+                   : fault_error(err, &fault);
     if (!code) {
         json_t *reply = json_loads(text, 0, NULL);
         job_answer(&cli, reply);
-        if (!json_array_size(json_object_get(reply, "jobs")) && !cli.quiet && !cli.json)
-            printf("key %s is cancelled before its job\n", printable(a.key));
+        if (!json_array_size(json_object_get(reply, "jobs"))) {
+            json_t *stone = json_pack("{s:s, s:s}", "key", a.key, "state", "cancelled");
+            if (cli.json)
+                line_json(stone);
+            else if (!cli.quiet)
+                printf("key %s is cancelled before its job\n", printable(a.key));
+            json_decref(stone);
+        }
         json_decref(reply);
     }
     free(text);
@@ -264,7 +261,7 @@ int command_retry(int argc, char **argv, struct steer_error *err)
     const char *job;
     json_t *reply = NULL;
     int code = begin(&cli, retry_options, &a, "retry JOB [--failed]", argc, argv, &job, 0, &c, err);
-    if (!code) code = ask(c, &cli, STEER_DO_RETRY, job, &reply, err);
+    if (!code) code = job_ask(c, &cli, STEER_DO_RETRY, job, &reply, err);
     if (!code) job_answer(&cli, reply);
     json_decref(reply);
     steer_close(c);
@@ -273,70 +270,82 @@ int command_retry(int argc, char **argv, struct steer_error *err)
 
 /* ---- watch and wait ---- */
 
-static int end_code(const json_t *status, struct steer_error *err)
-{
-    const char *state = json_text(status, "state");
-    if (strcmp(state, "done") == 0) return 0;
-    int code = strcmp(state, "cancelled") == 0 ? STEER_CANCELLED
-               : strcmp(state, "expired") == 0 ? STEER_EXPIRED
-                                               : STEER_RENDER_FAILED;
-    return steer_fail(err, code, "job %s has %s", printable(json_text(status, "job")),
-                      printable(state));
-}
-
-static void on_interrupt(int sign)
-{
-    (void)sign;
-    interrupted++;
-}
-
-/* A job counts as ended for wait when nothing is left to render, fetched or not. */
+/* Nothing is left to render, fetched or not: what wait and watch wait for. */
 static int rendered(const json_t *counts)
 {
-    return !number(counts, "queued") && !number(counts, "leased");
+    return !json_number(counts, "queued") && !json_number(counts, "leased");
 }
 
-static int follow(struct steer_client *c, const struct cli *cli, const char *job, int show,
-                  struct steer_error *err)
+static void progress_print(const struct cli *cli, const char *job, const json_t *progress)
+{
+    const json_t *counts = json_object_get(progress, "counts");
+    if (cli->quiet) return;
+    if (cli->json) {
+        line_json(progress);
+        return;
+    }
+    printf("%s  queued %" PRId64 "  running %" PRId64 "  rendered %" PRId64 "  fetched %" PRId64
+           "  failed %" PRId64 "\n",
+           job, json_number(counts, "queued"), json_number(counts, "leased"),
+           json_number(counts, "spooled"), json_number(counts, "acked"),
+           json_number(counts, "failed"));
+    fflush(stdout);
+}
+
+/* Until nothing is left to render, or a fault. */
+static int follow_events(struct steer_client *c, const struct cli *cli, const char *job, int show,
+                         struct steer_error *err)
 {
     struct steer_event e;
     struct steer_fault fault;
-    int waited = 0;
-    struct sigaction act = {.sa_handler = on_interrupt};
-    sigaction(SIGINT, &act, NULL);
     if (steer_watch(c, job)) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    while (!interrupted) {
+    for (int over = 0; !over;) {
+        if (interrupted)
+            return steer_fail(err, STEER_INTERRUPTED, "interrupted; job %s goes on", job);
+        if (cli_left_ms(cli) == 0)
+            return steer_fail(err, STEER_TIMEOUT, "job %s has not ended in time", job);
         int got = steer_next(c, &e, 200, &fault);
         if (got < 0) return fault_error(err, &fault);
-        waited += 200;
-        if (!got && cli->timeout_ms >= 0 && waited > cli->timeout_ms)
-            return steer_fail(err, STEER_TIMEOUT, "job %s has not ended in time", job);
         if (!got) continue;
-        if (e.kind == STEER_EVENT_REFUSED) return fault_error(err, &e.fault);
-        json_t *json = json_loads(e.json, 0, NULL), *counts = json_object_get(json, "counts");
-        if (e.kind == STEER_EVENT_PROGRESS && show) {
-            if (cli->json)
-                line_json(json);
-            else
-                printf("%s  queued %" PRId64 "  running %" PRId64 "  rendered %" PRId64
-                       "  fetched %" PRId64 "  failed %" PRId64 "\n",
-                       job, number(counts, "queued"), number(counts, "leased"),
-                       number(counts, "spooled"), number(counts, "acked"),
-                       number(counts, "failed"));
-            fflush(stdout);
-        }
-        int over = e.kind == STEER_EVENT_PROGRESS && !show && rendered(counts);
-        int code = 0;
-        if (e.kind == STEER_EVENT_DONE) {
-            const json_t *status = json_object_get(json, "status");
-            if (cli->json) line_json(status);
-            code = end_code(status, err);
-            over = 1;
+        if (e.kind == STEER_EVENT_REFUSED)
+            return steer_fail(err, steer_code_of(e.fault.code), "%s \"%s\"",
+                              printable(e.fault.text), job);
+        json_t *json = json_loads(e.json, 0, NULL);
+        over = e.kind == STEER_EVENT_DONE;
+        if (e.kind == STEER_EVENT_PROGRESS) {
+            over = rendered(json_object_get(json, "counts"));
+            if (show) progress_print(cli, job, json);
         }
         json_decref(json);
-        if (over) return code;
     }
-    return steer_fail(err, STEER_CANCELLED, "interrupted");
+    return 0;
+}
+
+/* watch and wait: the job's final state is told, and is the exit code. */
+static int follow(struct steer_client *c, const struct cli *cli, const char *job, int show,
+                  struct steer_error *err)
+{
+    json_t *reply = NULL;
+    int code = cli_job_id(job, err);
+    if (!code) code = follow_events(c, cli, job, show, err);
+    if (!code) code = cli_ask(c, cli, STEER_ASK_JOB, job, cli_left_ms(cli), &reply, err);
+    if (code) return code;
+    const json_t *status = json_array_get(json_object_get(reply, "jobs"), 0);
+    const json_t *counts = json_object_get(status, "counts");
+    int64_t spooled = json_number(counts, "spooled"), acked = json_number(counts, "acked");
+    if (cli->json) {
+        line_json(status);
+    } else if (!cli->quiet) {
+        /* A job is done when its images were fetched; for these commands, when they were made. */
+        const char *state = spooled ? "rendered" : json_text(status, "state");
+        printf("%s  %s: %" PRId64 " images to fetch, %" PRId64 " fetched, %" PRId64 " failed\n",
+               job, printable(state), spooled, acked, json_number(counts, "failed"));
+        fflush(stdout);
+        if (spooled) fprintf(stderr, "steer: `steer fetch %s` gets the images\n", job);
+    }
+    code = job_end(status, err);
+    json_decref(reply);
+    return code;
 }
 
 int command_watch(int argc, char **argv, struct steer_error *err)
@@ -344,7 +353,7 @@ int command_watch(int argc, char **argv, struct steer_error *err)
     struct cli cli;
     struct steer_client *c = NULL;
     const char *job;
-    int code = begin(&cli, no_options, NULL, "watch JOB", argc, argv, &job, 0, &c, err);
+    int code = begin(&cli, NULL, NULL, "watch JOB", argc, argv, &job, 0, &c, err);
     if (!code) code = follow(c, &cli, job, 1, err);
     steer_close(c);
     return code == 1 ? 0 : code;
@@ -355,7 +364,7 @@ int command_wait(int argc, char **argv, struct steer_error *err)
     struct cli cli;
     struct steer_client *c = NULL;
     const char *job;
-    int code = begin(&cli, no_options, NULL, "wait JOB", argc, argv, &job, 0, &c, err);
+    int code = begin(&cli, NULL, NULL, "wait JOB", argc, argv, &job, 0, &c, err);
     if (!code) code = follow(c, &cli, job, 0, err);
     steer_close(c);
     return code == 1 ? 0 : code;
@@ -368,8 +377,8 @@ static void worker_row(const json_t *w)
     const json_t *models = json_object_get(w, "models"), *device = json_object_get(w, "device");
     printf("%-20s %-12s %-5s %6" PRId64 " %8" PRId64 " %6" PRId64 "  ",
            printable(json_text(w, "worker")), printable(json_text(w, "state")),
-           printable(json_text(device, "kind")), number(w, "leased"), number(w, "done"),
-           number(w, "failed"));
+           printable(json_text(device, "kind")), json_number(w, "leased"), json_number(w, "done"),
+           json_number(w, "failed"));
     for (size_t i = 0; i < json_array_size(models); i++)
         printf("%s%s", i ? ", " : "", printable(json_string_value(json_array_get(models, i))));
     printf("\n");
@@ -379,7 +388,7 @@ static void model_row(const json_t *m)
 {
     const json_t *recipes = json_object_get(m, "recipes");
     printf("%-20s %-8s %4" PRId64 "x%-5" PRId64 " %-12.12s ", printable(json_text(m, "name")),
-           printable(json_text(m, "family")), number(m, "width"), number(m, "height"),
+           printable(json_text(m, "family")), json_number(m, "width"), json_number(m, "height"),
            printable(json_text(m, "hash")));
     for (size_t i = 0; i < json_array_size(recipes); i++)
         printf("%s%s", i ? ", " : "", printable(json_text(json_array_get(recipes, i), "name")));
@@ -388,7 +397,7 @@ static void model_row(const json_t *m)
 
 static void counter_row(const json_t *c)
 {
-    printf("%-20s %" PRId64 "\n", printable(json_text(c, "name")), number(c, "value"));
+    printf("%-20s %" PRId64 "\n", printable(json_text(c, "name")), json_number(c, "value"));
 }
 
 static int list(int argc, char **argv, const char *what, enum steer_question question,
@@ -398,7 +407,7 @@ static int list(int argc, char **argv, const char *what, enum steer_question que
     struct cli cli;
     struct steer_client *c = NULL;
     json_t *reply = NULL;
-    int code = begin(&cli, no_options, NULL, what, argc, argv, NULL, 0, &c, err);
+    int code = begin(&cli, NULL, NULL, what, argc, argv, NULL, 0, &c, err);
     if (!code) code = ask(c, &cli, question, NULL, &reply, err);
     const json_t *items = json_object_get(reply, field);
     if (!code && head && !cli.json && !cli.quiet) printf("%s\n", head);
@@ -430,19 +439,40 @@ int command_models(int argc, char **argv, struct steer_error *err)
 
 int command_status(int argc, char **argv, struct steer_error *err)
 {
-    return list(argc, argv, "status", STEER_ASK_STATUS, "counters", NULL, counter_row, err);
+    struct cli cli;
+    struct steer_client *c = NULL;
+    json_t *reply = NULL, *all = json_object();
+    int code = begin(&cli, NULL, NULL, "status", argc, argv, NULL, 0, &c, err);
+    if (!code) code = ask(c, &cli, STEER_ASK_STATUS, NULL, &reply, err);
+    const json_t *counters = json_object_get(reply, "counters");
+    for (size_t i = 0; i < json_array_size(counters); i++) {
+        const json_t *counter = json_array_get(counters, i);
+        if (!cli.json)
+            counter_row(counter);
+        else
+            json_object_set(all, json_text(counter, "name"), json_object_get(counter, "value"));
+    }
+    if (!code && cli.json) line_json(all);
+    json_decref(all);
+    json_decref(reply);
+    steer_close(c);
+    return code == 1 ? 0 : code;
 }
 
+/* `done` is what is true afterwards. */
 static int order(int argc, char **argv, const char *what, enum steer_question question, int word,
-                 struct steer_error *err)
+                 const char *done, struct steer_error *err)
 {
     struct cli cli;
     struct steer_client *c = NULL;
     const char *argument = NULL;
     json_t *reply = NULL;
-    int code = begin(&cli, no_options, NULL, what, argc, argv, word ? &argument : NULL, 0, &c, err);
+    int code = begin(&cli, NULL, NULL, what, argc, argv, word ? &argument : NULL, 0, &c, err);
     if (!code) code = ask(c, &cli, question, argument, &reply, err);
-    if (!code && !cli.quiet && !cli.json) printf("ok\n");
+    if (!code && cli.json)
+        printf("{\"%s\": true}\n", done);
+    else if (!code && !cli.quiet)
+        printf("%s\n", done);
     json_decref(reply);
     steer_close(c);
     return code == 1 ? 0 : code;
@@ -450,15 +480,15 @@ static int order(int argc, char **argv, const char *what, enum steer_question qu
 
 int command_drain(int argc, char **argv, struct steer_error *err)
 {
-    return order(argc, argv, "drain WORKER", STEER_DO_DRAIN, 1, err);
+    return order(argc, argv, "drain WORKER", STEER_DO_DRAIN, 1, "draining", err);
 }
 
 int command_pause(int argc, char **argv, struct steer_error *err)
 {
-    return order(argc, argv, "pause", STEER_DO_PAUSE, 0, err);
+    return order(argc, argv, "pause", STEER_DO_PAUSE, 0, "paused", err);
 }
 
 int command_resume(int argc, char **argv, struct steer_error *err)
 {
-    return order(argc, argv, "resume", STEER_DO_RESUME, 0, err);
+    return order(argc, argv, "resume", STEER_DO_RESUME, 0, "resumed", err);
 }

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cli.h"
 
@@ -42,11 +43,40 @@ static int set_timeout(void *target, const char *value, struct steer_error *err)
 
 const struct args_option cli_options[] = {
     {"broker", "ENDPOINT", "the broker's client port (default tcp://127.0.0.1:5555)", set_broker},
-    {"timeout", "SECONDS", "give up after it (default: never; 10 s for questions)", set_timeout},
+    {"timeout", "SECONDS", "give up after it (default: never; 10 s for an answer at once)",
+     set_timeout},
     {"json", NULL, "answers as JSON, one object a line", set_json},
     {"quiet", NULL, "nothing but results and errors", set_quiet},
     {NULL, NULL, NULL, NULL},
 };
+
+static void on_signal(int number)
+{
+    (void)number;
+    interrupted++;
+}
+
+void cli_signals(void)
+{
+    struct sigaction act = {.sa_handler = on_signal}; /* no SA_RESTART: a read ends as well */
+    sigaction(SIGINT, &act, NULL);
+    sigaction(SIGTERM, &act, NULL);
+}
+
+int cli_parse(struct cli *cli, const struct args_group *groups, const char *usage, int argc,
+              char **argv, int *words, struct steer_error *err)
+{
+    int help;
+    *cli = (struct cli){.timeout_ms = -1, .begun_ms = now_ms()};
+    int code = args_parse(groups, argc, argv, words, &help, err);
+    if (code) return code;
+    cli_signals();
+    if (!help) return 0;
+    fputs(usage, stdout);
+    args_help(stdout, groups);
+    args_help_exits(stdout);
+    return 1;
+}
 
 int fault_error(struct steer_error *err, const struct steer_fault *fault)
 {
@@ -56,12 +86,53 @@ int fault_error(struct steer_error *err, const struct steer_fault *fault)
 int cli_open(struct steer_client **ret, const struct cli *cli, struct steer_error *err)
 {
     struct steer_fault fault;
-    return steer_open(ret, cli->broker, &fault) ? fault_error(err, &fault) : 0;
+    if (steer_open(ret, cli->broker, &fault)) return fault_error(err, &fault);
+    steer_stop_flag(*ret, &interrupted);
+    return 0;
+}
+
+int cli_left_ms(const struct cli *cli)
+{
+    double left = cli->timeout_ms - (now_ms() - cli->begun_ms);
+    return cli->timeout_ms < 0 ? -1 : left < 0 ? 0 : (int)left;
 }
 
 int cli_answer_ms(const struct cli *cli)
 {
-    return cli->timeout_ms >= 0 ? cli->timeout_ms : 10000;
+    return cli->timeout_ms >= 0 ? cli_left_ms(cli) : 10000;
+}
+
+int cli_ask(struct steer_client *c, const struct cli *cli, enum steer_question question,
+            const char *argument, int left_ms, json_t **ret, struct steer_error *err)
+{
+    struct steer_fault fault;
+    char *text = NULL;
+    int code = steer_ask(c, question, argument, &text, left_ms < 0 ? 3000 : left_ms, &fault);
+    if (left_ms < 0 && (code == STEER_TIMEOUT || code == STEER_BUSY)) {
+        if (!cli->quiet)
+            fprintf(stderr, "steer: %s; waiting for it\n",
+                    code == STEER_BUSY ? printable(fault.text) : "the broker does not answer");
+        code = steer_ask(c, question, argument, &text, -1, &fault);
+    }
+    if (code == STEER_UNKNOWN_JOB || code == STEER_UNKNOWN_WORKER)
+        return steer_fail(err, code, "%s \"%s\"", printable(fault.text), printable(argument));
+    if (code) return fault_error(err, &fault);
+    *ret = json_loads(text, 0, NULL);
+    free(text);
+    return *ret ? 0 : steer_fail(err, STEER_BAD_FRAME, "the broker's answer is no JSON");
+}
+
+int cli_job_id(const char *job, struct steer_error *err)
+{
+    if (*job && strlen(job) < STEER_JOB_ID_SIZE) return 0;
+    return steer_fail(err, STEER_UNKNOWN_JOB, "no such job \"%s\"", printable(job));
+}
+
+double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
 }
 
 const char *printable(const char *text)
@@ -82,6 +153,18 @@ const char *json_text(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
     return text ? text : "";
+}
+
+int64_t json_number(const json_t *object, const char *key)
+{
+    return json_integer_value(json_object_get(object, key));
+}
+
+void line_json(const json_t *json)
+{
+    json_dumpf(json, stdout, JSON_COMPACT);
+    putchar('\n');
+    fflush(stdout);
 }
 
 /* ---- commands ---- */

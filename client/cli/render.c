@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /* steer render, submit, fetch: jobs in, images out. */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "cli.h"
-#include "job_args.h"
+#include "limits.h"
 #include "output.h"
 #include "pb_json.h"
+#include "wire.h"
 
-enum { CREDIT = 16 };
+enum { LINE_KEY_BYTES_MAX = 116 }; /* of --key with --prompts: "-1234567890" follows */
 
 struct render_args {
     const char *model, *output, *from, *key, *prompts;
@@ -35,13 +35,26 @@ struct render_args {
         ((struct render_args *)target)->field = 1;                                                 \
         return 0;                                                                                  \
     }
-TEXT_SETTER(model)
 TEXT_SETTER(output)
 TEXT_SETTER(from)
-TEXT_SETTER(key)
 TEXT_SETTER(prompts)
 SWITCH_SETTER(detach)
 SWITCH_SETTER(overwrite)
+
+static int set_model(void *target, const char *value, struct steer_error *err)
+{
+    ((struct render_args *)target)->model = value;
+    return job_args_text(value, err);
+}
+
+static int set_key(void *target, const char *value, struct steer_error *err)
+{
+    ((struct render_args *)target)->key = value;
+    if (!*value || strlen(value) > STEER_KEY_BYTES_MAX)
+        return steer_fail(err, STEER_BAD_TEXT, "%zu bytes: expected 1 to %d", strlen(value),
+                          STEER_KEY_BYTES_MAX);
+    return job_args_text(value, err);
+}
 
 /* "7" or "3-7" */
 static int set_index(void *target, const char *value, struct steer_error *err)
@@ -67,16 +80,20 @@ static const struct args_option job_options[] = {
 };
 static const struct args_option render_options[] = {
     {"from", "IMAGE", "render again what an image says of itself; flags change it", set_from},
-    {"detach", NULL, "Ctrl-C leaves the job on the farm instead of cancelling it", set_detach},
+    {"detach", NULL, "Ctrl-C leaves the job on the farm and prints its id", set_detach},
     {NULL, NULL, NULL, NULL},
 };
 static const struct args_option output_options[] = {
-    {"output", "FILE", "may hold {index} {seed} {job} {model} (default {job}.webp)", set_output},
-    {"overwrite", NULL, "replace files that exist (render always does)", set_overwrite},
+    {"output", "FILE", ".webp or .png; may hold {index} {seed} {job} {model} (default {job}.webp)",
+     set_output},
+    {"overwrite", NULL, "replace files that hold something else (render always does)",
+     set_overwrite},
     {NULL, NULL, NULL, NULL},
 };
 static const struct args_option submit_options[] = {
-    {"prompts", "FILE|-", "a job a line: a prompt, or a JSON object like message Job", set_prompts},
+    {"prompts", "FILE|-",
+     "a job a line: a prompt, or a JSON object like message Job, which wins over flags",
+     set_prompts},
     {NULL, NULL, NULL, NULL},
 };
 static const struct args_option fetch_options[] = {
@@ -84,393 +101,267 @@ static const struct args_option fetch_options[] = {
     {NULL, NULL, NULL, NULL},
 };
 
-static double now_ms(void)
+/* The prompt as a word, and the model. */
+static int words_take(struct job_args *j, const struct render_args *a, int words, char **argv,
+                      struct steer_error *err)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+    if (words > 1)
+        return steer_fail(err, STEER_USAGE, "unexpected \"%s\": quote the prompt", argv[1]);
+    if (words) j->job.prompt = argv[0];
+    if (a->model) j->job.model = (char *)(uintptr_t)a->model;
+    return words && job_args_text(argv[0], NULL)
+               ? steer_fail(err, STEER_BAD_TEXT, "the prompt is not UTF-8")
+               : 0;
 }
 
-/* ---- jobs from flags ---- */
+/* ---- render ---- */
 
-/* The farm's only model, where none was named. */
-static int model_default(struct steer_client *c, const struct cli *cli, char *to, size_t size,
-                         struct steer_error *err)
+/* The file's name says the format; --format may only say more of it. */
+static int format_by_name(json_t *job, const char *name, int given, struct steer_error *err)
 {
-    struct steer_fault fault;
-    char *text, names[600] = "";
-    if (steer_ask(c, STEER_ASK_MODELS, NULL, &text, cli_answer_ms(cli), &fault))
-        return fault_error(err, &fault);
-    json_t *reply = json_loads(text, 0, NULL), *models = json_object_get(reply, "models");
-    size_t count = json_array_size(models);
-    for (size_t i = 0; i < count; i++) {
-        size_t used = strlen(names);
-        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "",
-                 printable(json_text(json_array_get(models, i), "name")));
-    }
-    snprintf(to, size, "%s", json_text(json_array_get(models, 0), "name"));
-    json_decref(reply);
-    free(text);
-    if (count == 1) return 0;
-    return count ? steer_fail(err, STEER_USAGE, "--model is needed; the farm has %s", names)
-                 : steer_fail(err, STEER_UNKNOWN_MODEL, "no worker has offered a model yet");
+    int png, code = output_format(&png, name, err);
+    if (code) return code;
+    json_t *output = json_object_get(job, "output");
+    const char *format = json_text(output, "format"); /* "": the default, WebP */
+    if (png == !strcmp(format, "png")) return 0;
+    if (given)
+        return steer_fail(err, STEER_BAD_VALUE,
+                          "--format %s and --output %s: expected a name that ends in .%s", format,
+                          name, png ? "webp" : "png");
+    if (!output) json_object_set_new(job, "output", output = json_object());
+    json_object_set_new(output, "format", json_string(png ? "png" : "webp"));
+    return 0;
 }
 
-/* Flags over what --from or a line of --prompts says. */
-static int job_merge(json_t *to, const struct job_args *j)
+static int render_job(json_t **ret, const struct render_args *a, const struct job_args *j,
+                      struct steer_error *err)
 {
-    json_t *flags = pb_to_json(&j->job.base), *value;
-    const char *key;
-    json_object_foreach(flags, key, value)
-    {
-        json_t *old = json_object_get(to, key);
-        if (json_is_object(old) && json_is_object(value))
-            json_object_update(old, value);
-        else
-            json_object_set(to, key, value);
+    json_t *flags = NULL, *job = NULL;
+    int code = job_of_flags(&flags, j, err);
+    if (!code && a->from) code = job_of_image(&job, a->from, err);
+    if (!code) {
+        if (!job) job = json_object();
+        job_overlay(job, flags);
     }
+    if (!code && a->output) code = format_by_name(job, a->output, j->output.has_format, err);
+    if (!code) code = output_check(a->output ? a->output : "{job}.webp", err);
     json_decref(flags);
-    return 0;
-}
-
-static void format_by_name(struct job_args *j, const char *output)
-{
-    size_t length = output ? strlen(output) : 0;
-    if (j->output.has_format || length < 4 || strcmp(output + length - 4, ".png") != 0) return;
-    j->output.has_format = 1;
-    j->output.format = STEERFARM__FORMAT__PNG;
-    j->job.output = &j->output;
-}
-
-static int job_submit(struct steer_client *c, const struct cli *cli, json_t *job, const char *key,
-                      char id[STEER_JOB_ID_SIZE], struct steer_error *err)
-{
-    struct steer_fault fault;
-    char model[STEER_NAME_BYTES_MAX + 1];
-    if (!json_object_get(job, "prompt"))
-        return steer_fail(err, STEER_USAGE, "a prompt is needed (see --help)");
-    if (!json_object_get(job, "model") || !*json_text(job, "model")) {
-        int code = model_default(c, cli, model, sizeof model, err);
-        if (code) return code;
-        json_object_set_new(job, "model", json_string(model));
-    }
-    char *text = json_dumps(job, JSON_COMPACT);
-    int code =
-        text ? steer_submit_json(c, text, key, id, cli_answer_ms(cli), &fault) : STEER_NO_MEMORY;
-    free(text);
-    return code ? fault_error(err, &fault) : 0;
-}
-
-/* ---- images as they arrive ---- */
-
-struct transfer {
-    const struct cli *cli;
-    const struct render_args *args;
-    struct steer_client *client;
-    char job[STEER_JOB_ID_SIZE], model[STEER_NAME_BYTES_MAX + 1];
-    uint32_t images, written;
-    int overwrite, bar;
-    double begun;
-    json_t *status; /* of DONE */
-};
-
-static void bar_clear(const struct transfer *t)
-{
-    if (t->bar) fputs("\r\033[K", stderr);
-}
-
-static void progress(const struct transfer *t, const json_t *counts)
-{
-    if (t->cli->quiet || t->cli->json) return;
-    int done = (int)(json_integer_value(json_object_get(counts, "acked")) +
-                     json_integer_value(json_object_get(counts, "spooled")));
-    int running = (int)json_integer_value(json_object_get(counts, "leased"));
-    if (!t->bar) return;
-    int width = 30, filled = t->images ? (int)((int64_t)width * done / t->images) : 0;
-    fprintf(stderr, "\r\033[K[%.*s%.*s] %d/%u done, %d running, %.1f s", filled,
-            "##############################", width - filled, "..............................",
-            done, t->images, running, (now_ms() - t->begun) / 1e3);
-    fflush(stderr);
-}
-
-static void times_print(const json_t *timing, double transfer_ms)
-{
-    static const char *const stages[] = {"queue",   "dispatch", "load",   "tokenize", "text",
-                                         "denoise", "decode",   "encode", "other"};
-    printf("   ");
-    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
-        char key[32];
-        snprintf(key, sizeof key, "%s_us", stages[i]);
-        double ms = 1e-3 * (double)json_integer_value(json_object_get(timing, key));
-        if (ms >= 0.05) printf(" %s %.1f", stages[i], ms);
-    }
-    printf(" transfer %.1f", transfer_ms);
-    printf(" total %.1f ms\n",
-           1e-3 * (double)json_integer_value(json_object_get(timing, "total_us")) + transfer_ms);
-}
-
-static int image_save(struct transfer *t, const struct steer_event *e, struct steer_error *err)
-{
-    char path[1200], pattern[64];
-    double begin = now_ms();
-    const char *output = t->args->output;
-    if (!output) {
-        snprintf(pattern, sizeof pattern, "{job}.%s", strcmp(e->format, "png") ? "webp" : "png");
-        output = pattern;
-    }
-    if (output_name(path, sizeof path, output, t->images, e->index, e->seed, t->job, t->model))
-        return steer_fail(err, STEER_BAD_VALUE, "the output's name is too long");
-    int code = output_write(path, e->image, e->image_bytes, t->overwrite, err);
-    if (code) return code;
-    (void)steer_ack(t->client, e->job, e->index);
-    t->written++;
-    double transfer_ms = now_ms() - begin;
-    json_t *result = json_loads(e->json, 0, NULL);
-    bar_clear(t);
-    if (*json_text(result, "warning") && !t->cli->quiet)
-        fprintf(stderr, "steer: image %u: %s\n", e->index, printable(json_text(result, "warning")));
-    if (t->cli->json) {
-        json_object_set_new(result, "file", json_string(path));
-        json_object_set_new(result, "transfer_us", json_integer((json_int_t)(transfer_ms * 1e3)));
-        json_dumpf(result, stdout, JSON_COMPACT);
-        putchar('\n');
-    } else {
-        printf("%s  seed %" PRIu64 "\n", path, e->seed);
-        if (!t->cli->quiet) times_print(json_object_get(result, "timing"), transfer_ms);
-    }
-    fflush(stdout);
-    json_decref(result);
-    return 0;
-}
-
-/* How many images there will be, and what the job's model is called. */
-static int transfer_learn(struct transfer *t, struct steer_error *err)
-{
-    struct steer_fault fault;
-    char *text;
-    if (steer_ask(t->client, STEER_ASK_JOB, t->job, &text, cli_answer_ms(t->cli), &fault))
-        return fault_error(err, &fault);
-    json_t *reply = json_loads(text, 0, NULL);
-    const json_t *spec = json_object_get(json_array_get(json_object_get(reply, "jobs"), 0), "spec");
-    t->images = (uint32_t)json_integer_value(json_object_get(spec, "images"));
-    snprintf(t->model, sizeof t->model, "%s", json_text(spec, "model"));
-    json_decref(reply);
-    free(text);
-    return 0;
-}
-
-static int interrupt(struct transfer *t, struct steer_error *err)
-{
-    bar_clear(t);
-    if (t->args->detach)
-        return steer_fail(err, STEER_CANCELLED, "left on the farm; `steer fetch %s` gets it",
-                          t->job);
-    struct steer_fault fault;
-    if (interrupted > 1 || steer_cancel(t->client, t->job, NULL, NULL, 5000, &fault))
-        return steer_fail(err, STEER_CANCELLED, "interrupted; job %s may still run", t->job);
-    return steer_fail(err, STEER_CANCELLED, "job %s cancelled", t->job);
-}
-
-/* What DONE says: failures have their reasons. */
-static int transfer_end(struct transfer *t, struct steer_error *err)
-{
-    const char *state = json_text(t->status, "state");
-    const json_t *failures = json_object_get(t->status, "failures");
-    bar_clear(t);
-    for (size_t i = 0; i < json_array_size(failures); i++) {
-        const json_t *f = json_array_get(failures, i);
-        fprintf(stderr, "steer: image %d failed: %s: %s\n",
-                (int)json_integer_value(json_object_get(f, "index")),
-                printable(json_text(f, "code")), printable(json_text(f, "text")));
-    }
-    if (strcmp(state, "done") == 0) return 0;
-    int code = strcmp(state, "cancelled") == 0 ? STEER_CANCELLED
-               : strcmp(state, "expired") == 0 ? STEER_EXPIRED
-                                               : STEER_RENDER_FAILED;
-    return steer_fail(err, code, "job %s has %s", t->job, printable(state));
-}
-
-static int transfer_run(struct transfer *t, struct steer_error *err)
-{
-    struct steer_event e;
-    struct steer_fault fault;
-    uint32_t wanted = t->args->last >= t->args->first ? t->args->last - t->args->first + 1 : 0;
-    t->begun = now_ms();
-    t->bar = !t->cli->quiet && !t->cli->json && isatty(STDERR_FILENO);
-    int code = transfer_learn(t, err);
-    if (code) return code;
-    uint32_t first = wanted ? t->args->first : 0,
-             last = wanted ? t->args->last : STEER_IMAGES_MAX - 1;
-    if (steer_fetch_range(t->client, t->job, CREDIT, first, last) || steer_watch(t->client, t->job))
-        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    for (;;) {
-        if (interrupted) return interrupt(t, err);
-        if (t->cli->timeout_ms >= 0 && now_ms() - t->begun > t->cli->timeout_ms)
-            return steer_fail(err, STEER_TIMEOUT,
-                              "job %s has not ended in time; `steer fetch %s` waits on", t->job,
-                              t->job);
-        int got = steer_next(t->client, &e, 200, &fault);
-        if (got < 0) return fault_error(err, &fault);
-        if (!got || (e.job && strcmp(e.job, t->job) != 0)) continue;
-        if (e.kind == STEER_EVENT_RESULT && (code = image_save(t, &e, err))) return code;
-        if (wanted && t->written == wanted) return 0;
-        json_t *json = json_loads(e.json, 0, NULL);
-        if (e.kind == STEER_EVENT_PROGRESS) progress(t, json_object_get(json, "counts"));
-        if (e.kind == STEER_EVENT_DONE) {
-            t->status = json_object_get(json, "status");
-            code = transfer_end(t, err);
-            json_decref(json);
-            return code;
-        }
-        json_decref(json);
-        if (e.kind == STEER_EVENT_REFUSED) return fault_error(err, &e.fault);
-    }
-}
-
-/* ---- commands ---- */
-
-static void on_interrupt(int number)
-{
-    (void)number;
-    interrupted++;
-}
-
-static int begin(const struct args_group *groups, const char *what, int argc, char **argv,
-                 int *words, int *help, struct steer_error *err)
-{
-    int code = args_parse(groups, argc, argv, words, help, err);
-    if (!code && *help) {
-        fputs(what, stdout);
-        args_help(stdout, groups);
-        args_help_exits(stdout);
-    }
-    struct sigaction act = {.sa_handler = on_interrupt};
-    sigaction(SIGINT, &act, NULL);
-    sigaction(SIGTERM, &act, NULL);
+    if (code)
+        json_decref(job);
+    else
+        *ret = job;
     return code;
+}
+
+/* Ctrl-C while the SUBMIT had no answer: it may have arrived, so its key is cancelled. */
+static int interrupted_early(struct steer_client *c, const struct render_args *a, const char *key,
+                             struct steer_error *err)
+{
+    struct steer_fault fault;
+    if (a->detach)
+        return steer_fail(err, STEER_INTERRUPTED,
+                          "interrupted before the broker had answered; --key %s names the job",
+                          key);
+    interrupted = 0; /* a second one ends this wait too */
+    if (steer_cancel(c, NULL, key, NULL, 3000, &fault))
+        return steer_fail(err, STEER_INTERRUPTED,
+                          "interrupted, and the broker does not answer; if it has the job, "
+                          "`steer cancel --key %s` cancels it",
+                          key);
+    return steer_fail(err, STEER_INTERRUPTED, "interrupted; the job is cancelled");
+}
+
+static int interrupted_late(const struct transfer *t, const struct render_args *a,
+                            struct steer_error *err)
+{
+    struct steer_fault fault;
+    if (a->detach) {
+        printf(t->cli->json ? "{\"job\": \"%s\"}\n" : "%s\n", t->job);
+        fflush(stdout);
+        return steer_fail(err, STEER_INTERRUPTED,
+                          "interrupted; `steer fetch %s` gets the images of the job", t->job);
+    }
+    interrupted = 0;
+    if (steer_cancel(t->client, t->job, NULL, NULL, 5000, &fault))
+        return steer_fail(err, STEER_INTERRUPTED, "interrupted; job %s may still run", t->job);
+    return steer_fail(err, STEER_INTERRUPTED, "interrupted; job %s is cancelled", t->job);
 }
 
 int command_render(int argc, char **argv, struct steer_error *err)
 {
-    struct cli cli = {.timeout_ms = -1};
+    struct cli cli;
     struct render_args a = {.first = 1};
     struct job_args j;
-    struct transfer t = {.cli = &cli, .args = &a, .overwrite = 1};
-    int words, help;
+    struct transfer t = {.cli = &cli, .overwrite = 1, .first = 1};
+    char key[STEER_KEY_SIZE];
+    json_t *job = NULL;
+    int words;
     job_args_init(&j);
     const struct args_group groups[] = {
         {"Job", job_options, &a},          {"Render", render_options, &a},
         {"Image", job_args_image, &j},     {"Guidance", job_args_guidance, &j},
         {"Output", output_options, &a},    {"Farm", job_args_farm, &j},
         {"Connection", cli_options, &cli}, {NULL, NULL, NULL}};
-    int code = begin(groups,
-                     "steer render PROMPT [options]\n\n"
-                     "  steer render \"a red apple\" --negative \"stripes\" --output apple.webp\n"
-                     "  steer render \"a cat\" --images 20 --output 'cat-{index}-{seed}.webp'\n"
-                     "  steer render --from cat.webp --guidance none --output plain.webp\n",
-                     argc, argv, &words, &help, err);
-    if (code || help) return code;
-    if (words > 1)
-        return steer_fail(err, STEER_USAGE, "unexpected \"%s\": quote the prompt", argv[1]);
-    if (words) j.job.prompt = argv[0];
-    if (a.model) j.job.model = (char *)(uintptr_t)a.model;
-    format_by_name(&j, a.output);
-    json_t *job = NULL;
-    if (a.from)
-        code = job_of_image(&job, a.from, err);
-    else
-        job = json_object();
-    if (!code) code = job_merge(job, &j);
+    int code =
+        cli_parse(&cli, groups,
+                  "steer render PROMPT [options]\n\n"
+                  "  steer render \"a red apple\" --negative \"stripes\" --output apple.webp\n"
+                  "  steer render \"a cat\" --images 20 --output 'cat-{index}-{seed}.webp'\n"
+                  "  steer render --from cat.webp --guidance none --output plain.webp\n\n"
+                  "Ctrl-C cancels the job, or with --detach leaves it; the exit code is 130.\n",
+                  argc, argv, &words, err);
+    if (code) return code == 1 ? 0 : code;
+    t.output = a.output;
+    code = words_take(&j, &a, words, argv, err);
+    if (!code) code = render_job(&job, &a, &j, err);
     if (!code) code = cli_open(&t.client, &cli, err);
-    if (!code) code = job_submit(t.client, &cli, job, a.key, t.job, err);
+    if (!code) {
+        /* Our own key, so that what is interrupted in between can be cancelled by it. */
+        steer_key_make(key);
+        if (a.key) snprintf(key, sizeof key, "%s", a.key);
+        code = job_send(t.client, &cli, job, key, t.job, err);
+        if (code == STEER_INTERRUPTED) code = interrupted_early(t.client, &a, key, err);
+    }
     json_decref(job);
     if (!code) {
         if (!cli.quiet && !cli.json) fprintf(stderr, "job %s\n", t.job);
         code = transfer_run(&t, err);
+        if (code == STEER_INTERRUPTED) code = interrupted_late(&t, &a, err);
     }
     steer_close(t.client);
     return code;
 }
 
+/* ---- fetch ---- */
+
 int command_fetch(int argc, char **argv, struct steer_error *err)
 {
-    struct cli cli = {.timeout_ms = -1};
+    struct cli cli;
     struct render_args a = {.first = 1};
-    struct transfer t = {.cli = &cli, .args = &a};
-    int words, help;
+    struct transfer t = {.cli = &cli};
+    int words, png;
     const struct args_group groups[] = {{"Fetch", fetch_options, &a},
                                         {"Output", output_options, &a},
                                         {"Connection", cli_options, &cli},
                                         {NULL, NULL, NULL}};
-    int code =
-        begin(groups, "steer fetch JOB [--index 3-7] [--output 'x-{index}.webp'] [options]\n", argc,
-              argv, &words, &help, err);
-    if (code || help) return code;
+    int code = cli_parse(
+        &cli, groups,
+        "steer fetch JOB [--index 3-7] [--output 'x-{index}.webp'] [options]\n\n"
+        "Waits for the images, writes and acknowledges them; the farm then forgets them. A file\n"
+        "that is there already and holds the same image counts as written.\n",
+        argc, argv, &words, err);
+    if (code) return code == 1 ? 0 : code;
     if (words != 1) return steer_fail(err, STEER_USAGE, "one JOB is needed (see --help)");
+    if ((code = cli_job_id(argv[0], err))) return code;
     snprintf(t.job, sizeof t.job, "%s", argv[0]);
+    t.output = a.output;
     t.overwrite = a.overwrite;
-    a.detach = 1; /* Ctrl-C never cancels a job that somebody else may wait for */
-    if (!(code = cli_open(&t.client, &cli, err))) code = transfer_run(&t, err);
+    t.first = a.first;
+    t.last = a.last;
+    if (a.output && (code = output_format(&png, a.output, err))) return code;
+    if ((code = output_check(a.output ? a.output : "{job}.webp", err))) return code;
+    code = cli_open(&t.client, &cli, err);
+    if (!code) code = transfer_run(&t, err);
     steer_close(t.client);
     return code;
 }
 
 /* ---- submit ---- */
 
-static int submit_print(const struct cli *cli, const char *id, const json_t *job)
+static void submit_print(const struct cli *cli, const char *id, const json_t *job)
 {
-    const json_t *images = json_object_get(job, "images");
+    int64_t images = json_number(job, "images");
     if (cli->json)
-        printf("{\"job\": \"%s\", \"images\": %d}\n", id,
-               images ? (int)json_integer_value(images) : 1);
+        printf("{\"job\": \"%s\", \"images\": %" PRId64 "}\n", id, images ? images : 1);
     else
         printf("%s\n", id);
     fflush(stdout);
+}
+
+/* What a line says over what the flags say. */
+static int line_job(json_t **ret, const char *line, size_t size, const json_t *flags,
+                    struct steer_error *err)
+{
+    json_error_t where;
+    if (strlen(line) != size || !wire_utf8_valid(line, size))
+        return steer_fail(err, STEER_BAD_TEXT, "the line is not UTF-8 without NUL");
+    const char *begin = line + strspn(line, " \t");
+    json_t *said = *begin == '{' ? pb_json_read(begin, &where) : json_pack("{s:s}", "prompt", line);
+    if (!said) return steer_fail(err, STEER_BAD_VALUE, "not JSON: %s", where.text);
+    *ret = json_deep_copy(flags);
+    job_overlay(*ret, said);
+    json_decref(said);
     return 0;
 }
 
-/* Each line is a job; a bad one is named and the others go on. */
+struct lines {
+    int number, submitted, bad, code; /* the last bad line's code */
+};
+
+static void line_submit(struct lines *n, struct steer_client *c, const struct cli *cli,
+                        const char *base, const char *line, size_t size, const json_t *flags,
+                        struct steer_error *why)
+{
+    char id[STEER_JOB_ID_SIZE], key[STEER_KEY_SIZE];
+    json_t *job = NULL;
+    int code = line_job(&job, line, size, flags, why);
+    if (base) snprintf(key, sizeof key, "%.*s-%d", LINE_KEY_BYTES_MAX, base, n->number);
+    if (!code) code = job_send(c, cli, job, base ? key : NULL, id, why);
+    if (!code) {
+        submit_print(cli, id, job);
+        n->submitted++;
+    } else {
+        fprintf(stderr, "steer submit: line %d: %s\n", n->number, why->text);
+        n->bad++;
+        n->code = code;
+    }
+    json_decref(job);
+}
+
+/* Each line is a job. A bad one is named and the others go on; a broker that is away ends it. */
 static int submit_lines(struct steer_client *c, const struct cli *cli, const struct render_args *a,
-                        const struct job_args *j, struct steer_error *err)
+                        const json_t *flags, struct steer_error *err)
 {
     FILE *f = strcmp(a->prompts, "-") == 0 ? stdin : fopen(a->prompts, "re");
-    char *line = NULL, id[STEER_JOB_ID_SIZE], key[STEER_KEY_SIZE];
+    struct lines n = {0};
+    char *line = NULL;
     size_t room = 0;
-    int number = 0, bad = 0, code = 0;
-    if (!f) return steer_fail(err, STEER_NOT_FOUND, "%s: cannot be read", a->prompts);
-    while (getline(&line, &room, f) > 0 && !interrupted) {
+    ssize_t size = 0;
+    if (!f)
+        return steer_fail(err, STEER_NOT_FOUND, "--prompts %s: %s", a->prompts, strerror(errno));
+    while (!interrupted && n.code != STEER_TIMEOUT && (size = getline(&line, &room, f)) > 0) {
         struct steer_error why = {0};
-        number++;
-        line[strcspn(line, "\r\n")] = 0;
-        if (!line[strspn(line, " \t")]) continue;
-        json_error_t where;
-        json_t *job =
-            *line == '{' ? json_loads(line, JSON_REJECT_DUPLICATES, &where) : json_object();
-        if (*line != '{') json_object_set_new(job, "prompt", json_string(line));
-        int wrong =
-            job ? job_merge(job, j) : steer_fail(&why, STEER_BAD_VALUE, "not JSON: %s", where.text);
-        if (a->key) snprintf(key, sizeof key, "%.100s-%d", a->key, number);
-        if (!wrong) wrong = job_submit(c, cli, job, a->key ? key : NULL, id, &why);
-        if (!wrong) submit_print(cli, id, job);
-        json_decref(job);
-        if (!wrong) continue;
-        fprintf(stderr, "steer submit: line %d: %s\n", number, why.text);
-        code = wrong;
-        bad++;
+        n.number++;
+        while (size && (line[size - 1] == '\n' || line[size - 1] == '\r'))
+            line[--size] = 0;
+        if ((size_t)size == strspn(line, " \t")) continue;
+        line_submit(&n, c, cli, a->key, line, (size_t)size, flags, &why);
     }
+    int reason = errno, unread = ferror(f);
     free(line);
     if (f != stdin) fclose(f);
-    return bad ? steer_fail(err, code, "%d of %d lines were not submitted", bad, number) : 0;
+    if (interrupted)
+        return steer_fail(err, STEER_INTERRUPTED, "interrupted at line %d; %d jobs were submitted",
+                          n.number, n.submitted);
+    if (unread)
+        return steer_fail(err, STEER_IO,
+                          "--prompts %s: reading ended after line %d: %s; %d jobs "
+                          "were submitted",
+                          a->prompts, n.number, strerror(reason), n.submitted);
+    if (!n.bad) return 0;
+    return steer_fail(err, n.code, "%d of %d lines were not submitted; %d jobs were", n.bad,
+                      n.number, n.submitted);
 }
 
 int command_submit(int argc, char **argv, struct steer_error *err)
 {
-    struct cli cli = {.timeout_ms = -1};
+    struct cli cli;
     struct render_args a = {0};
     struct job_args j;
     struct steer_client *c = NULL;
     char id[STEER_JOB_ID_SIZE];
-    int words, help;
+    json_t *job = NULL;
+    int words;
     job_args_init(&j);
     const struct args_group groups[] = {{"Job", job_options, &a},
                                         {"Submit", submit_options, &a},
@@ -479,26 +370,29 @@ int command_submit(int argc, char **argv, struct steer_error *err)
                                         {"Farm", job_args_farm, &j},
                                         {"Connection", cli_options, &cli},
                                         {NULL, NULL, NULL}};
-    int code =
-        begin(groups,
-              "steer submit [PROMPT] [--prompts FILE|-] [options]\n\n"
-              "Prints the job's id once the job is durable; the same key again is the same job.\n",
-              argc, argv, &words, &help, err);
-    if (code || help) return code;
-    if (words > 1)
-        return steer_fail(err, STEER_USAGE, "unexpected \"%s\": quote the prompt", argv[1]);
-    if (words) j.job.prompt = argv[0];
-    if (a.model) j.job.model = (char *)(uintptr_t)a.model;
-    if ((code = cli_open(&c, &cli, err))) return code;
-    if (a.prompts) {
-        code = submit_lines(c, &cli, &a, &j, err);
-    } else {
-        json_t *job = json_object();
-        (void)job_merge(job, &j);
-        code = job_submit(c, &cli, job, a.key, id, err);
-        if (!code) submit_print(&cli, id, job);
-        json_decref(job);
+    int code = cli_parse(
+        &cli, groups,
+        "steer submit PROMPT | --prompts FILE|- [options]\n\n"
+        "Prints the job's id once the job is durable; the same key again is the same job. With\n"
+        "--prompts line N's key is KEY-N.\n",
+        argc, argv, &words, err);
+    if (code) return code == 1 ? 0 : code;
+    if ((code = words_take(&j, &a, words, argv, err))) return code;
+    if (a.prompts && j.job.prompt)
+        return steer_fail(err, STEER_USAGE, "a prompt or --prompts FILE: expected one of them");
+    if (a.prompts && a.key && strlen(a.key) > LINE_KEY_BYTES_MAX)
+        return steer_fail(err, STEER_BAD_TEXT,
+                          "--key with --prompts: %zu bytes: expected at most %d, as each line adds "
+                          "its number",
+                          strlen(a.key), LINE_KEY_BYTES_MAX);
+    code = job_of_flags(&job, &j, err);
+    if (!code) code = cli_open(&c, &cli, err);
+    if (!code && a.prompts) {
+        code = submit_lines(c, &cli, &a, job, err);
+    } else if (!code && !(code = job_send(c, &cli, job, a.key, id, err))) {
+        submit_print(&cli, id, job);
     }
+    json_decref(job);
     steer_close(c);
     return code;
 }

@@ -23,6 +23,7 @@
  * Functions return 0 (or what they say) or a negative number, and fill *fault (NULL is fine). */
 #ifndef STEER_H
 #define STEER_H
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -51,6 +52,13 @@ struct steer_fault {
 STEER_API int steer_open(struct steer_client **ret, const char *endpoint,
                          struct steer_fault *fault);
 STEER_API void steer_close(struct steer_client *c); /* NULL is fine */
+/* Calls that wait return within 100 ms when *flag is not zero, as a signal handler makes it: those
+ * for an answer with code "INTERRUPTED", steer_next with 0. NULL: none. */
+STEER_API void steer_stop_flag(struct steer_client *c, const volatile sig_atomic_t *flag);
+
+struct steer_label {
+    const char *key, *value;
+};
 
 /* What to render. Texts are borrowed during the call; NULL, 0 and NAN mean the model's default. */
 struct steer_job {
@@ -64,10 +72,14 @@ struct steer_job {
     int has_seed;
     uint64_t seed;
     int priority;
-    uint64_t deadline_ms; /* UTC since 1970; 0: none */
-    const char *key;      /* idempotency key; NULL: one is made */
+    uint64_t deadline_ms;             /* UTC since 1970; 0: none */
+    const char *key;                  /* idempotency key; NULL: one is made */
+    const struct steer_label *labels; /* at most 16, to find the job by */
+    size_t labels_count;
 };
 STEER_API struct steer_job steer_job_default(void);
+/* A key that nobody has: with it a job can be cancelled whose SUBMIT was not answered. */
+STEER_API void steer_key_make(char key[STEER_KEY_SIZE]);
 
 /* Submits and waits for the answer; ret_id gets the job's id. timeout_ms < 0: for ever. */
 STEER_API int steer_submit(struct steer_client *c, const struct steer_job *job,
@@ -84,7 +96,8 @@ STEER_API int steer_submit_start(struct steer_client *c, const char *json, const
 /* Asks for a job's images: RESULT events, at most `credit` (1..64) unacknowledged ones, then DONE.
  */
 STEER_API int steer_fetch(struct steer_client *c, const char *job, uint32_t credit);
-/* Only images first..last of it. */
+/* Only images first..last of it: DONE comes when none of them can come any more, though the job's
+ * state may still be "running". */
 STEER_API int steer_fetch_range(struct steer_client *c, const char *job, uint32_t credit,
                                 uint32_t first, uint32_t last);
 /* PROGRESS events now and then, and DONE. */
@@ -132,11 +145,13 @@ struct steer_event {
     const char *format;       /* RESULT: "webp", "lossless", "png" */
     struct steer_fault fault; /* REFUSED */
 };
-/* 1: an event, 0: none within timeout_ms (< 0: for ever). */
+/* 1: an event, 0: none within timeout_ms (< 0: for ever), or a signal came. Events that came while
+ * another call waited for its answer are shown first. */
 STEER_API int steer_next(struct steer_client *c, struct steer_event *ret, int timeout_ms,
                          struct steer_fault *fault);
-/* Readable when steer_next may have something; call it with timeout 0 until it returns 0, and at
- * least twice a second, as resending is its business too. */
+/* For poll or epoll, and the same until steer_close, whatever happens to the connection. Readable
+ * when steer_next may have something; call it with timeout 0 until it returns 0, and at least twice
+ * a second, as resending is its business too. */
 STEER_API int steer_fd(const struct steer_client *c);
 
 #ifdef __cplusplus

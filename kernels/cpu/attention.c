@@ -6,7 +6,10 @@
  * segment keeps its own maximum, sum and values, and they meet only in the last line, so a negative
  * whose logits lie far below the positive's is still normalised by itself (METHOD.md section 1).
  *
- * Keys are packed transposed, [head][tile][D][64], values [head][key][D rounded up to lanes]. */
+ * Keys are packed transposed, [head][tile][D][64], values [head][key][D rounded up to lanes]. Where
+ * the processor multiplies pairs of bf16 into f32 and the tensors are bf16, the four bytes of an
+ * element hold a pair: two neighbours of D in queries and keys, two neighbouring keys in weights
+ * and values. The inner loop is then half as long, and otherwise the same. */
 #include "cpu.h"
 
 #include <math.h>
@@ -33,7 +36,7 @@ static size_t packed_floats(int heads, int keys, int d)
 static size_t thread_floats(int heads, int d)
 {
     size_t dp = round_up((size_t)d, LANES);
-    size_t tile = ROWS * ((size_t)d + KEYS + 2 * dp + 4);
+    size_t tile = ROWS * ((size_t)d + KEYS + 2 * dp + 4 + LANES);
     return round_up(tile + 2 * ROWS * (size_t)heads * (size_t)d, LANES);
 }
 
@@ -49,13 +52,15 @@ struct job {
     const struct plan *p;
     const struct op *op;
     int image, heads, d, dp, rows, causal;
+    int unit; /* values in an element: 2 for pairs of bf16 */
+    int du;   /* elements in D */
     float scale;
     struct segment positive, negative;
 };
 
 /* A thread's workspace. */
 struct work {
-    float *q, *s, *o[2], *m[2], *l[2], *zt, *zp;
+    float *q, *s, *o[2], *m[2], *l[2], *lanes, *zt, *zp; /* lanes: l before its lanes are added */
 };
 
 static struct work work_of(float *base, const struct job *j)
@@ -69,14 +74,24 @@ static struct work work_of(float *base, const struct job *j)
     w.m[1] = w.m[0] + ROWS;
     w.l[0] = w.m[1] + ROWS;
     w.l[1] = w.l[0] + ROWS;
-    w.zt = w.l[1] + ROWS;
+    w.lanes = w.l[1] + ROWS;
+    w.zt = w.lanes + ROWS * LANES;
     w.zp = w.zt + ROWS * j->heads * j->d;
     return w;
 }
 
+INLINE v16 multiply_add(v16 sum, v16 x, v16 y, const int unit)
+{
+#ifdef __AVX512BF16__
+    if (unit == 2) return (v16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#endif
+    (void)unit;
+    return sum + x * y;
+}
+
 /* C[6][16 vectors] (+)= A[6][depth] B[depth][16 vectors]; the one inner loop of it all. */
 INLINE void multiply(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
-                     int depth, const int vectors, const int add)
+                     int depth, const int vectors, const int add, const int unit)
 {
     v16 sum[ROW_GROUP][4];
     for (int r = 0; r < ROW_GROUP; r++)
@@ -87,9 +102,9 @@ INLINE void multiply(float *c, size_t ldc, const float *a, size_t lda, const flo
         for (int v = 0; v < vectors; v++)
             row[v] = load(b + (size_t)k * ldb + (size_t)v * LANES);
         for (int r = 0; r < ROW_GROUP; r++) {
-            v16 x = splat(a[(size_t)r * lda + (size_t)k]);
+            v16 x = splat_bits(a + (size_t)r * lda + (size_t)k);
             for (int v = 0; v < vectors; v++)
-                sum[r][v] += x * row[v];
+                sum[r][v] = multiply_add(sum[r][v], x, row[v], unit);
         }
     }
     for (int r = 0; r < ROW_GROUP; r++)
@@ -97,48 +112,85 @@ INLINE void multiply(float *c, size_t ldc, const float *a, size_t lda, const flo
             store(c + (size_t)r * ldc + (size_t)v * LANES, sum[r][v]);
 }
 
-static void logits(float *s, const float *q, const float *kt, int d)
-{
-    for (int r = 0; r < ROWS; r += ROW_GROUP)
-        multiply(s + r * KEYS, KEYS, q + r * d, (size_t)d, kt, KEYS, d, 4, 0);
-}
-
-static void values_add(float *o, const float *s, const float *v, int dp, int keys)
+/* Of the first `vectors` times 16 keys: a text's last tile is rarely full. */
+INLINE void logits(float *s, const float *q, const float *kt, int du, int vectors, const int unit)
 {
     for (int r = 0; r < ROWS; r += ROW_GROUP) {
+        float *to = s + r * KEYS;
+        const float *from = q + r * du;
+        size_t ld = (size_t)du;
+        switch (vectors) {
+        case 1: multiply(to, KEYS, from, ld, kt, KEYS, du, 1, 0, unit); break;
+        case 2: multiply(to, KEYS, from, ld, kt, KEYS, du, 2, 0, unit); break;
+        case 3: multiply(to, KEYS, from, ld, kt, KEYS, du, 3, 0, unit); break;
+        default: multiply(to, KEYS, from, ld, kt, KEYS, du, 4, 0, unit);
+        }
+    }
+}
+
+INLINE void values_add(float *o, const float *s, const float *v, int dp, int depth, const int unit)
+{
+    for (int r = 0; r < ROWS; r += ROW_GROUP) {
+        float *to = o + r * dp;
+        const float *weights = s + r * KEYS;
+        size_t ld = (size_t)dp;
         int c = 0;
         for (; c + 4 * LANES <= dp; c += 4 * LANES)
-            multiply(o + r * dp + c, (size_t)dp, s + r * KEYS, KEYS, v + c, (size_t)dp, keys, 4, 1);
+            multiply(to + c, ld, weights, KEYS, v + c, ld, depth, 4, 1, unit);
         switch ((dp - c) / LANES) {
-        case 1:
-            multiply(o + r * dp + c, (size_t)dp, s + r * KEYS, KEYS, v + c, (size_t)dp, keys, 1, 1);
-            break;
-        case 2:
-            multiply(o + r * dp + c, (size_t)dp, s + r * KEYS, KEYS, v + c, (size_t)dp, keys, 2, 1);
-            break;
-        case 3:
-            multiply(o + r * dp + c, (size_t)dp, s + r * KEYS, KEYS, v + c, (size_t)dp, keys, 3, 1);
-            break;
+        case 1: multiply(to + c, ld, weights, KEYS, v + c, ld, depth, 1, 1, unit); break;
+        case 2: multiply(to + c, ld, weights, KEYS, v + c, ld, depth, 2, 1, unit); break;
+        case 3: multiply(to + c, ld, weights, KEYS, v + c, ld, depth, 3, 1, unit); break;
         default: break;
         }
     }
 }
 
-/* Turns a row's logits of one tile into weights under the running maximum; what was summed before
- * is scaled down to it. valid: keys of this tile that the row sees. */
-INLINE void row_softmax(float *s, float *o, float *m, float *l, int dp, int valid,
-                        const float *mask, float bias)
+INLINE v16 exponential(v16 x, const int unit)
 {
-    v16 x[KEYS / LANES], most = splat(-INFINITY);
+#ifdef __AVX512BF16__
+    if (unit == 2) return vexp_near(x);
+#endif
+    (void)unit;
+    return vexp(x);
+}
+
+/* A tile's weights of one row, as values_add reads them. */
+INLINE void weights_store(float *s, const v16 e[KEYS / LANES], const int unit)
+{
+#ifdef __AVX512BF16__
+    if (unit == 2) {
+        for (int i = 0; i < KEYS / LANES; i += 2) {
+            __m512bh pairs = _mm512_cvtne2ps_pbh((__m512)e[i + 1], (__m512)e[i]);
+            memcpy(s + i * LANES / 2, &pairs, sizeof pairs);
+        }
+        return;
+    }
+#endif
+    (void)unit;
+    for (int i = 0; i < KEYS / LANES; i++)
+        store(s + i * LANES, e[i]);
+}
+
+/* Lanes of vector i that are below n keys. */
+INLINE int lanes_below(int n, int i)
+{
+    n -= i * LANES;
+    return n < 0 ? 0 : n > LANES ? LANES : n;
+}
+
+/* Turns a row's products of one tile into weights under the running maximum; what was summed before
+ * is scaled down to it. valid: keys of this tile that the row sees, all in the first `vectors`. */
+INLINE void row_softmax(float *s, float *o, float *m, float *l, int dp, int valid, float scale,
+                        const float *mask, float bias, const int vectors, const int unit)
+{
+    v16 x[KEYS / LANES] = {{0}}, most = splat(-INFINITY);
     v16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int i = 0; i < KEYS / LANES; i++) {
-        x[i] = load(s + i * LANES) + bias;
-        if (mask)
-            x[i] += load_part(mask + i * LANES, TYPE_F32,
-                              valid - i * LANES < 0       ? 0
-                              : valid - i * LANES > LANES ? LANES
-                                                          : valid - i * LANES);
-        x[i] = pick(lane < splat((float)(valid - i * LANES)), x[i], splat(-INFINITY));
+    for (int i = 0; i < vectors; i++) {
+        x[i] = load(s + i * LANES) * scale + bias;
+        if (mask) x[i] += load_part(mask + i * LANES, TYPE_F32, lanes_below(valid, i));
+        if (valid < vectors * LANES)
+            x[i] = pick(lane < splat((float)(valid - i * LANES)), x[i], splat(-INFINITY));
         most = vmax(most, x[i]);
     }
     float before = *m, now = max_lanes(most);
@@ -151,43 +203,66 @@ INLINE void row_softmax(float *s, float *o, float *m, float *l, int dp, int vali
         float shrink = before == -INFINITY ? 0 : expf(before - now);
         for (int c = 0; c < dp; c += LANES)
             store(o + c, load(o + c) * shrink);
-        *l *= shrink;
+        store(l, load(l) * shrink);
         *m = now;
     }
     v16 sum = splat(0);
-    for (int i = 0; i < KEYS / LANES; i++) {
-        v16 e = vexp(x[i] - now);
-        store(s + i * LANES, e);
-        sum += e;
+    for (int i = 0; i < vectors; i++) {
+        x[i] = exponential(x[i] - now, unit);
+        sum += x[i];
     }
-    *l += sum_lanes(sum);
+    weights_store(s, x, unit);
+    store(l, load(l) + sum);
+}
+
+INLINE void rows_softmax(const struct job *j, const struct segment *g, struct work *w, int which,
+                         int tile, int first, int count, int seen, const int vectors,
+                         const int unit)
+{
+    for (int r = 0; r < count; r++) {
+        int valid = seen, sees = first + r + 1 - tile * KEYS;
+        if (j->causal && sees < valid) valid = sees < 0 ? 0 : sees;
+        row_softmax(w->s + r * KEYS, w->o[which] + r * j->dp, w->m[which] + r, w->lanes + r * LANES,
+                    j->dp, valid, j->scale, g->mask ? g->mask + tile * KEYS : NULL, (float)g->bias,
+                    vectors, unit);
+    }
 }
 
 /* Adds up one head's segment for the queries in w->q. */
-static void segment_sum(const struct job *j, const struct segment *g, int head, int first,
-                        int count, struct work *w, int which)
+INLINE void segment_add(const struct job *j, const struct segment *g, int head, int first,
+                        int count, struct work *w, int which, const int unit)
 {
     float *o = w->o[which], *m = w->m[which], *l = w->l[which];
     size_t padded = (size_t)g->tiles * KEYS;
-    const float *kt = g->kt + (size_t)head * padded * (size_t)j->d;
-    const float *v = g->v + (size_t)head * padded * (size_t)j->dp;
+    const float *kt = g->kt + (size_t)head * padded * (size_t)j->du;
+    const float *v = g->v + (size_t)head * (padded / (size_t)unit) * (size_t)j->dp;
     memset(o, 0, (size_t)(ROWS * j->dp) * sizeof *o);
-    for (int r = 0; r < ROWS; r++) {
+    memset(w->lanes, 0, ROWS * LANES * sizeof *w->lanes);
+    for (int r = 0; r < ROWS; r++)
         m[r] = -INFINITY;
-        l[r] = 0;
-    }
     for (int t = 0; t < g->tiles; t++) {
         int seen = g->keys - t * KEYS < KEYS ? g->keys - t * KEYS : KEYS;
         if (j->causal && t * KEYS > first + count - 1) break;
-        logits(w->s, w->q, kt + (size_t)t * KEYS * (size_t)j->d, j->d);
-        for (int r = 0; r < count; r++) {
-            int valid = seen;
-            if (j->causal && first + r + 1 - t * KEYS < valid) valid = first + r + 1 - t * KEYS;
-            row_softmax(w->s + r * KEYS, o + r * j->dp, m + r, l + r, j->dp, valid < 0 ? 0 : valid,
-                        g->mask ? g->mask + t * KEYS : NULL, (float)g->bias);
-        }
-        values_add(o, w->s, v + (size_t)t * KEYS * (size_t)j->dp, j->dp, seen);
+        int vectors = (seen + LANES - 1) / LANES;
+        logits(w->s, w->q, kt + (size_t)t * KEYS * (size_t)j->du, j->du, vectors, unit);
+        if (vectors == KEYS / LANES)
+            rows_softmax(j, g, w, which, t, first, count, seen, KEYS / LANES, unit);
+        else
+            rows_softmax(j, g, w, which, t, first, count, seen, vectors, unit);
+        values_add(o, w->s, v + (size_t)t * (size_t)(KEYS / unit) * (size_t)j->dp, j->dp,
+                   (seen + unit - 1) / unit, unit);
     }
+    for (int r = 0; r < ROWS; r++)
+        l[r] = sum_lanes(load(w->lanes + r * LANES));
+}
+
+static void segment_sum(const struct job *j, const struct segment *g, int head, int first,
+                        int count, struct work *w, int which)
+{
+    if (j->unit == 2)
+        segment_add(j, g, head, first, count, w, which, 2);
+    else
+        segment_add(j, g, head, first, count, w, which, 1);
 }
 
 static const char *element(const struct job *j, int tensor, int row, int channel)
@@ -197,18 +272,24 @@ static const char *element(const struct job *j, int tensor, int row, int channel
            ((size_t)row * (size_t)at->pitch + (size_t)channel) * compute_type_bytes(at->type);
 }
 
-/* Queries first.. of one head, scaled; rows beyond count are zeros. */
+/* Queries first.. of one head; rows beyond count, and what an odd D leaves of a pair, are zeros. */
 static void queries_read(const struct job *j, int head, int first, int count, float *q)
 {
     enum compute_type type = j->p->places[j->op->in[0]].type;
-    for (int r = 0; r < ROWS; r++)
+    memset(q, 0, (size_t)(ROWS * j->du) * sizeof *q);
+    for (int r = 0; r < count; r++) {
+        const char *from = element(j, j->op->in[0], first + r, head * j->d);
+        float *to = q + r * j->du;
+        if (j->unit == 2) {
+            memcpy(to, from, (size_t)j->d * sizeof(uint16_t));
+            continue;
+        }
         for (int c = 0; c < j->d; c += LANES) {
             int n = j->d - c < LANES ? j->d - c : LANES;
-            v16 x = splat(0);
-            if (r < count)
-                x = load_typed(element(j, j->op->in[0], first + r, head * j->d + c), type, n);
-            store_part(q + r * j->d + c, TYPE_F32, x * j->scale, n);
+            v16 x = load_typed(from + (size_t)c * compute_type_bytes(type), type, n);
+            store_part(to + c, TYPE_F32, x, n);
         }
+    }
 }
 
 static void row_store(const struct job *j, int row, int channel, const float *from, int count)
@@ -325,6 +406,29 @@ static void tile_pack(const struct job *j, int k, int v, float *kt, float *vp, i
     }
 }
 
+/* The same in pairs of bf16. */
+static void tile_pack_pairs(const struct job *j, int k, int v, float *kt, float *vp, int head,
+                            int tile, int keys)
+{
+    uint16_t half[ATTENTION_HEAD_MAX + 1] = {0};
+    memset(vp, 0, (size_t)(KEYS / 2 * j->dp) * sizeof *vp);
+    for (int i = 0; i < KEYS; i++) {
+        int key = tile * KEYS + i;
+        if (key < keys)
+            memcpy(half, element(j, k, key, head * j->d), (size_t)j->d * sizeof *half);
+        else
+            memset(half, 0, (size_t)j->d * sizeof *half);
+        for (int u = 0; u < j->du; u++)
+            memcpy(kt + (size_t)u * KEYS + i, half + 2 * u, sizeof *kt);
+        if (key >= keys) continue;
+        memcpy(half, element(j, v, key, head * j->d), (size_t)j->d * sizeof *half);
+        uint16_t *to = (uint16_t *)(void *)(vp + (size_t)(i / 2) * (size_t)j->dp) + i % 2;
+        for (int c = 0; c < j->d; c++)
+            to[2 * c] = half[c];
+        half[j->d] = 0; /* an odd D's last pair */
+    }
+}
+
 static void segment_pack(const struct job *j, struct segment *g, int k, int v, int mask,
                          float **scratch)
 {
@@ -332,16 +436,36 @@ static void segment_pack(const struct job *j, struct segment *g, int k, int v, i
     g->tiles = (g->keys + KEYS - 1) / KEYS;
     g->mask = mask >= 0 ? place_image(j->p, mask, j->image) : NULL;
     size_t padded = (size_t)g->tiles * KEYS;
-    float *kt = *scratch, *vp = kt + (size_t)j->heads * padded * (size_t)j->d;
+    float *kt = *scratch, *vp = kt + (size_t)j->heads * padded * (size_t)j->du;
     *scratch += packed_floats(j->heads, g->keys, j->d);
     g->kt = kt;
     g->v = vp;
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < j->heads * g->tiles; i++) {
         size_t head = (size_t)(i / g->tiles), at = (size_t)(i % g->tiles) * KEYS;
-        tile_pack(j, k, v, kt + (head * padded + at) * (size_t)j->d,
-                  vp + (head * padded + at) * (size_t)j->dp, (int)head, i % g->tiles, g->keys);
+        float *keys = kt + (head * padded + at) * (size_t)j->du;
+        float *values = vp + (head * padded + at) / (size_t)j->unit * (size_t)j->dp;
+        if (j->unit == 2)
+            tile_pack_pairs(j, k, v, keys, values, (int)head, i % g->tiles, g->keys);
+        else
+            tile_pack(j, k, v, keys, values, (int)head, i % g->tiles, g->keys);
     }
+}
+
+/* Whether all that is multiplied is bf16, and the processor has an instruction for it. */
+static int pairs(const struct plan *p, const struct op *op)
+{
+#ifdef __AVX512BF16__
+    int guided = op->kind == OP_GUIDED_ATTENTION;
+    const int read[] = {op->in[0], op->in[1], op->in[2], op->in[guided ? 4 : 1],
+                        op->in[guided ? 5 : 2]};
+    for (size_t i = 0; i < sizeof read / sizeof *read; i++)
+        if (p->places[read[i]].type != TYPE_BF16) return 0;
+    return 1;
+#else
+    (void)p, (void)op;
+    return 0;
+#endif
 }
 
 static struct job job_of(const struct plan *p, const struct op *op, int image)
@@ -351,6 +475,8 @@ static struct job job_of(const struct plan *p, const struct op *op, int image)
     j.d = p->places[op->in[0]].shape.c / op->heads;
     j.dp = (int)round_up((size_t)j.d, LANES);
     j.scale = (float)op->scale;
+    j.unit = pairs(p, op) ? 2 : 1;
+    j.du = (j.d + j.unit - 1) / j.unit;
     return j;
 }
 
@@ -368,6 +494,7 @@ int ISA(attention)(struct plan *p, struct step *s)
             struct work w = work_of(scratch + (size_t)omp_get_thread_num() * each, &j);
             int first = i % blocks * ROWS, left = j.rows - first;
             block_plain(&j, &w, i / blocks, first, left < ROWS ? left : ROWS);
+            compute_beat(p->compute); /* a large image's attention takes a minute */
         }
         p->counters.q_rows_read += (uint64_t)j.rows;
         p->counters.out_rows_stored += (uint64_t)j.rows;
@@ -393,6 +520,7 @@ int ISA(guided_attention)(struct plan *p, struct step *s)
             struct work w = work_of(scratch + (size_t)omp_get_thread_num() * each, &j);
             int left = j.rows - i * ROWS, count = left < ROWS ? left : ROWS;
             block_guided(&j, &w, i * ROWS, count);
+            compute_beat(p->compute);
             rows += (uint64_t)count;
         }
         p->counters.q_rows_read += rows;

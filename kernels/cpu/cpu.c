@@ -140,19 +140,29 @@ static void choose(struct plan *p)
 
 /* ---- steps ---- */
 
-static const struct cpu_kernels *kernels(void)
+const struct cpu_kernels *cpu_kernels_find(const char *isa)
 {
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return &cpu_kernels_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &cpu_kernels_avx2;
-    return &cpu_kernels_sse2;
+    const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const struct {
+        const struct cpu_kernels *kernels;
+        int there;
+    } all[] = {
+        {&cpu_kernels_avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16")},
+        {&cpu_kernels_avx512, avx512},
+        {&cpu_kernels_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+        {&cpu_kernels_sse2, 1},
+    };
+    for (int i = 0; i < 4; i++)
+        if (all[i].there && (!isa || strcmp(isa, strchr(all[i].kernels->name, ':') + 1) == 0))
+            return all[i].kernels;
+    return NULL;
 }
 
 static int prepare(struct plan *p, struct step *s, struct steer_error *err)
 {
-    const struct cpu_kernels *k = kernels();
+    const struct cpu_kernels *k = p->compute->kernels;
     switch (s->op.kind) {
     case OP_LINEAR: return onednn_linear(p, s, err);
     case OP_CONV: return onednn_conv(p, s, winograd_wanted(p, &s->op), err);
@@ -186,7 +196,7 @@ static int prepare(struct plan *p, struct step *s, struct steer_error *err)
 static struct compute_peak peak(struct compute *c)
 {
     enum { RUNS = 5 };
-    return (struct compute_peak){kernels()->fma_peak(c->threads), onednn_peak(c, TYPE_F32, RUNS),
+    return (struct compute_peak){c->kernels->fma_peak(c->threads), onednn_peak(c, TYPE_F32, RUNS),
                                  onednn_bf16_native() ? onednn_peak(c, TYPE_BF16, RUNS) : 0};
 }
 

@@ -1,7 +1,8 @@
 /* cpu.h - our own kernels of the cpu backend, one table per instruction set.
  *
  * attention.c, norm.c, elementwise.c and peak.c are written on 16-lane vectors (vector.h) and
- * compiled for AVX-512, AVX2 + FMA and plain x86-64; the processor decides at start. */
+ * compiled for AVX-512 with and without bf16, AVX2 + FMA and plain x86-64; the processor decides at
+ * start. */
 #ifndef KERNELS_CPU_H
 #define KERNELS_CPU_H
 #include "../plan.h"
@@ -14,7 +15,10 @@ struct cpu_kernels {
         resize;
     double (*fma_peak)(int threads); /* GFLOP/s, f32 */
 };
-extern const struct cpu_kernels cpu_kernels_avx512, cpu_kernels_avx2, cpu_kernels_sse2;
+extern const struct cpu_kernels cpu_kernels_avx512_bf16, cpu_kernels_avx512, cpu_kernels_avx2,
+    cpu_kernels_sse2;
+/* The best that this processor has, or those of that instruction set; NULL: it has none such. */
+const struct cpu_kernels *cpu_kernels_find(const char *isa);
 
 /* Bytes of plan scratch that a step needs. */
 size_t attention_scratch(const struct plan *p, const struct op *op);

@@ -13,10 +13,12 @@ static double now_s(void)
 }
 
 /* Twelve sums that do not wait for one another hide the latency of a multiply-add; each depends on
- * itself, so that the compiler can leave nothing out. */
+ * itself and begins elsewhere, so that the compiler can neither leave one out nor make two one. */
 INLINE float burst(int loops)
 {
-    v16 sum[12] = {{0}}, a = splat(0.5f), b = splat(1e-9f);
+    v16 sum[12], a = splat(0.5f), b = splat(1e-9f);
+    for (int k = 0; k < 12; k++)
+        sum[k] = splat((float)k);
     for (int i = 0; i < loops; i++)
         for (int k = 0; k < 12; k++)
             sum[k] = sum[k] * a + b;

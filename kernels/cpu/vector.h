@@ -5,6 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "../plan.h"
 #include "cpu.h"
 
@@ -45,6 +49,14 @@ INLINE size_t block_at(const struct place *at, int block, size_t pixel)
 INLINE v16 splat(float x)
 {
     return x - (v16){0};
+}
+
+/* The same four bytes in each lane, whatever they mean. */
+INLINE v16 splat_bits(const float *p)
+{
+    uint32_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return (v16)(bits + (u16){0});
 }
 
 INLINE v16 load(const float *p)
@@ -122,7 +134,11 @@ INLINE v16 pick(i16 mask, v16 yes, v16 no)
 
 INLINE v16 vmax(v16 a, v16 b)
 {
+#ifdef __AVX512F__
+    return (v16)_mm512_max_ps((__m512)a, (__m512)b); /* the same, in one instruction */
+#else
     return pick(a > b, a, b);
+#endif
 }
 
 INLINE v16 vmin(v16 a, v16 b)
@@ -130,24 +146,40 @@ INLINE v16 vmin(v16 a, v16 b)
     return pick(a < b, a, b);
 }
 
+/* Lanes exchanged with those 8, 4, 2 or 1 away: what a reduction is made of. */
+INLINE v16 lanes_8(v16 x)
+{
+    return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+INLINE v16 lanes_4(v16 x)
+{
+    return __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+}
+INLINE v16 lanes_2(v16 x)
+{
+    return __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+}
+INLINE v16 lanes_1(v16 x)
+{
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
+
 INLINE float sum_lanes(v16 x)
 {
-    float f[LANES];
-    store(f, x);
-    for (int step = 8; step; step /= 2)
-        for (int i = 0; i < step; i++)
-            f[i] += f[i + step];
-    return f[0];
+    x += lanes_8(x);
+    x += lanes_4(x);
+    x += lanes_2(x);
+    x += lanes_1(x);
+    return x[0];
 }
 
 INLINE float max_lanes(v16 x)
 {
-    float f[LANES], most;
-    store(f, x);
-    most = f[0];
-    for (int i = 1; i < LANES; i++)
-        most = f[i] > most ? f[i] : most;
-    return most;
+    x = vmax(x, lanes_8(x));
+    x = vmax(x, lanes_4(x));
+    x = vmax(x, lanes_2(x));
+    x = vmax(x, lanes_1(x));
+    return x[0];
 }
 
 /* e^x to 2 units in the last place: x = n ln 2 + r, a polynomial for e^r (Cephes' coefficients),
@@ -172,6 +204,24 @@ INLINE v16 vexp(v16 x)
     y = y * (v16)exponent;
     return pick(tiny, splat(0), y);
 }
+
+#ifdef __AVX512F__
+/* e^x to 4e-6 (a fit of 2^r by Chebyshev polynomials), for what is rounded to bf16 next: a third of
+ * vexp's instructions. 0 for -INFINITY. */
+INLINE v16 vexp_near(v16 x)
+{
+    __m512 t = _mm512_mul_ps((__m512)x, _mm512_set1_ps(1.44269504f));
+    t = _mm512_max_ps(t, _mm512_set1_ps(-150)); /* 2^-150 is 0, and -INFINITY has no remainder */
+    __m512 n = _mm512_roundscale_ps(t, 8);      /* to nearest, silently */
+    v16 r = (v16)_mm512_sub_ps(t, n);
+    v16 y = splat(0.00956051021f);
+    y = y * r + 0.0559170392f;
+    y = y * r + 0.240249811f;
+    y = y * r + 0.693121968f;
+    y = y * r + 0.999999191f;
+    return (v16)_mm512_scalef_ps((__m512)y, n);
+}
+#endif
 
 INLINE v16 vsilu(v16 x)
 {

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -62,6 +63,97 @@ static void test_cut(void **unused)
     assert_int_equal(cut, 0);
 }
 
+/* files: {name: text or null}, into the folder. */
+static void files_write(const char *dir, json_t *files)
+{
+    const char *name;
+    json_t *text;
+    json_object_foreach(files, name, text)
+    {
+        char path[1100];
+        snprintf(path, sizeof path, "%s/%s", dir, name);
+        unlink(path);
+        if (!json_is_string(text)) continue;
+        FILE *f = fopen(path, "we");
+        assert_non_null(f);
+        fputs(json_string_value(text), f);
+        fclose(f);
+    }
+}
+
+static size_t rows_check(const struct clip_bpe *t, const json_t *c, int length)
+{
+    size_t wrong = 0, i;
+    json_t *row;
+    json_array_foreach(json_object_get(c, "rows"), i, row)
+    {
+        const char *text = json_string_value(json_array_get(row, 0));
+        int32_t ids[CLIP_BPE_TOKENS_MAX];
+        size_t cut;
+        struct steer_error err = {0};
+        if (clip_bpe_encode(t, text, strlen(text), ids, length, &cut, &err))
+            fail_msg("%s", err.text);
+        for (int k = 0; k < length; k++) {
+            int want = (int)json_integer_value(json_array_get(json_array_get(row, 1), (size_t)k));
+            if (ids[k] == want) continue;
+            print_error("%s: %s: token %d is %d, expected %d\n",
+                        json_string_value(json_object_get(c, "name")), text, k, ids[k], want);
+            wrong++;
+            break;
+        }
+    }
+    return wrong;
+}
+
+/* The forms that tokenizer folders come in (tests/golden/tokenizer_forms.py). */
+static void test_folders(void **unused)
+{
+    (void)unused;
+    char path[1024], dir[] = "/tmp/steer-tokenizer-XXXXXX";
+    snprintf(path, sizeof path, "%s/tests/golden/data/tokenizer_forms.json", getenv("STEER_SOURCE_DIR"));
+    json_t *all = json_load_file(path, 0, NULL), *c;
+    assert_non_null(all);
+    assert_non_null(mkdtemp(dir));
+    int length = (int)json_integer_value(json_object_get(all, "length"));
+    size_t wrong = 0, i;
+    json_array_foreach(json_object_get(all, "cases"), i, c)
+    {
+        json_t *files = json_deep_copy(json_object_get(all, "base"));
+        for (int k = 0; k < 6; k++) {
+            static const char *const names[] = {"vocab.json",        "merges.txt",
+                                                "tokenizer.json",    "special_tokens_map.json",
+                                                "added_tokens.json", "tokenizer_config.json"};
+            if (!json_object_get(files, names[k]))
+                json_object_set_new(files, names[k], json_null());
+        }
+        json_object_update(files, json_object_get(c, "files"));
+        files_write(dir, files);
+        json_decref(files);
+        struct clip_bpe *t = NULL;
+        struct steer_error err = {0};
+        int code = clip_bpe_open(&t, dir, &err), refused = !json_object_get(c, "rows");
+        if ((code != 0) != refused) {
+            print_error("%s: %s\n", json_string_value(json_object_get(c, "name")),
+                        code ? err.text : "opened");
+            wrong++;
+        } else if (!code) {
+            wrong += rows_check(t, c, length);
+        } else {
+            assert_true(strlen(err.text) > 20);
+        }
+        clip_bpe_close(t);
+    }
+    print_message("%zu forms of folders\n", json_array_size(json_object_get(all, "cases")));
+    json_t *none =
+        json_pack("{s:n, s:n, s:n, s:n, s:n, s:n}", "vocab.json", "merges.txt", "tokenizer.json",
+                  "special_tokens_map.json", "added_tokens.json", "tokenizer_config.json");
+    files_write(dir, none);
+    rmdir(dir);
+    json_decref(none);
+    json_decref(all);
+    assert_int_equal(wrong, 0);
+}
+
 static int setup(void **unused)
 {
     (void)unused;
@@ -83,6 +175,7 @@ static int teardown(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_oracle), cmocka_unit_test(test_cut)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_oracle), cmocka_unit_test(test_cut),
+                                       cmocka_unit_test(test_folders)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,5 +1,6 @@
 """steer-worker without a broker: folders that cannot be loaded, folders that can though they look odd, and what it draws."""
 
+import ctypes
 import json
 import math
 import os
@@ -8,10 +9,16 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
+import zlib
 from pathlib import Path
 
+import zmq
+
+import farm
 import tensors
+from steer_client import BODIES, MESSAGES, NAMES, TYPES
 
 SOURCE = Path(__file__).resolve().parents[2]
 BIN = Path(os.environ.get("STEER_BIN_DIR", SOURCE / "build" / "bin"))
@@ -93,6 +100,7 @@ class BadFolders(Case):
     def test_missing_file(self):
         for part in (VAE, UNET, TEXT, "tokenizer/vocab.json", "tokenizer/merges.txt", "unet/config.json", "text_encoder/config.json"):
             model = self.folder()
+            (model / "tokenizer/tokenizer.json").unlink()  # it would do without vocab.json and merges.txt
             (model / part).unlink()
             self.refused(model, part.split("/")[0], Path(part).name.split(".")[0])
 
@@ -154,10 +162,112 @@ class BadFolders(Case):
             ("text_encoder", lambda c: c.update(num_attention_heads=0), ("num_attention_heads",)),
             ("text_encoder", lambda c: c.update(hidden_act="tanhshrink"), ("tanhshrink", "quick_gelu")),
             ("vae", lambda c: c.update(act_fn="mish"), ("mish",)),
+            ("text_encoder", lambda c: c.update(use_attention_mask=True), ("use_attention_mask",)),
+            ("text_encoder", lambda c: c.update(layer_norm_eps="small"), ("layer_norm_eps", "small")),
+            ("text_encoder", lambda c: c.update(hidden_size=16), ("hidden_size 16", "32")),
+            ("unet", lambda c: c.update(cross_attention_dim=48), ("cross_attention_dim", "48", "32", "hidden_size")),
+            ("unet", lambda c: c.update(cross_attention_dim=[32, 48]), ("cross_attention_dim", "48", "32")),
+            ("unet", lambda c: c.update(down_block_types=["DownBlock2D"] * 2, up_block_types=["UpBlock2D"] * 2, mid_block_type=None),
+             ("cross-attention",)),
+            ("unet", lambda c: c.update(conv_in_kernel=4), ("conv_in_kernel", "4")),
+            ("unet", lambda c: c.update(num_attention_heads=2), ("num_attention_heads",)),
+            ("unet", lambda c: c.update(transformer_layers_per_block=[1, 2, 3]), ("transformer_layers_per_block", "3", "2")),
+            ("unet", lambda c: c.update(transformer_layers_per_block=16, layers_per_block=16), ("cross-attention", "256")),
+            ("unet", lambda c: c.update(transformer_layers_per_block=[[1], [1, 1]]), ("transformer_layers_per_block",)),
+            ("unet", lambda c: c.update(norm_num_groups=None), ("norm_num_groups",)),
+            ("unet", lambda c: c.update(norm_eps="1e-5"), ("norm_eps",)),
+            ("unet", lambda c: c.update(flip_sin_to_cos="yes"), ("flip_sin_to_cos", "yes")),
+            ("unet", lambda c: c.update(mid_block_type=7), ("mid_block_type", "7")),
+            ("unet", lambda c: c.update(mid_block_type="UNetMidBlock2DSimpleCrossAttn"), ("UNetMidBlock2DSimpleCrossAttn",)),
+            ("unet", lambda c: c.update(act_fn="mish"), ("act_fn", "mish")),
+            ("unet", lambda c: c.update(resnet_time_scale_shift="scale_shift"), ("resnet_time_scale_shift", "scale_shift")),
+            ("unet", lambda c: c.update(time_embedding_type="fourier"), ("fourier",)),
+            ("unet", lambda c: c.update(only_cross_attention=[False, True]), ("only_cross_attention", "true")),
+            ("unet", lambda c: c.update(mid_block_scale_factor=2), ("mid_block_scale_factor", "2")),
+            ("unet", lambda c: c.update(downsample_padding=0), ("downsample_padding", "0")),
+            ("unet", lambda c: c.update(encoder_hid_dim=32), ("encoder_hid_dim",)),
+            ("unet", lambda c: c.update(attention_type="gated"), ("gated",)),
+            ("unet", lambda c: c.update(sample_size="big"), ("sample_size", "big")),
+            ("vae", lambda c: c.update(scaling_factor="0.18"), ("scaling_factor", "0.18")),
+            ("vae", lambda c: c.update(scaling_factor=0), ("scaling_factor",)),
+            ("vae", lambda c: c.update(latents_mean=[0] * 4), ("latents_mean",)),
+            ("vae", lambda c: c.update(upsample_fn="bilinear"), ("bilinear",)),
+            ("vae", lambda c: c.update(num_decoder_blocks=[1, 2]), ("num_decoder_blocks",)),
         ):
             model = self.folder()
             edit(model / part / "config.json", change)
             self.refused(model, *words)
+
+    def test_vae_configurations(self):
+        for change, words in (
+            (lambda c: c.update(up_block_types=["UpDecoderBlock2D"] * 3), ("up_block_types", "3", "4")),
+            (lambda c: c.update(up_block_types=["AttnUpDecoderBlock2D"] * 4), ("AttnUpDecoderBlock2D",)),
+            (lambda c: c.update(mid_block_add_attention="no"), ("mid_block_add_attention",)),
+            (lambda c: c.update(norm_num_groups=3), ("norm_num_groups", "3")),
+        ):
+            model = self.folder("small")
+            edit(model / "vae/config.json", change)
+            self.refused(model, *words)
+
+    def test_what_is_no_file(self):
+        """A FIFO would block for ever, a folder cannot be read."""
+        for part in (UNET, "tokenizer/tokenizer.json", "unet/config.json", "model_index.json", "tokenizer/tokenizer_config.json"):
+            for make in (os.mkfifo, os.mkdir):
+                model = self.folder()
+                (model / part).unlink()
+                make(model / part)
+                self.refused(model, Path(part).name)
+
+    def test_gaps(self):
+        model = self.folder()
+        data = (model / UNET).read_bytes()
+        (model / UNET).write_bytes(data + bytes(8))
+        self.refused(model, "8 bytes after")
+        header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                             "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}).encode()
+        (model / UNET).write_bytes(struct.pack("<Q", len(header)) + header + bytes(12))
+        self.refused(model, "\"b\"")
+
+    def test_serve_leaves_out(self):
+        """What serve cannot render is not offered, and the log says why."""
+        models = self.dir / "models"
+        for name, change in (("good", lambda m: None), ("cut", lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-1])),
+                             ("ancestral", lambda m: edit(m / "scheduler/scheduler_config.json",
+                                                          lambda c: c.update(_class_name="EulerAncestralDiscreteScheduler"))),
+                             ("named", lambda m: (m / "steer.json").write_text('{"recipe": "nonsense"}'))):
+            shutil.copytree(GOLDEN / "tiny" / "model", models / name)
+            change(models / name)
+        with subprocess.Popen([BIN / "steer-worker", "serve", "--models", models, "--broker", "tcp://127.0.0.1:9"], stderr=subprocess.PIPE) as worker:
+            try:
+                lines = []
+                while not any("model.left_out" in l and "nonsense" in l for l in lines):
+                    lines.append(worker.stderr.readline().decode())
+                    self.assertTrue(lines[-1], "".join(lines))
+            finally:
+                worker.kill()
+        log = "".join(lines)
+        self.assertIn("truncated", log)
+        self.assertIn("EulerAncestralDiscreteScheduler", log)
+        self.assertNotIn("models/good", log)
+
+    def test_scheduler_of_another_kind(self):
+        model = self.folder()
+        edit(model / "scheduler/scheduler_config.json", lambda c: c.update(_class_name="UniPCMultistepScheduler"))
+        self.refused(model, "UniPCMultistepScheduler", "DDIMScheduler")
+        self.render(model, "--recipe", "euler")
+        self.render(model, "--recipe", SOURCE / "worker/recipes/euler.json")
+        edit(model / "scheduler/scheduler_config.json", lambda c: c.update(_class_name="EulerDiscreteScheduler", use_beta_sigmas=True))
+        self.refused(model, "use_beta_sigmas")
+
+    def test_not_finite(self):
+        model = self.folder()
+
+        def infinite(t):
+            dtype, shape, data = t["conv_out.bias"]
+            t["conv_out.bias"] = "F32", shape, struct.pack("<f", math.inf) * math.prod(shape)
+
+        edit_tensors(model / UNET, infinite)
+        self.refused(model, "not finite")
 
     def test_scheduler(self):
         model = self.folder()
@@ -300,13 +410,22 @@ class OddFolders(Case):
                 json.dumps(json.loads((m / "tokenizer/vocab.json").read_text()), ensure_ascii=ascii_only)))
 
     def test_added_tokens(self):
-        """A token that was added to the vocabulary has its own row of the table."""
+        """A token that was added to the vocabulary gets the next id, which the table may have a row for or not."""
         model = self.folder()
-        vocabulary = json.loads((model / "tokenizer/vocab.json").read_text())
-        (model / "tokenizer/added_tokens.json").write_text(json.dumps({"<sks>": 5}))
-        self.assertNotIn("<sks>", vocabulary)
-        ids = tensors.floats(self.render(model, prompt="a <sks> cat")["tokens.pos"])
-        self.assertIn(5, ids)
+        rows = len(json.loads((model / "tokenizer/vocab.json").read_text()))
+        edit(model / "tokenizer/tokenizer.json", lambda t: t["added_tokens"].append(
+            {"id": 5, "content": "<sks>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}))
+        self.refused(model, str(rows), "<sks>", "rows", prompt="a <sks> cat")
+        self.render(model, prompt="a cat")
+
+        def one_more(t):
+            key = next(k for k in t if k.endswith("token_embedding.weight"))
+            dtype, (count, width), data = t[key]
+            t[key] = dtype, [count + 1, width], bytes(data) + bytes(len(data) // count)
+
+        edit_tensors(model / TEXT, one_more)
+        edit(model / "text_encoder/config.json", lambda c: c.update(vocab_size=rows + 1))
+        self.assertIn(rows, tensors.floats(self.render(model, prompt="a <sks> cat")["tokens.pos"]))
 
 
 class Drawing(Case):
@@ -377,10 +496,258 @@ class Drawing(Case):
             self.assertEqual(slow, [])
 
 
+class Commands(Case):
+    def json(self, *args):
+        out = self.run_worker(*args)
+        self.assertEqual(out.returncode, 0, out.stderr.decode())
+        return json.loads(out.stdout)
+
+    def test_bench_says_all(self):
+        plain = self.json("bench", "--model", DEMO, "--runs", 3, "--batch", 2, "--size", "64x96", "--threads", 1, "--precision", "f32", "--ops", "--json")
+        self.assertLessEqual({"model", "size", "batch", "steps", "guidance", "precision", "threads", "runs", "numerics", "load_ms", "first_image_ms",
+                              "peak_rss_bytes", "stages", "total", "peak_gflops", "ops"}, set(plain))
+        self.assertEqual([plain[k] for k in ("model", "size", "batch", "steps", "precision", "threads", "runs")], ["demo", "64x96", 2, 1, "f32", 1, 3])
+        self.assertIn("-t1-", plain["numerics"])
+        self.assertEqual(set(plain["stages"]), {"text", "denoise", "decode", "encode"})
+        for name, stage in plain["stages"].items():
+            self.assertEqual(set(stage), {"min_ms", "median_ms", "gflop"})
+            self.assertTrue(0 < stage["min_ms"] <= stage["median_ms"], name)
+            self.assertEqual(stage["gflop"] > 0, name != "encode", name)
+        self.assertGreaterEqual(plain["total"]["median_ms"], plain["total"]["min_ms"])
+        self.assertGreater(plain["first_image_ms"], 0)
+        self.assertEqual(set(plain["peak_gflops"]), {"fma_f32", "onednn_f32", "onednn_bf16"})
+        self.assertTrue(1 << 20 < plain["peak_rss_bytes"] < 1 << 30)
+        for op in plain["ops"]:
+            self.assertEqual(set(op), {"stage", "op", "primitive", "type", "layout", "out", "gflop", "ms"})
+        self.assertEqual({op["stage"] for op in plain["ops"]}, {"text", "denoise", "decode"})
+
+    def test_bench_counts_real_calls(self):
+        """CFG calls the denoiser twice a step, PNDM once more than it has steps; a text costs what it costs for each image."""
+
+        def gflop(*more):
+            stages = self.json("bench", "--model", DEMO, "--runs", 1, "--size", "64x64", "--json", *more)["stages"]
+            return [stages[k]["gflop"] for k in ("text", "denoise", "decode")]
+
+        one = gflop("--guidance", "none")
+        for more, times in ((("--guidance", "cfg"), (1, 2, 1)), (("--batch", 3), (3, 3, 3)), (("--guidance", "none", "--recipe", "pndm", "--steps", 4), (1, 5, 1)),
+                            (("--guidance", "none", "--recipe", "ddim", "--steps", 4), (1, 4, 1))):
+            for got, want, factor in zip(gflop(*more), one, times):
+                self.assertAlmostEqual(got, want * factor, delta=1e-6 * got, msg=more)
+
+    def test_tune_makes_a_table(self):
+        table, old = self.dir / "table.txt", b"conv3 1 1 1x1 direct\n"
+        table.write_bytes(old)
+        self.assertNotEqual(self.run_worker("tune", "--model", self.dir / "nowhere", "--output", table).returncode, 0)
+        self.assertEqual(table.read_bytes(), old)  # whole or not at all
+        out = self.run_worker("tune", "--model", DEMO, "--size", "64x64", "--output", table)
+        self.assertEqual(out.returncode, 0, out.stderr)
+        self.assertEqual(list(self.dir.iterdir()), [table])
+        lines = table.read_text().splitlines()
+        self.assertGreater(len(lines), 4)
+        for line in lines[1:]:
+            self.assertRegex(line, r"^conv3 \d+ \d+ \d+x\d+ (wino|direct)$")
+        args = ("render", "--model", DEMO, "--prompt", "a cat", "--seed", 1, "--size", "64x64", "--json", "--output", self.dir / "x.png")
+        plain, tuned = self.json(*args), self.json(*args, "--tuning", table)
+        self.assertNotEqual(plain["numerics"], tuned["numerics"])
+        self.assertEqual(tuned["numerics"], self.json(*args, "--tuning", table)["numerics"])
+
+    def test_render_json(self):
+        for seed in (7, 2**64 - 1):  # what JSON libraries end at is a text
+            told = self.json("render", "--model", DEMO, "--prompt", "a cat", "--seed", seed, "--threads", 1, "--json", "--output", self.dir / "x.webp")
+            self.assertEqual(set(told), {"model", "model_hash", "numerics", "load_ms", "images"})
+            self.assertIn("-t1-", told["numerics"])
+            (image,) = told["images"]
+            self.assertEqual(image["file"], str(self.dir / "x.webp"))
+            self.assertEqual(int(image["seed"]), seed)
+            self.assertEqual(image["bytes"], (self.dir / "x.webp").stat().st_size)
+            self.assertEqual(set(image["times"]), {"tokenize_us", "text_us", "denoise_us", "decode_us", "encode_us", "total_us"})
+            self.assertIn(str(seed).encode(), (self.dir / "x.webp").read_bytes())
+
+    def test_images_are_single_renders(self):
+        args = ("render", "--model", DEMO, "--prompt", "a cat", "--negative", "stripes", "--guidance", "nasa")
+        self.json(*args, "--seed", 40, "--images", 3, "--json", "--output", self.dir / "all.png")
+        for i in range(3):
+            self.json(*args, "--seed", 40 + i, "--json", "--output", self.dir / f"one-{i}.png")
+            self.assertEqual((self.dir / f"all-000{i}.png").read_bytes(), (self.dir / f"one-{i}.png").read_bytes())
+
+    def test_lossless_is_png(self):
+        args = ("render", "--model", DEMO, "--prompt", "a cat", "--seed", 3, "--json", "--output")
+        self.json(*args, self.dir / "x.png")
+        self.json(*args, self.dir / "x.webp", "--format", "lossless")
+        self.assertEqual(webp(self.dir / "x.webp"), png(self.dir / "x.png"))
+        self.json(*args, self.dir / "y.webp")
+        self.assertNotEqual(webp(self.dir / "y.webp"), png(self.dir / "x.png"))
+
+    def test_recipe_file(self):
+        """A recipe by path is for the local user: rendered, benched and tuned; its class is another than the shipped one's of the same name."""
+        deep = self.dir / ("d" * 150)  # longer than a name may be
+        deep.mkdir()
+        text = (BIN.parent / "share/steerfarm/recipes/ddim.json").read_text()
+        (deep / "mine.json").write_text(text)
+        args = ("--model", DEMO, "--prompt", "a cat", "--seed", 3, "--steps", 2, "--size", "64x64", "--json")
+        shipped = self.json("render", *args, "--recipe", "ddim", "--output", self.dir / "a.webp", "--format", "lossless")
+        mine = self.json("render", *args, "--recipe", deep / "mine.json", "--output", self.dir / "b.webp", "--format", "lossless")
+        self.assertEqual(webp(self.dir / "a.webp"), webp(self.dir / "b.webp"))
+        self.assertNotEqual(shipped["numerics"], mine["numerics"])
+        self.json("bench", "--model", DEMO, "--recipe", deep / "mine.json", "--runs", 1, "--steps", 3, "--size", "64x64")
+        self.assertEqual(self.run_worker("tune", "--model", DEMO, "--recipe", deep / "mine.json", "--size", "64x64", "--output", self.dir / "t.txt").returncode, 0)
+        self.refused(DEMO, "nothing.json", args=("--recipe", deep / "nothing.json"))
+
+    def test_recipes_are_in_the_class(self):
+        args = ("render", "--model", DEMO, "--prompt", "a cat", "--seed", 3, "--json", "--output", self.dir / "a.webp")
+        before = self.json(*args)["numerics"]
+        (self.dir / "recipes").mkdir()
+        shutil.copy(BIN.parent / "share/steerfarm/recipes/lcm.json", self.dir / "recipes")
+        edit(self.dir / "recipes/lcm.json", lambda c: c.update(steps=3))
+        os.environ["STEER_RECIPES"] = str(self.dir / "recipes")
+        self.addCleanup(os.environ.pop, "STEER_RECIPES")
+        self.assertNotEqual(before, self.json(*args)["numerics"])
+
+    def test_memory(self):
+        begin = time.monotonic()
+        self.refused(DEMO, "2048x2048", "MB", "--memory", args=("--size", "2048x2048", "--memory", "512M"))
+        self.assertLess(time.monotonic() - begin, 20)  # before anything of it is rendered
+
+    def test_both_texts_cut(self):
+        out = self.run_worker("render", "--model", DEMO, "--prompt", "a cat " * 60, "--negative", "a dog " * 60, "--guidance", "nasa", "--output", self.dir / "x.png")
+        self.assertEqual(out.returncode, 0, out.stderr)
+        self.assertRegex(out.stderr.decode(), r"positive prompt was cut at byte \d+")
+        self.assertRegex(out.stderr.decode(), r"negative prompt was cut at byte \d+")
+
+
+class Wire(Case):
+    """A worker's conversation with a broker that this test plays."""
+
+    def setUp(self):
+        super().setUp()
+        self.endpoint = f"ipc://{self.dir}/broker"
+        (self.dir / "models").mkdir()
+        (self.dir / "models/small").symlink_to(GOLDEN / "small" / "model")
+        self.socket = self.bind()
+
+    def bind(self):
+        socket = zmq.Context.instance().socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that begins anew has the same name
+        socket.bind(self.endpoint)
+        self.addCleanup(socket.close)
+        return socket
+
+    def serve(self, *args, heartbeat_ms=5000):
+        self.heartbeat_ms = heartbeat_ms  # after five of them without a word the worker begins anew
+        self.worker = farm.Program([BIN / "steer-worker", "serve", "--broker", self.endpoint, "--models", self.dir / "models", "--worker", "w", "--threads", 1, *args],
+                                   self.dir / "worker.log")
+        self.addCleanup(self.worker.kill)
+        return self.welcome()
+
+    def receive(self, *names, seconds=20):
+        """The next message of these names; others are passed over."""
+        end = time.monotonic() + seconds
+        while self.socket.poll(max(0, end - time.monotonic()) * 1000):
+            self.identity, head, body, *payload = self.socket.recv_multipart()
+            name = NAMES[head[3]]
+            if name in names:
+                return name, BODIES[name].FromString(body), payload[0] if payload else None
+        self.fail(f"no {names}:\n{self.worker.text()}")
+
+    def send(self, name, **fields):
+        self.socket.send_multipart([self.identity, b"SF\x01" + bytes([TYPES[name]]), BODIES[name](**fields).SerializeToString()])
+
+    def welcome(self):
+        hello = self.receive("HELLO")[1]
+        self.send("WELCOME", version=1, epoch=5, heartbeat_ms=self.heartbeat_ms, lease_ms=400)
+        return hello
+
+    def assign(self, lease, **job):
+        job = {"model": "small", "prompt": "a cat", "seed": lease, "recipe": "ddim", "steps": 2, "width": 64, "height": 64, **job}
+        self.send("ASSIGN", images=[{"lease": {"epoch": 5, "lease": lease, "job": "job", "index": 0}, "job": job}])
+
+    def result(self, lease):
+        _, result, payload = self.receive("RESULT")
+        self.assertEqual((result.lease.lease, result.bytes, result.crc32), (lease, len(payload), zlib.crc32(payload)))
+        return result
+
+    def fails(self, lease, code):
+        fail = self.receive("FAIL")[1]
+        self.assertEqual((fail.lease.lease, fail.code), (lease, code), fail.text)
+        return fail
+
+    def test_names_that_the_wire_cannot_carry(self):
+        for name in (b"caf\xe9", b"x" * 200):
+            os.symlink(GOLDEN / "tiny" / "model", os.fsencode(self.dir / "models") + b"/" + name)
+        self.assertEqual([m.name for m in self.serve().models], ["small"])
+        self.assertEqual(self.worker.text().count("128 bytes of UTF-8"), 2)
+
+    def test_a_recipe_by_path_is_refused(self):
+        (self.dir / "lcm.json").write_text("{}")
+        self.serve()
+        for lease, name in enumerate((f"{self.dir}/lcm.json", "../lcm", "lcm.json")):
+            self.assign(lease, recipe=name)
+            self.assertFalse(self.fails(lease, "UNKNOWN_RECIPE").retryable)
+        self.assign(9)
+        self.result(9)
+
+    def test_an_assign_that_crosses_drain(self):
+        self.serve()
+        self.assign(1, width=256, height=256, steps=20)
+        self.receive("RENEW")
+        self.send("DRAIN")
+        self.receive("DRAIN")
+        self.assign(2)
+        self.fails(2, "CANCELLED")
+        self.result(1)
+        self.send("VERDICT", lease={"epoch": 5, "lease": 1, "job": "job", "index": 0}, verdict="kept")
+        self.assertEqual(self.worker.process.wait(20), 0)
+
+    def test_what_was_not_heard_is_told_again(self):
+        """Two RESULTs and a FAIL that end while the broker is away all come once it is back."""
+        self.serve(heartbeat_ms=200)
+        self.assign(1, width=128, height=128, steps=10)
+        self.assign(2, recipe="./no.json")
+        self.assign(3)
+        self.socket.close()
+        self.worker.wait_for("job=job index=0 .*no.json")
+        self.socket, got = self.bind(), {}
+        while len(got) < 3:
+            name, message, _ = self.receive("HELLO", "RESULT", "FAIL")
+            if name == "HELLO":
+                self.send("WELCOME", version=1, epoch=5, heartbeat_ms=5000, lease_ms=400)
+            else:
+                got[message.lease.lease] = name
+        self.assertEqual(got, {1: "RESULT", 2: "FAIL", 3: "RESULT"})
+        while 2 in {x.lease for x in self.receive("RENEW")[1].leases}:
+            pass  # one may be on its way; the failed lease is not renewed for ever
+
+    def test_memory(self):
+        """What does not fit fails with the numbers, and the worker goes on."""
+        self.serve("--memory", "16M")
+        self.assign(1, width=1024, height=1024)
+        self.assertIn("MB", self.fails(1, "NO_MEMORY").text)
+        self.assign(2)
+        self.result(2)
+
+    def test_both_texts_cut(self):
+        self.serve()
+        self.assign(1, prompt="a cat " * 60, negative_prompt="a dog " * 60, guidance={"method": 1})
+        warning = self.result(1).warning
+        self.assertIn("positive", warning)
+        self.assertIn("negative", warning)
+
+
+def webp(path):
+    """The pixels of a WebP file, by libwebp."""
+    lib, data = ctypes.CDLL("libwebp.so.7"), path.read_bytes()
+    width, height = ctypes.c_int(), ctypes.c_int()
+    lib.WebPDecodeRGB.restype = ctypes.c_void_p
+    lib.WebPFree.argtypes = [ctypes.c_void_p]
+    at = lib.WebPDecodeRGB(data, ctypes.c_size_t(len(data)), ctypes.byref(width), ctypes.byref(height))
+    pixels = ctypes.string_at(at, 3 * width.value * height.value)
+    lib.WebPFree(at)
+    return pixels
+
+
 def png(path):
     """The pixels of an RGB PNG of 8 bits."""
-    import zlib
-
     data, at, packed, width = path.read_bytes(), 8, b"", 0
     while at < len(data):
         size, kind = struct.unpack(">I4s", data[at : at + 8])

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "deadline.h"
 #include "queue.h"
 #include "sched.h"
 #include "wire.h"
@@ -126,7 +127,7 @@ static void test_turns(void **unused)
     for (int i = 1; i < count; i++)
         assert_int_equal(taken[i].job->batch, taken[0].job->batch);
     /* A back-off is waited for; a lost image goes alone. */
-    struct trouble *t = job_trouble(small, 0);
+    struct trouble *t = trouble_get(&small->troubles, 0);
     t->not_before_ms = 500;
     t->single = 1;
     queue_move(q, big, 0, IMAGE_QUEUED);
@@ -145,6 +146,30 @@ static void test_turns(void **unused)
                 assert_int_equal(count, 1);
             }
     }
+    queue_free(q);
+}
+
+/* Models of one priority take turns, whatever one of them has queued; a higher one goes first. */
+static void test_lanes_take_turns(void **unused)
+{
+    (void)unused;
+    struct queue *q = queue_new();
+    struct taken taken[4];
+    struct job *jobs[3] = {job_add(q, 1, "a", 1000000, 0, 1), job_add(q, 2, "b", 1000, 0, 1),
+                           job_add(q, 3, "c", 1000, 0, 1)};
+    struct job *low = job_add(q, 4, "d", 1000, -1, 1);
+    int from[3] = {0};
+    for (int i = 0; i < 30; i++) {
+        assert_int_equal(take(q, NULL, 0, taken, 1), 1);
+        assert_ptr_not_equal(taken[0].job, low);
+        for (int k = 0; k < 3; k++)
+            from[k] += taken[0].job == jobs[k];
+    }
+    for (int k = 0; k < 3; k++)
+        assert_int_equal(from[k], 10);
+    assert_int_equal(take(q, "a", 0, taken, 4), 4); /* a batch is one turn */
+    assert_int_equal(take(q, NULL, 0, taken, 1), 1);
+    assert_ptr_not_equal(taken[0].job, jobs[0]);
     queue_free(q);
 }
 
@@ -176,6 +201,83 @@ static void test_memory(void **unused)
     assert_true((s.images + 1) / 2 + sizeof s <= 1 << 20);
     assert_int_equal(s.counts[IMAGE_ACKED], 500000);
     states_free(&s);
+}
+
+/* ---- deadlines ---- */
+
+static void test_deadlines(void **unused)
+{
+    (void)unused;
+    enum { JOBS = 2000 };
+    static struct job *jobs[JOBS];
+    struct deadlines d = {0};
+    uint32_t left = JOBS;
+    for (int i = 0; i < JOBS; i++) {
+        assert_non_null(jobs[i] = calloc(1, sizeof *jobs[i]));
+        jobs[i]->id = (uint64_t)i;
+        jobs[i]->deadline_ms = 1 + random_below(500);
+        assert_int_equal(deadline_watch(&d, jobs[i]), 0);
+        assert_int_equal(deadline_watch(&d, jobs[i]), 0); /* twice is once */
+    }
+    for (int i = 0; i < JOBS; i += 3, left--)
+        deadline_drop(&d, jobs[i]);
+    deadline_drop(&d, jobs[0]);
+    for (uint64_t now = 0; now <= 500; now++)
+        for (struct job *j; (j = deadline_passed(&d, now)); left--) {
+            assert_int_equal(j->deadline_ms, now);
+            assert_int_not_equal(j->id % 3, 0);
+        }
+    assert_int_equal(left, 0);
+    for (int i = 0; i < JOBS; i++)
+        free(jobs[i]);
+    free(d.jobs);
+}
+
+/* ---- trouble ---- */
+
+/* As many as images, found at once: a list would take hours here. */
+static void test_trouble(void **unused)
+{
+    (void)unused;
+    enum { IMAGES = 300000 };
+    struct troubles all = {0};
+    assert_null(trouble_find(&all, 5));
+    for (uint32_t i = 0; i < IMAGES; i++)
+        trouble_get(&all, i * 7)->attempts = i;
+    assert_int_equal(all.count, IMAGES);
+    for (uint32_t i = 0; i < IMAGES; i++)
+        assert_int_equal(trouble_get(&all, i * 7)->attempts, i);
+    assert_null(trouble_find(&all, 1));
+    for (uint32_t i = 0; i < IMAGES; i += 2)
+        trouble_drop(&all, i * 7);
+    assert_int_equal(all.count, IMAGES / 2);
+    assert_null(trouble_find(&all, 0));
+    assert_non_null(trouble_find(&all, 7));
+    troubles_free(&all);
+    assert_null(trouble_find(&all, 7));
+}
+
+/* ---- workers ---- */
+
+static struct worker *worker_add(struct sched *s, int number);
+
+static void test_blame(void **unused)
+{
+    (void)unused;
+    struct sched *s = sched_new(1);
+    struct worker *w = worker_add(s, 1);
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(sched_blame(w, 7), 0); /* one job, whatever its images */
+    assert_int_equal(sched_blame(w, 8), 0);
+    for (int i = 0; i < 100; i++)
+        sched_praise(w);
+    assert_int_equal(sched_blame(w, 9), 0); /* long ago */
+    assert_int_equal(sched_blame(w, 10), 0);
+    for (int i = 0; i < 50; i++)
+        sched_praise(w);
+    assert_int_equal(sched_blame(w, 11), 1);
+    assert_int_equal(w->state, WORKER_QUARANTINED);
+    sched_free(s);
 }
 
 /* ---- the core under a random farm ---- */
@@ -257,8 +359,10 @@ static void test_simulation(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),     cmocka_unit_test(test_turns),
-        cmocka_unit_test(test_ids),        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_states),           cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_lanes_take_turns), cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_memory),           cmocka_unit_test(test_deadlines),
+        cmocka_unit_test(test_trouble),          cmocka_unit_test(test_blame),
         cmocka_unit_test(test_simulation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

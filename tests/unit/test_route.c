@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -30,13 +32,28 @@ struct sent_message {
     int seen;
 };
 
-static char dir[64];
+static char dir[32];
 static struct route *route;
 static uint64_t now_ms;
 static struct sent_message sent[SENT_MAX];
 static int sent_count;
 static const char *gone; /* a peer that cannot be reached */
 static uint64_t spool_max;
+static const char *worker_numerics; /* of the workers that say HELLO */
+static int snapshot_type;           /* when this is sent, what is durable is copied to <dir>.copy */
+
+/* ---- the disk ---- */
+
+static volatile int disk_full;
+
+int __real_statvfs(const char *path, struct statvfs *v);
+int __wrap_statvfs(const char *path, struct statvfs *v);
+int __wrap_statvfs(const char *path, struct statvfs *v)
+{
+    int code = __real_statvfs(path, v);
+    if (!code && disk_full) v->f_bavail = 0;
+    return code;
+}
 
 /* ---- the transport ---- */
 
@@ -49,6 +66,13 @@ static int transport_send(void *data, enum side side, const uint8_t *identity, s
     if (gone && identity_size == strlen(gone) && !memcmp(identity, gone, identity_size)) {
         free(payload);
         return -1;
+    }
+    if (type == snapshot_type) {
+        char command[256];
+        snprintf(command, sizeof command, "rm -rf '%s.copy' && cp -r '%s' '%s.copy'", dir, dir,
+                 dir);
+        assert_int_equal(system(command), 0);
+        snapshot_type = 0;
     }
     assert_true(sent_count < SENT_MAX);
     struct sent_message *m = sent + sent_count++;
@@ -239,6 +263,7 @@ static void hello_worker_with(const char *name, uint64_t incarnation, const char
     h.incarnation = incarnation;
     h.models = models;
     h.n_models = 1;
+    device.numerics = text(worker_numerics);
     h.device = &device;
     h.held = list;
     h.n_held = held_count;
@@ -422,7 +447,8 @@ static void open_route(void)
     store_options_default(&o.store);
     o.store.dir = dir;
     o.store.spool_bytes_max = spool_max;
-    o.store.free_bytes_min = o.store.reserve_bytes = 0;
+    o.store.free_bytes_min = 1;
+    o.store.reserve_bytes = 0;
     if (route_open(&route, &o, &transport, now_ms, &err)) fail_msg("%s", err.text);
     hello_client("settler");
 }
@@ -435,6 +461,9 @@ static int set_up(void **state)
     now_ms = 1000000;
     gone = NULL;
     spool_max = 0;
+    snapshot_type = 0;
+    worker_numerics = NULL;
+    disk_full = 0;
     if (!mkdtemp(dir)) return -1;
     open_route();
     return 0;
@@ -447,7 +476,7 @@ static int tear_down(void **state)
     route_close(route);
     route = NULL;
     forget_sent();
-    snprintf(command, sizeof command, "rm -rf '%s'", dir);
+    snprintf(command, sizeof command, "rm -rf '%s' '%s.copy'", dir, dir);
     return system(command);
 }
 
@@ -456,6 +485,18 @@ static void restart(void)
 {
     route_close(route);
     forget_sent();
+    now_ms += 3000;
+    open_route();
+}
+
+/* As after kill -9 at the moment of the snapshot. */
+static void restart_from_snapshot(void)
+{
+    char command[256];
+    route_close(route);
+    forget_sent();
+    snprintf(command, sizeof command, "rm -rf '%s' && mv '%s.copy' '%s'", dir, dir, dir);
+    assert_int_equal(system(command), 0);
     now_ms += 3000;
     open_route();
 }
@@ -642,6 +683,84 @@ static void test_cancel_at_once(void **state)
     assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 0);
 }
 
+/* What was cancelled while its image was on its way to the store is cancelled once that is said. */
+static void test_cancel_while_stored(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    snprintf(id, sizeof id, "%s", submit("c", "k", 1));
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "too late");
+    snapshot_type = TYPE(REPLY);
+    cancel("c", id, NULL);
+    turn();
+    (void)usleep(200000); /* both batches are durable before their answers are read */
+    expect_verdict("w/1", "cancelled");
+    (void)EXPECT("c", Reply, REPLY);
+    restart_from_snapshot();
+    farm();
+    assert_string_equal(ask_job("c", id)->state, "cancelled");
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 0);
+}
+
+/* A full disk refuses the job and, for the key's sake, its CANCEL: neither is lost in silence. */
+static void test_cancel_on_full_disk(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "older", 2);
+    disk_full = 1;
+    say_submit("c", "k", "a cat", 1, 0);
+    cancel("c", NULL, "k");
+    say_submit("c", "older", "a cat", 2,
+               0); /* is durable already, whatever happens to the others */
+    for (int i = 0; i < 2; i++) {
+        const Steerfarm__Refused *m = EXPECT("c", Refused, REFUSED);
+        assert_string_equal(m->code, "DISK_FULL");
+        assert_string_equal(m->key, "k");
+        assert_int_equal(m->request, i ? TYPE(CANCEL) : TYPE(SUBMIT));
+        assert_true(m->retry_after_ms > 0);
+    }
+    const Steerfarm__Accepted *a = EXPECT("c", Accepted, ACCEPTED);
+    assert_true(a->again);
+    assert_int_equal(ask_job("c", a->job)->counts->queued + ask_job("c", a->job)->counts->leased,
+                     2);
+    for (int i = 0; i < 10; i++) { /* no number of keys eats the space kept for acks */
+        char key[8];
+        snprintf(key, sizeof key, "n%d", i);
+        cancel("c", NULL, key);
+        expect_refused("c", "DISK_FULL");
+    }
+    disk_full = 0;
+    (void)usleep(1200000); /* the store looks again every second */
+    cancel("c", NULL, "k");
+    (void)EXPECT("c", Reply, REPLY);
+    restart();
+    farm();
+    say_submit("c", "k", "a cat", 1, 0);
+    expect_refused("c", "CANCELLED");
+    submit("c", "n1", 1);
+}
+
+/* A model met while the disk is full is stored later. */
+static void test_model_on_full_disk(void **state)
+{
+    (void)state;
+    disk_full = 1;
+    settle();
+    farm();
+    settle();
+    disk_full = 0;
+    (void)usleep(1200000);
+    now_ms += 1000;
+    settle();
+    restart();
+    hello_client("c");
+    submit("c", "k", 1); /* no worker has come yet */
+}
+
 /* ---- restarts, leases, verdicts ---- */
 
 static void test_adopted_lease(void **state)
@@ -754,6 +873,74 @@ static void test_odd_results(void **state)
     assert_int_equal(ask_job("c", id)->counts->spooled, 2);
 }
 
+/* A RESULT on its way to the store may be repeated and its lease renewed: only its VERDICT says
+ * that the worker may forget the image. */
+static void test_renew_while_stored(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "k", 1);
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    renew("w/1", &l, 1);
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(VERDICT)), 1);
+    assert_int_equal(count_sent("w/1", TYPE(REVOKE)), 0);
+    renew("w/1", &l, 1); /* now it is over */
+    assert_int_equal(EXPECT("w/1", Revoke, REVOKE)->leases[0]->lease, l.lease);
+}
+
+static void test_renew_of_many(void **state)
+{
+    (void)state;
+    static Steerfarm__LeaseProgress p[STEER_LEASES_MAX + 1], *list[STEER_LEASES_MAX + 1];
+    Steerfarm__Renew m = STEERFARM__RENEW__INIT;
+    farm();
+    for (size_t i = 0; i <= STEER_LEASES_MAX; i++) {
+        p[i] = (Steerfarm__LeaseProgress)STEERFARM__LEASE_PROGRESS__INIT;
+        p[i].epoch = 99;
+        p[i].lease = i;
+        list[i] = p + i;
+    }
+    m.leases = list;
+    m.n_leases = STEER_LEASES_MAX + 1;
+    say_worker("w/1", TYPE(RENEW), &m.base);
+    expect_refused("w/1", "BAD_VALUE");
+    m.n_leases = 3;
+    say_worker("w/1", TYPE(RENEW), &m.base);
+    assert_int_equal(EXPECT("w/1", Revoke, REVOKE)->n_leases, 3); /* in one message */
+}
+
+/* A RESULT has to say what it was made with, and a pinned numerics class is looked at. */
+static void test_unsaid_results(void **state)
+{
+    (void)state;
+    farm();
+    submit("c", "k", 1);
+    struct held_lease l = take_assign("w/1");
+    say_result("w/1", &l, l.job, l.index, NULL, "x", wire_crc32("x", 1));
+    expect_verdict("w/1", "unknown");
+    settle();
+    Steerfarm__Submit s = STEERFARM__SUBMIT__INIT;
+    Steerfarm__Job job = STEERFARM__JOB__INIT;
+    s.key = text("pinned");
+    s.job = &job;
+    job.model = text("m");
+    job.prompt = text("a cat");
+    job.numerics = text("cpu-x");
+    job.has_priority = 1;
+    job.priority = 1;
+    say_client("c", TYPE(SUBMIT), &s.base);
+    (void)EXPECT("c", Accepted, ACCEPTED);
+    worker_numerics = "cpu-x";
+    hello_worker("v/1");
+    l = take_assign("v/1");
+    result("v/1", &l, "x"); /* without its class */
+    expect_verdict("v/1", "unknown");
+}
+
 static void test_damaged_results(void **state)
 {
     (void)state;
@@ -773,6 +960,23 @@ static void test_damaged_results(void **state)
     }
     settle();
     assert_string_equal(ask_job("c", id)->state, "failed");
+}
+
+/* A hash as long as limits.h allows is compared whole; a longer one is refused, not cut. */
+static void test_long_hash(void **state)
+{
+    (void)state;
+    char hash[STEER_NAME_BYTES_MAX + 2] = {0};
+    memset(hash, 'a', STEER_NAME_BYTES_MAX);
+    hello_client("c");
+    hello_worker_with("w/1", 1, hash, NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 1, 1);
+    submit("c", "k", 1);
+    assert_string_equal(EXPECT("w/1", Assign, ASSIGN)->images[0]->job->model_hash, hash);
+    hash[STEER_NAME_BYTES_MAX] = 'a';
+    hello_worker_with("v/1", 1, hash, NULL, 0);
+    expect_refused("v/1", "BAD_VALUE");
 }
 
 /* ---- retries ---- */
@@ -820,6 +1024,78 @@ static void test_attempts(void **state)
     s = ask_job("c", id);
     assert_string_equal(s->state, "done");
     assert_int_equal(s->n_failures, 0);
+}
+
+/* A reason that is cut is still a text: a DONE with half a character could not be read. */
+static void test_long_reasons(void **state)
+{
+    (void)state;
+    static char reason[3001];
+    char id[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    for (int shift = 0; shift < 2; shift++) {
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        memset(reason, 'x', sizeof reason - 1);
+        for (size_t i = (size_t)shift; i + 2 < sizeof reason; i += 2)
+            memcpy(reason + i, "\xc3\xa4", 2);
+        snprintf(id, sizeof id, "%s", submit("c", shift ? "odd" : "even", 1));
+        watch("c", id);
+        struct held_lease l = take_assign("w/1");
+        Steerfarm__Lease lease = lease_message(&l);
+        f.lease = &lease;
+        f.code = text("RENDER_FAILED");
+        f.text = reason;
+        say_worker("w/1", TYPE(FAIL), &f.base);
+        const char *shown = EXPECT("c", Done, DONE)->status->failures[0]->text;
+        assert_true(wire_utf8_valid(shown, strlen(shown)));
+        shown = ask_job("c", id)->failures[0]->text; /* as the store has it */
+        assert_true(wire_utf8_valid(shown, strlen(shown)));
+    }
+}
+
+/* A batch that fails together says nothing about its images: each is tried alone, and that counts.
+ */
+static void test_failed_batch(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    hello_client("c");
+    hello_worker_with("w/1", 1, "hash1", NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 3, 3);
+    snprintf(id, sizeof id, "%s", submit("c", "k", 3));
+    const Steerfarm__Assign *a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 3);
+    for (size_t i = 0; i < 3; i++) {
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        f.lease = a->images[i]->lease;
+        f.code = text("NO_MEMORY");
+        f.text = text("too many at once");
+        f.retryable = 1;
+        say_worker("w/1", TYPE(FAIL), &f.base);
+    }
+    settle();
+    for (int i = 0; i < 3; i++) {
+        struct held_lease l = take_assign("w/1"); /* one image each */
+        if (!i) {
+            fail_lease("w/1", &l, "NO_MEMORY");
+        } else {
+            result("w/1", &l, "x");
+            expect_verdict("w/1", "kept");
+        }
+    }
+    now_ms += 6000;
+    hello_worker("w/1");
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+    fetch("c", id, 8);
+    for (uint32_t i = 0; i < 3; i++) {
+        (void)EXPECT("c", Result, RESULT);
+        ack("c", id, i);
+    }
+    (void)EXPECT("c", Done, DONE);
+    assert_int_equal(ask_job("c", id)->n_failures, 0); /* of what went well in the end */
 }
 
 /* What a drained worker gives back was no attempt. */
@@ -969,6 +1245,33 @@ static void test_client_that_never_reads(void **state)
     (void)EXPECT("c", Result, RESULT);
 }
 
+/* A broker out of descriptors keeps its images and its life. */
+static void test_no_descriptors(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    struct rlimit before, none;
+    farm();
+    spool_images("k", 1, id);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 3;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    fetch("c", id, 4);
+    submit("c", "another", 1);
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "unknown"); /* it is rendered again */
+    settle();
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(ask_job("c", id)->counts->spooled, 1);
+    now_ms += 2500;
+    (void)EXPECT("c", Result, RESULT);
+    l = take_assign("w/1");
+    result("w/1", &l, "x");
+    expect_verdict("w/1", "kept");
+}
+
 /* A client that is gone is not read for at full speed. */
 static void test_client_that_is_gone(void **state)
 {
@@ -1057,6 +1360,38 @@ static void test_deadline(void **state)
     assert_int_equal(d->status->counts->expired, 2);
 }
 
+/* A deadline outlives restarts and holds for what retry --failed queues again. */
+static void test_deadline_after_retry(void **state)
+{
+    (void)state;
+    uint64_t deadline_ms = UINT64_C(1700000000000) + now_ms + 60000;
+    farm();
+    for (int i = 0; i < 2; i++) {
+        say_submit("c", i ? "retried" : "other", "a cat", 1, deadline_ms);
+        (void)EXPECT("c", Accepted, ACCEPTED);
+        struct held_lease l = take_assign("w/1");
+        Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+        Steerfarm__Lease lease = lease_message(&l);
+        f.lease = &lease;
+        f.code = f.text = text("RENDER_FAILED");
+        say_worker("w/1", TYPE(FAIL), &f.base);
+    }
+    settle();
+    credit("w/1", 0, 1);
+    Steerfarm__Admin admin = STEERFARM__ADMIN__INIT;
+    admin.kind = STEERFARM__ADMIN_KIND__ADMIN_RETRY_FAILED;
+    admin.job = text("0-2");
+    say_client("c", TYPE(ADMIN), &admin.base);
+    (void)EXPECT("c", Reply, REPLY);
+    restart();
+    hello_client("c");
+    assert_string_equal(ask_job("c", "0-2")->state, "queued");
+    now_ms += 70000;
+    settle();
+    assert_string_equal(ask_job("c", "0-2")->state, "expired");
+    assert_string_equal(ask_job("c", "0-1")->state, "failed");
+}
+
 /* Images that nobody fetches for --keep end as expired; so do tombstones, and ended jobs. */
 static void test_age(void **state)
 {
@@ -1087,6 +1422,104 @@ static void test_age(void **state)
     expect_refused("c", "UNKNOWN_JOB");
 }
 
+/* However many jobs have passed their age, they go in seconds, a batch at a time. */
+static void test_age_of_many(void **state)
+{
+    (void)state;
+    enum { JOBS = 25000 };
+    struct store_options o;
+    struct store_opened opened;
+    struct store_completion c;
+    struct steer_error err;
+    struct store *s;
+    struct store_batch *b = store_batch_new();
+    route_close(route);
+    forget_sent();
+    store_options_default(&o);
+    o.dir = dir;
+    assert_int_equal(store_open(&s, &o, NULL, &opened, &err), 0);
+    for (uint64_t id = 1; id <= JOBS; id++) {
+        char key[32];
+        snprintf(key, sizeof key, "k%d", (int)id);
+        struct store_job j = {.id = id,
+                              .tenant = "default",
+                              .key = key,
+                              .spec = "",
+                              .accepted_ms = UINT64_C(1700000000000)};
+        assert_int_equal(store_batch_job_put(b, &j), 0);
+        assert_int_equal(
+            store_batch_job_end(b, id, STORE_DONE, UINT64_C(1700000000000) + id, NULL, 0), 0);
+    }
+    store_submit(s, &b, NULL);
+    struct pollfd p = {store_fd(s), POLLIN, 0};
+    while (store_next(s, &c) != 1)
+        (void)poll(&p, 1, 100);
+    assert_int_equal(c.code, 0);
+    store_completion_clear(&c);
+    store_close(s);
+    now_ms += KEEP_MS + 60000;
+    open_route();
+    hello_client("c");
+    for (int i = 0; i < 6; i++) {
+        settle();
+        now_ms += 500;
+    }
+    forget_sent();
+    watch("c", "0-rd8"); /* the last of them */
+    expect_refused("c", "UNKNOWN_JOB");
+}
+
+/* A large job that nobody fetches fills the spool, and after --keep makes room for others. */
+static void test_abandoned_job(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    route_close(route);
+    forget_sent();
+    spool_max = 77850; /* one image of 64x64 at the worst */
+    open_route();
+    farm();
+    snprintf(id, sizeof id, "%s", submit("c", "abandoned", 1000));
+    struct held_lease l = take_assign("w/1");
+    result("w/1", &l, "taking up the room of all others");
+    expect_verdict("w/1", "kept");
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 1);
+    now_ms += KEEP_MS + 120000;
+    hello_client("settler");
+    hello_client("c");
+    hello_worker("w/1");
+    settle();
+    const Steerfarm__JobStatus *s = ask_job("c", id);
+    assert_string_equal(s->state, "expired");
+    assert_int_equal(s->counts->expired, 1000);
+    submit("c", "next", 1);
+    (void)take_assign("w/1");
+}
+
+/* A restart is no sign of interest; a FETCH is one, and outlives it. */
+static void test_age_over_restarts(void **state)
+{
+    (void)state;
+    char old[STEER_JOB_ID_BYTES_MAX], asked[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    spool_images("old", 1, old);
+    spool_images("asked", 1, asked);
+    now_ms += KEEP_MS / 2;
+    hello_client("settler");
+    hello_client("c");
+    fetch("c", asked, 1);
+    (void)EXPECT("c", Result, RESULT);
+    settle();
+    restart();
+    now_ms += KEEP_MS / 2 + KEEP_MS / 8;
+    hello_client("settler");
+    hello_client("c");
+    settle();
+    assert_string_equal(ask_job("c", old)->state, "expired");
+    assert_int_equal(ask_job("c", asked)->counts->spooled, 1);
+}
+
 static void test_too_big_for_the_spool(void **state)
 {
     (void)state;
@@ -1097,6 +1530,52 @@ static void test_too_big_for_the_spool(void **state)
     farm();
     say_submit("c", "k", "a cat", 1, 0);
     expect_refused("c", "BAD_SIZE");
+}
+
+/* A batch that does not fit the spool whole goes out as far as it fits. */
+static void test_batch_and_small_spool(void **state)
+{
+    (void)state;
+    route_close(route);
+    forget_sent();
+    spool_max = 200000; /* two images of 64x64 at the worst, not four */
+    open_route();
+    hello_client("c");
+    hello_worker_with("w/1", 1, "hash1", NULL, 0);
+    (void)EXPECT("w/1", Welcome, WELCOME);
+    credit("w/1", 4, 4);
+    submit("c", "k", 4);
+    const Steerfarm__Assign *a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 2);
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 1);
+    struct held_lease l = {.epoch = a->images[0]->lease->epoch,
+                           .lease = a->images[0]->lease->lease,
+                           .index = a->images[0]->lease->index};
+    snprintf(l.job, sizeof l.job, "%s", a->images[0]->lease->job);
+    result("w/1", &l, "small"); /* takes less than was set aside: there is room again */
+    expect_verdict("w/1", "kept");
+    a = EXPECT("w/1", Assign, ASSIGN);
+    assert_int_equal(a->n_images, 1);
+}
+
+/* Room given back by an image counts only together with the room that the image takes. */
+static void test_spool_is_not_overcommitted(void **state)
+{
+    (void)state;
+    static char big[70001];
+    memset(big, 'x', sizeof big - 1);
+    route_close(route);
+    forget_sent();
+    spool_max = 200000; /* two images of 64x64 at the worst */
+    open_route();
+    farm();
+    submit("c", "k", 4);
+    struct held_lease l = take_assign("w/1");
+    (void)take_assign("w/1");
+    result("w/1", &l, big);
+    settle();
+    assert_int_equal(count_sent("w/1", TYPE(ASSIGN)), 2);
 }
 
 static void test_many_acks(void **state)
@@ -1151,25 +1630,41 @@ int main(void)
         TEST(test_bad_frames),
         TEST(test_cancel),
         TEST(test_cancel_at_once),
+        TEST(test_cancel_while_stored),
+        TEST(test_cancel_on_full_disk),
+        TEST(test_model_on_full_disk),
         TEST(test_adopted_lease),
         TEST(test_spooled_survives),
         TEST(test_first_result_wins),
         TEST(test_stalled_worker),
         TEST(test_odd_results),
+        TEST(test_renew_while_stored),
+        TEST(test_renew_of_many),
+        TEST(test_unsaid_results),
         TEST(test_damaged_results),
+        TEST(test_long_hash),
+        TEST(test_long_reasons),
         TEST(test_attempts),
+        TEST(test_failed_batch),
         TEST(test_drain_is_no_attempt),
         TEST(test_quarantine),
         TEST(test_pinned_hash),
         TEST(test_replaced),
         TEST(test_fetch_credit_and_range),
         TEST(test_client_that_never_reads),
+        TEST(test_no_descriptors),
         TEST(test_client_that_is_gone),
         TEST(test_dead_watchers_make_room),
         TEST(test_progress_steps),
         TEST(test_deadline),
+        TEST(test_deadline_after_retry),
         TEST(test_age),
+        TEST(test_age_of_many),
+        TEST(test_abandoned_job),
+        TEST(test_age_over_restarts),
         TEST(test_too_big_for_the_spool),
+        TEST(test_batch_and_small_spool),
+        TEST(test_spool_is_not_overcommitted),
         TEST(test_many_acks),
         TEST(test_jobs_by_state),
     };

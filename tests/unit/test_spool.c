@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -163,6 +164,30 @@ static void test_full_disk_leaves_nothing(void **state)
     spool_close(s);
 }
 
+/* Without a descriptor an image can be neither written nor read, and is none the worse for it. */
+static void test_no_descriptors(void **unused)
+{
+    (void)unused;
+    struct spool *s = open_spool(0);
+    struct spool_file f = {.job = 1, .file = 1, .bytes = 5, .crc32 = wire_crc32("hello", 5)};
+    struct steer_error err;
+    struct rlimit before, none;
+    uint8_t *data = NULL;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 3; /* all that is open is over it */
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    assert_int_equal(spool_write(s, &f, "hello", &err), STEER_BUSY);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(spool_write(s, &f, "hello", &err), 0);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    assert_int_equal(spool_read(s, &f, &data, &err), STEER_BUSY);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(spool_read(s, &f, &data, &err), 0);
+    free(data);
+    spool_close(s);
+}
+
 static void test_check(void **state)
 {
     (void)state;
@@ -272,6 +297,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_round_trip, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damage_is_seen_when_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_full_disk_leaves_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_no_descriptors, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_check, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_quota, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_cannot_be_made, set_up, tear_down),

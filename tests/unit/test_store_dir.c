@@ -330,6 +330,30 @@ static void test_room(void **state)
     store_close(s);
 }
 
+/* A reserve that a full disk left without a byte is made when there is room. */
+static void test_empty_reserve(void **unused)
+{
+    (void)unused;
+    struct store_opened opened;
+    struct store_options options;
+    struct store *s = NULL;
+    struct steer_error err = {0};
+    struct stat st;
+    char path[128];
+    store_options_default(&options);
+    options.dir = dir;
+    options.free_bytes_min = 0;
+    options.reserve_bytes = 8192;
+    snprintf(path, sizeof path, "%s/reserve", dir);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fclose(f);
+    assert_int_equal(store_open(&s, &options, NULL, &opened, &err), 0);
+    store_close(s);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 8192);
+}
+
 /* ---- directories that are not ours to use */
 
 static void refused(uint32_t shard, int code, const char *text)
@@ -462,6 +486,7 @@ int main(void)
         TEST(test_images),
         TEST(test_reopened),
         TEST(test_room),
+        TEST(test_empty_reserve),
         TEST(test_locked_twice),
         TEST(test_other_shard),
         TEST(test_newer_schema),

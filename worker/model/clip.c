@@ -12,12 +12,13 @@ int clip_config_load(struct clip_config *ret, const json_t *config, const char *
 {
     /* Saved from a whole CLIPModel, the text's part is one level down. */
     const json_t *text = json_object_get(config, "text_config");
-    if (json_is_object(text)) config = text;
+    const char *type = json_string_value(json_object_get(config, "model_type"));
+    if (json_is_object(text) && (!type || strcmp(type, "clip") == 0)) config = text;
     struct clip_config c = {0};
     int code;
     if ((code = json_whole(&c.vocab, config, "vocab_size", 49408, 1, 1 << 24, file, err)) ||
         (code =
-             json_whole(&c.positions, config, "max_position_embeddings", 77, 1, 4096, file, err)) ||
+             json_whole(&c.positions, config, "max_position_embeddings", 77, 2, 4096, file, err)) ||
         (code = json_whole(&c.channels, config, "hidden_size", 512, 1, 65536, file, err)) ||
         (code = json_whole(&c.feed_forward, config, "intermediate_size", 2048, 1, 1 << 20, file,
                            err)) ||
@@ -28,26 +29,26 @@ int clip_config_load(struct clip_config *ret, const json_t *config, const char *
     if (c.channels % c.heads)
         return steer_fail(err, STEER_BAD_MODEL, "%s: hidden_size %d does not divide into %d heads",
                           file, c.channels, c.heads);
-    const json_t *eps = json_object_get(config, "layer_norm_eps");
-    c.eps = json_is_number(eps) ? json_number_value(eps) : 1e-5;
-    const json_t *act = json_object_get(config, "hidden_act");
-    const char *name = act ? json_string_value(act) : "quick_gelu";
-    static const struct {
-        const char *name;
-        enum activation act;
-    } acts[] = {
-        {"quick_gelu", ACT_QUICK_GELU},       {"gelu", ACT_GELU}, {"gelu_new", ACT_GELU_TANH},
-        {"gelu_pytorch_tanh", ACT_GELU_TANH}, {"silu", ACT_SILU}, {"relu", ACT_RELU}};
-    for (size_t i = 0; name && i < sizeof acts / sizeof *acts; i++) {
-        if (strcmp(name, acts[i].name)) continue;
-        c.act = acts[i].act;
-        *ret = c;
-        return 0;
-    }
-    return steer_fail(
-        err, STEER_UNSUPPORTED,
-        "%s: \"hidden_act\" is \"%s\": expected quick_gelu, gelu, gelu_new, silu or relu", file,
-        name ? name : "(no text)");
+    static const char *const names[] = {"quick_gelu", "gelu",  "gelu_new", "gelu_pytorch_tanh",
+                                        "silu",       "swish", "relu",     NULL};
+    static const enum activation acts[] = {ACT_QUICK_GELU, ACT_GELU, ACT_GELU_TANH, ACT_GELU_TANH,
+                                           ACT_SILU,       ACT_SILU, ACT_RELU};
+    int act, masked;
+    if ((code = json_choice(&act, config, "hidden_act", 0, names, file, err)) ||
+        (code = json_number(&c.eps, config, "layer_norm_eps", 1e-5, file, err)) ||
+        (code = json_flag(&masked, config, "use_attention_mask", 0, file, err)))
+        return code;
+    if (masked)
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "%s: \"use_attention_mask\" is true: text encoders of the SD1.5 family "
+                          "see their padding",
+                          file);
+    if (!(c.eps > 0))
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"layer_norm_eps\" is %g: expected more than 0", file, c.eps);
+    c.act = acts[act];
+    *ret = c;
+    return 0;
 }
 
 void clip_record(struct clip_graph *ret, struct net *n, const struct clip_config *c, int batch,

@@ -51,10 +51,18 @@ void params_free(struct params *p)
     free(p);
 }
 
-int params_error(const struct params *p, struct steer_error *err)
+int params_error(struct params *p, struct steer_error *err)
 {
-    if (p->error.code && err) *err = p->error;
-    return p->error.code;
+    int code = p->error.code;
+    if (!code) return tensors_check(p->files, err);
+    if (err) *err = p->error;
+    if (code == STEER_NO_MEMORY) p->error = (struct steer_error){0};
+    return code;
+}
+
+const struct tensors *params_files(const struct params *p)
+{
+    return p->files;
 }
 
 int params_has(const struct params *p, const char *format, ...)

@@ -19,8 +19,11 @@ struct params;
 /* Takes files; they stay mapped until params_free. */
 int params_new(struct params **ret, struct compute *c, struct tensors **files) STEER_MUSTCHECK;
 void params_free(struct params *p); /* NULL is fine; no plan may use its weights any more */
-/* The first mistake of all recordings so far; 0 and *err untouched when there is none. */
-int params_error(const struct params *p, struct steer_error *err) STEER_MUSTCHECK;
+const struct tensors *params_files(const struct params *p);
+/* The first mistake of all recordings so far, or that the files have changed since; 0 and *err
+ * untouched when there is none. One for want of memory is told once: the next recording may have
+ * more luck. */
+int params_error(struct params *p, struct steer_error *err) STEER_MUSTCHECK;
 /* 1 when a tensor of that name is in the files. */
 int params_has(const struct params *p, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

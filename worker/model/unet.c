@@ -9,27 +9,32 @@
 
 /* ---- configuration ---- */
 
-/* A number, or a list with one for each block. */
-static int per_block(int *out, const json_t *config, const char *key, int fallback, int blocks,
-                     const char *file, struct steer_error *err)
+static int is_given(const json_t *value)
+{
+    return value && !json_is_null(value);
+}
+
+/* A number, or a list with exactly one for each block. */
+static int per_block(int *out, const json_t *config, const char *key, int fallback, int most,
+                     int blocks, const char *file, struct steer_error *err)
 {
     const json_t *value = json_object_get(config, key);
+    char shown[JSON_SHOWN_BYTES];
+    if (json_is_array(value) && (int)json_array_size(value) != blocks)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"%s\" has %zu entries: expected one for each of %d blocks", file,
+                          key, json_array_size(value), blocks);
     for (int i = 0; i < blocks; i++) {
         const json_t *item = json_is_array(value) ? json_array_get(value, (size_t)i) : value;
-        if (!item || json_is_null(item)) {
-            if (json_is_array(value))
-                return steer_fail(err, STEER_BAD_MODEL,
-                                  "%s: \"%s\" has %zu entries: expected one for each of %d blocks",
-                                  file, key, json_array_size(value), blocks);
+        if (!is_given(value))
             out[i] = fallback;
-        } else if (json_is_integer(item) && json_integer_value(item) > 0 &&
-                   json_integer_value(item) <= 65536) {
+        else if (json_is_integer(item) && json_integer_value(item) > 0 &&
+                 json_integer_value(item) <= most)
             out[i] = (int)json_integer_value(item);
-        } else {
+        else
             return steer_fail(err, STEER_BAD_MODEL,
-                              "%s: \"%s\": expected a number from 1 to 65536, or a list of such",
-                              file, key);
-        }
+                              "%s: \"%s\" is %s: expected a number from 1 to %d, or a list of such",
+                              file, key, json_shown(shown, value), most);
     }
     return 0;
 }
@@ -61,167 +66,234 @@ static int block_kinds(int *attends, const json_t *config, const char *key,
     return 0;
 }
 
-/* Keys that change the forward in ways this family does not have. */
+/* Keys that change the forward in ways this family does not have, with the one value that means
+ * "no": null, false (or a list of false), 1 or a text. */
 static int refuse_others(const json_t *config, const char *file, struct steer_error *err)
 {
-    static const char *const absent[] = {
-        "class_embed_type",     "addition_embed_type",
-        "encoder_hid_dim",      "encoder_hid_dim_type",
-        "num_class_embeds",     "time_cond_proj_dim",
-        "timestep_post_act",    "time_embedding_act_fn",
-        "cross_attention_norm", "reverse_transformer_layers_per_block"};
-    static const char *const off[] = {"center_input_sample", "dual_cross_attention",
-                                      "resnet_skip_time_act", "class_embeddings_concat",
-                                      "mid_block_only_cross_attention"};
-    for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
-        const json_t *value = json_object_get(config, absent[i]);
-        if (value && !json_is_null(value))
-            return steer_fail(err, STEER_UNSUPPORTED,
-                              "%s: \"%s\" is set: U-Nets of the SD1.5 family leave it null", file,
-                              absent[i]);
-    }
-    for (size_t i = 0; i < sizeof off / sizeof *off; i++)
-        if (json_is_true(json_object_get(config, off[i])))
-            return steer_fail(err, STEER_UNSUPPORTED,
-                              "%s: \"%s\" is true: U-Nets of the SD1.5 family have it false", file,
-                              off[i]);
-    const json_t *only = json_object_get(config, "only_cross_attention");
-    for (size_t i = 0; i == 0 || (json_is_array(only) && i < json_array_size(only)); i++)
-        if (json_is_true(json_is_array(only) ? json_array_get(only, i) : only))
-            return steer_fail(
-                err, STEER_UNSUPPORTED,
-                "%s: \"only_cross_attention\" is true: U-Nets of the SD1.5 family have it false",
-                file);
     static const struct {
-        const char *key, *expected, *also;
-    } texts[] = {{"act_fn", "silu", "swish"},
-                 {"resnet_time_scale_shift", "default", "default"},
-                 {"time_embedding_type", "positional", "positional"},
-                 {"attention_type", "default", "default"}};
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        const json_t *value = json_object_get(config, texts[i].key);
-        const char *text = json_string_value(value);
-        if (value && !json_is_null(value) &&
-            (!text || (strcmp(text, texts[i].expected) && strcmp(text, texts[i].also))))
-            return steer_fail(err, STEER_UNSUPPORTED, "%s: \"%s\" is \"%s\": expected \"%s\"", file,
-                              texts[i].key, text ? text : "(no text)", texts[i].expected);
-    }
-    static const struct {
-        const char *key;
-        double expected;
-    } numbers[] = {
-        {"downsample_padding", 1}, {"mid_block_scale_factor", 1}, {"resnet_out_scale_factor", 1}};
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        const json_t *value = json_object_get(config, numbers[i].key);
-        if (json_is_number(value) && json_number_value(value) != numbers[i].expected)
-            return steer_fail(err, STEER_UNSUPPORTED, "%s: \"%s\" is %g: expected %g", file,
-                              numbers[i].key, json_number_value(value), numbers[i].expected);
+        const char *key, *value; /* as JSON; null is always fine */
+    } only[] = {{"class_embed_type", "null"},
+                {"addition_embed_type", "null"},
+                {"encoder_hid_dim", "null"},
+                {"encoder_hid_dim_type", "null"},
+                {"num_class_embeds", "null"},
+                {"timestep_post_act", "null"},
+                {"time_embedding_act_fn", "null"},
+                {"cross_attention_norm", "null"},
+                {"num_attention_heads", "null"}, /* diffusers raises: attention_head_dim is it */
+                {"center_input_sample", "false"},
+                {"dual_cross_attention", "false"},
+                {"resnet_skip_time_act", "false"},
+                {"class_embeddings_concat", "false"},
+                {"only_cross_attention", "false"},
+                {"mid_block_only_cross_attention", "false"},
+                {"resnet_time_scale_shift", "\"default\""},
+                {"time_embedding_type", "\"positional\""},
+                {"attention_type", "\"default\""},
+                {"downsample_padding", "1"},
+                {"mid_block_scale_factor", "1"},
+                {"resnet_out_scale_factor", "1"}};
+    for (size_t i = 0; i < sizeof only / sizeof *only; i++) {
+        const json_t *value = json_object_get(config, only[i].key);
+        int list = json_is_array(value) && json_array_size(value);
+        for (size_t k = 0; k < (list ? json_array_size(value) : 1); k++) {
+            const json_t *item = list ? json_array_get(value, k) : value;
+            char shown[JSON_SHOWN_BYTES];
+            /* A number counts as its value, so that 1.0 is 1. */
+            if (!is_given(item) || strcmp(json_shown(shown, item), only[i].value) == 0 ||
+                (json_is_number(item) && json_number_value(item) == 1 && *only[i].value == '1'))
+                continue;
+            return steer_fail(err, STEER_UNSUPPORTED,
+                              "%s: \"%s\" is %s: U-Nets of the SD1.5 family have %s", file,
+                              only[i].key, json_shown(shown, value), only[i].value);
+        }
     }
     return 0;
 }
 
-static double real(const json_t *config, const char *key, double fallback)
+/* Odd, so that "half of it" pads to the same size. */
+static int kernel_size(int *ret, const json_t *config, const char *key, const char *file,
+                       struct steer_error *err)
 {
-    const json_t *value = json_object_get(config, key);
-    return json_is_number(value) ? json_number_value(value) : fallback;
+    int code = json_whole(ret, config, key, 3, 1, 7, file, err);
+    if (!code && *ret % 2 == 0)
+        code = steer_fail(err, STEER_UNSUPPORTED, "%s: \"%s\" is %d: expected an odd number", file,
+                          key, *ret);
+    return code;
 }
 
-static int flag(const json_t *config, const char *key, int fallback)
+/* How many transformers the attentions of each block have, on both ways. */
+static int transformers_read(struct unet_config *c, const json_t *config, const char *file,
+                             struct steer_error *err)
 {
-    const json_t *value = json_object_get(config, key);
-    return json_is_boolean(value) ? json_is_true(value) : fallback;
+    static const char key[] = "transformer_layers_per_block",
+                      up_key[] = "reverse_transformer_layers_per_block";
+    int code = per_block(c->transformers, config, key, 1, UNET_LAYERS_MAX, c->blocks, file, err);
+    if (code) return code;
+    if (is_given(json_object_get(config, up_key)))
+        return per_block(c->up_transformers, config, up_key, 1, UNET_LAYERS_MAX, c->blocks, file,
+                         err);
+    for (int i = 0; i < c->blocks; i++)
+        c->up_transformers[i] = c->transformers[c->blocks - 1 - i];
+    return 0;
+}
+
+/* Counts what unet_record will make: no more than its tables hold, all for one width of text. */
+static int cross_check(const struct unet_config *c, const char *file, struct steer_error *err)
+{
+    int count = 0, width = 0, last = c->blocks - 1;
+    for (int i = 0; i <= last + 1; i++) { /* the mid block is one more of the last level */
+        int level = i > last ? last : i, up = last - level, here = 0;
+        if (i > last)
+            here = c->mid == UNET_MID_CROSS ? c->transformers[last] : 0;
+        else
+            here = c->down_attends[i] * c->layers[i] * c->transformers[i] +
+                   c->up_attends[up] * (c->layers[i] + 1) * c->up_transformers[up];
+        count += here;
+        if (!here) continue;
+        if (width && c->cross_dim[level] != width)
+            return steer_fail(err, STEER_UNSUPPORTED,
+                              "%s: \"cross_attention_dim\" has %d and %d where there is "
+                              "cross-attention: one text is of one width",
+                              file, width, c->cross_dim[level]);
+        width = c->cross_dim[level];
+    }
+    if (!count)
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "%s: no block has cross-attention: a prompt would change nothing", file);
+    if (count > UNET_CROSS_MAX)
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "%s: %d cross-attention layers: expected at most %d", file, count,
+                          UNET_CROSS_MAX);
+    return 0;
+}
+
+int unet_text_channels(const struct unet_config *c)
+{
+    for (int i = 0; i < c->blocks; i++)
+        if (c->down_attends[i] || c->up_attends[c->blocks - 1 - i]) return c->cross_dim[i];
+    return c->cross_dim[c->blocks - 1];
+}
+
+static int blocks_read(struct unet_config *c, const json_t *config, const char *file,
+                       struct steer_error *err)
+{
+    static const int published[] = {320, 640, 1280, 1280};
+    static const char *const down[4] = {"CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
+                                        "CrossAttnDownBlock2D", "DownBlock2D"};
+    static const char *const up[4] = {"UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D",
+                                      "CrossAttnUpBlock2D"};
+    static const char *const mids[] = {"UNetMidBlock2D", "UNetMidBlock2DCrossAttn", NULL};
+    const json_t *channels = json_object_get(config, "block_out_channels");
+    c->blocks = channels ? (int)json_array_size(channels) : 4;
+    if (c->blocks < 1 || c->blocks > UNET_BLOCKS_MAX)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"block_out_channels\" has %d entries: expected 1 to %d", file,
+                          c->blocks, UNET_BLOCKS_MAX);
+    int code = 0, mid = 1;
+    memcpy(c->channels, published, sizeof published);
+    if (channels)
+        code = per_block(c->channels, config, "block_out_channels", 0, 65536, c->blocks, file, err);
+    /* attention_head_dim is a count of heads here (diffusers' historical slip, kept for good). */
+    if (code ||
+        (code = block_kinds(c->down_attends, config, "down_block_types", down,
+                            "CrossAttnDownBlock2D", "DownBlock2D", c->blocks, file, err)) ||
+        (code = block_kinds(c->up_attends, config, "up_block_types", up, "CrossAttnUpBlock2D",
+                            "UpBlock2D", c->blocks, file, err)) ||
+        (code = per_block(c->heads, config, "attention_head_dim", 8, 1024, c->blocks, file, err)) ||
+        (code = per_block(c->layers, config, "layers_per_block", 2, UNET_LAYERS_MAX, c->blocks,
+                          file, err)) ||
+        (code = per_block(c->cross_dim, config, "cross_attention_dim", 1280, 65536, c->blocks, file,
+                          err)) ||
+        (code = transformers_read(c, config, file, err)) ||
+        (code = json_choice(&mid, config, "mid_block_type", 1, mids, file, err)))
+        return code;
+    const json_t *mid_type = json_object_get(config, "mid_block_type");
+    c->mid = json_is_null(mid_type) ? UNET_MID_NONE : mid ? UNET_MID_CROSS : UNET_MID_RESNET;
+
+    for (int i = 0; i < c->blocks; i++) {
+        int attends = c->down_attends[i] || c->up_attends[c->blocks - 1 - i] ||
+                      (i == c->blocks - 1 && c->mid == UNET_MID_CROSS);
+        if (attends && c->channels[i] % c->heads[i])
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "%s: %d channels of block %d do not divide into %d heads", file,
+                              c->channels[i], i, c->heads[i]);
+        if (c->channels[i] % c->groups)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "%s: %d channels of block %d do not divide into norm_num_groups %d",
+                              file, c->channels[i], i, c->groups);
+    }
+    return cross_check(c, file, err);
+}
+
+/* diffusers' old folders say a smaller sample_size than they were trained at; its pipeline makes 64
+ * of anything below in folders written before 0.9. */
+static int sample_size_read(struct unet_config *c, const json_t *config, const char *file,
+                            struct steer_error *err)
+{
+    const json_t *size = json_object_get(config, "sample_size");
+    const char *version = json_string_value(json_object_get(config, "_diffusers_version"));
+    int major = 1, minor = 0, code, sides[2] = {0, 0};
+    char shown[JSON_SHOWN_BYTES];
+    if (version && sscanf(version, "%d.%d", &major, &minor) < 1) major = 1;
+    for (size_t i = 0; i < 2 && is_given(size); i++) {
+        const json_t *side = json_is_array(size) ? json_array_get(size, i) : size;
+        if (!json_is_integer(side) || json_integer_value(side) < 1 ||
+            json_integer_value(side) > 65536) {
+            code = STEER_BAD_MODEL;
+            return steer_fail(err, code, "%s: \"sample_size\" is %s: expected 1 to 65536, or two",
+                              file, json_shown(shown, size));
+        }
+        sides[i] = (int)json_integer_value(side);
+    }
+    if (json_is_integer(size) && sides[0] < 64 && major == 0 && minor < 9) sides[0] = sides[1] = 64;
+    c->sample_height = sides[0];
+    c->sample_width = sides[1];
+    return 0;
 }
 
 int unet_config_load(struct unet_config *ret, const json_t *config, const char *file,
                      struct steer_error *err)
 {
+    static const char *const act_names[] = {"silu", "swish", "gelu", "relu", NULL};
+    static const enum activation acts[] = {ACT_SILU, ACT_SILU, ACT_GELU, ACT_RELU};
     struct unet_config c = {0};
-    int code = refuse_others(config, file, err);
-    if (code) return code;
-
-    const json_t *channels = json_object_get(config, "block_out_channels");
-    c.blocks = channels ? (int)json_array_size(channels) : 4;
-    if (c.blocks < 1 || c.blocks > UNET_BLOCKS_MAX)
-        return steer_fail(err, STEER_BAD_MODEL,
-                          "%s: \"block_out_channels\" has %d entries: expected 1 to %d", file,
-                          c.blocks, UNET_BLOCKS_MAX);
-    static const int published[] = {320, 640, 1280, 1280};
-    if (channels)
-        code = per_block(c.channels, config, "block_out_channels", 0, c.blocks, file, err);
-    else
-        memcpy(c.channels, published, sizeof published);
-    if (code) return code;
-
-    static const char *const down[4] = {"CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
-                                        "CrossAttnDownBlock2D", "DownBlock2D"};
-    static const char *const up[4] = {"UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D",
-                                      "CrossAttnUpBlock2D"};
-    if ((code = block_kinds(c.down_attends, config, "down_block_types", down,
-                            "CrossAttnDownBlock2D", "DownBlock2D", c.blocks, file, err)) ||
-        (code = block_kinds(c.up_attends, config, "up_block_types", up, "CrossAttnUpBlock2D",
-                            "UpBlock2D", c.blocks, file, err)))
-        return code;
-
-    /* attention_head_dim is a count of heads here (diffusers' historical slip, kept for good);
-     * num_attention_heads wins where a config has it. */
-    int given[UNET_BLOCKS_MAX];
-    if ((code = per_block(given, config, "attention_head_dim", 8, c.blocks, file, err)) ||
-        (code = per_block(c.layers, config, "layers_per_block", 2, c.blocks, file, err)) ||
-        (code = per_block(c.transformers, config, "transformer_layers_per_block", 1, c.blocks, file,
-                          err)) ||
-        (code = per_block(c.cross_dim, config, "cross_attention_dim", 1280, c.blocks, file, err)))
-        return code;
-    const json_t *heads = json_object_get(config, "num_attention_heads");
-    if (heads && !json_is_null(heads)) {
-        if ((code = per_block(given, config, "num_attention_heads", 8, c.blocks, file, err)))
-            return code;
-    }
-    memcpy(c.heads, given, sizeof given);
-    for (int i = 0; i < c.blocks; i++) {
-        if (c.layers[i] > UNET_LAYERS_MAX || c.transformers[i] > UNET_LAYERS_MAX)
-            return steer_fail(err, STEER_BAD_MODEL, "%s: over %d layers in block %d", file,
-                              UNET_LAYERS_MAX, i);
-        if (c.channels[i] % c.heads[i])
-            return steer_fail(err, STEER_BAD_MODEL,
-                              "%s: %d channels of block %d do not divide into %d heads", file,
-                              c.channels[i], i, c.heads[i]);
-        c.up_transformers[i] = c.transformers[c.blocks - 1 - i];
-    }
-
-    const json_t *mid = json_object_get(config, "mid_block_type");
-    const char *mid_name = mid ? json_string_value(mid) : "UNetMidBlock2DCrossAttn";
-    c.has_mid = mid_name != NULL;
-    if (mid_name && strcmp(mid_name, "UNetMidBlock2DCrossAttn") != 0)
+    int act, code;
+    const json_t *groups = json_object_get(config, "norm_num_groups");
+    if (groups && json_is_null(groups))
         return steer_fail(err, STEER_UNSUPPORTED,
-                          "%s: \"mid_block_type\" is \"%s\": expected UNetMidBlock2DCrossAttn",
-                          file, mid_name);
-
-    const json_t *sample = json_object_get(config, "sample_size");
-    if (json_is_array(sample)) sample = json_array_get(sample, 0);
-    c.sample_size = json_is_integer(sample) ? (int)json_integer_value(sample) : 0;
-    if (c.sample_size < 0 || c.sample_size > 4096) c.sample_size = 0;
-    if ((code = json_whole(&c.in_channels, config, "in_channels", 4, 1, 64, file, err)) ||
-        (code = json_whole(&c.out_channels, config, "out_channels", 4, 1, 64, file, err)) ||
+                          "%s: \"norm_num_groups\" is null: expected a number of groups", file);
+    if ((code = refuse_others(config, file, err)) ||
         (code = json_whole(&c.groups, config, "norm_num_groups", 32, 1, 4096, file, err)) ||
-        (code = json_whole(&c.conv_in_size, config, "conv_in_kernel", 3, 1, 7, file, err)) ||
-        (code = json_whole(&c.conv_out_size, config, "conv_out_kernel", 3, 1, 7, file, err)) ||
+        (code = blocks_read(&c, config, file, err)) ||
+        (code = sample_size_read(&c, config, file, err)) ||
+        (code = json_whole(&c.in_channels, config, "in_channels", 4, 1, 64, file, err)) ||
+        (code = json_whole(&c.out_channels, config, "out_channels", 4, 1, 64, file, err)) ||
+        (code = kernel_size(&c.conv_in_size, config, "conv_in_kernel", file, err)) ||
+        (code = kernel_size(&c.conv_out_size, config, "conv_out_kernel", file, err)) ||
         (code = json_whole(&c.time_channels, config, "time_embedding_dim", 4 * c.channels[0], 1,
-                           65536, file, err)))
+                           65536, file, err)) ||
+        (code = json_whole(&c.guidance_channels, config, "time_cond_proj_dim", 0, 4, 65536, file,
+                           err)) ||
+        (code = json_choice(&act, config, "act_fn", 0, act_names, file, err)) ||
+        (code = json_number(&c.norm_eps, config, "norm_eps", 1e-5, file, err)) ||
+        (code = json_number(&c.freq_shift, config, "freq_shift", 0, file, err)) ||
+        (code = json_flag(&c.flip_sin_to_cos, config, "flip_sin_to_cos", 1, file, err)) ||
+        (code = json_flag(&c.use_linear_projection, config, "use_linear_projection", 0, file, err)))
         return code;
     if (c.in_channels != c.out_channels)
         return steer_fail(err, STEER_UNSUPPORTED,
                           "%s: %d channels in and %d out: a denoiser of latents has the same "
                           "(in-painting models are not read)",
                           file, c.in_channels, c.out_channels);
-    for (int i = 0; i < c.blocks; i++)
-        if (c.channels[i] % c.groups)
-            return steer_fail(err, STEER_BAD_MODEL,
-                              "%s: %d channels of block %d do not divide into norm_num_groups %d",
-                              file, c.channels[i], i, c.groups);
-    c.norm_eps = real(config, "norm_eps", 1e-5);
-    c.freq_shift = real(config, "freq_shift", 0);
-    c.flip_sin_to_cos = flag(config, "flip_sin_to_cos", 1);
-    c.use_linear_projection = flag(config, "use_linear_projection", 0);
+    if (!(c.norm_eps > 0))
+        return steer_fail(err, STEER_BAD_MODEL, "%s: \"norm_eps\" is %g: expected more than 0",
+                          file, c.norm_eps);
+    if (c.channels[0] / 2 - c.freq_shift <= 0)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"freq_shift\" is %g: expected less than half of %d channels", file,
+                          c.freq_shift, c.channels[0]);
+    c.act = acts[act];
     *ret = c;
     return 0;
 }
@@ -232,19 +304,30 @@ struct forward {
     struct net *n;
     const struct unet_config *c;
     struct unet_graph *out;
-    struct tensor temb; /* silu of the time embedding: every resnet projects it */
+    struct tensor temb; /* act of the time embedding: every resnet projects it */
     int tokens_positive, tokens_negative;
     enum guidance_method method;
 };
 
-static struct tensor resnet(struct forward *f, struct tensor x, int channels, const char *path)
+/* The group norm does SiLU itself; the rare others follow it. */
+static struct tensor norm_act(struct forward *f, struct tensor x, const char *path)
 {
     struct net *n = f->n;
-    double eps = f->c->norm_eps;
+    int fused = f->c->act == ACT_SILU;
+    x = net_group_norm(n, x, f->c->groups, f->c->norm_eps, fused ? ACT_SILU : ACT_NONE, "%s", path);
+    return fused ? x : op_activation(n->graph, x, f->c->act);
+}
+
+static struct tensor resnet(struct forward *f, struct tensor x, int channels, const char *path)
+{
+    char norm[96];
+    struct net *n = f->n;
     struct tensor t = net_linear(n, f->temb, channels, 1, ACT_NONE, "%s.time_emb_proj", path);
-    struct tensor h = net_group_norm(n, x, f->c->groups, eps, ACT_SILU, "%s.norm1", path);
+    snprintf(norm, sizeof norm, "%s.norm1", path);
+    struct tensor h = norm_act(f, x, norm);
     h = net_conv(n, h, channels, 3, 1, 1, t, ACT_NONE, "%s.conv1", path);
-    h = net_group_norm(n, h, f->c->groups, eps, ACT_SILU, "%s.norm2", path);
+    snprintf(norm, sizeof norm, "%s.norm2", path);
+    h = norm_act(f, h, norm);
     h = net_conv(n, h, channels, 3, 1, 1, TENSOR_NONE, ACT_NONE, "%s.conv2", path);
     if (graph_shape(n->graph, x).c != channels)
         x = net_conv(n, x, channels, 1, 1, 1, TENSOR_NONE, ACT_NONE, "%s.conv_shortcut", path);
@@ -283,7 +366,7 @@ static struct tensor cross_attention(struct forward *f, struct tensor x, int hea
 {
     struct net *n = f->n;
     struct graph *g = n->graph;
-    if (f->out->cross_count == UNET_CROSS_MAX) return x; /* the config's limits keep below it */
+    if (f->out->cross_count == UNET_CROSS_MAX) return TENSOR_NONE; /* cross_check keeps below it */
     struct unet_cross *cross = f->out->cross + f->out->cross_count;
     int channels = graph_shape(g, x).c;
     snprintf(cross->path, sizeof cross->path, "%s", path);
@@ -372,8 +455,17 @@ void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config
 
     struct tensor t =
         op_sinusoid(g, ret->timestep, c->channels[0], c->flip_sin_to_cos, c->freq_shift);
-    t = net_linear(n, t, c->time_channels, 1, ACT_SILU, "time_embedding.linear_1");
-    f.temb = net_linear(n, t, c->time_channels, 1, ACT_SILU, "time_embedding.linear_2");
+    ret->guidance = TENSOR_NONE;
+    if (c->guidance_channels) {
+        /* A consistency model is told its guidance scale instead of running twice. */
+        struct shape wide = {size.b, 1, 1, c->guidance_channels};
+        ret->guidance = graph_input(g, "guidance.scale", wide, TYPE_F32);
+        struct tensor w =
+            net_linear(n, ret->guidance, c->channels[0], 0, ACT_NONE, "time_embedding.cond_proj");
+        t = op_add(g, t, w);
+    }
+    t = net_linear(n, t, c->time_channels, 1, c->act, "time_embedding.linear_1");
+    f.temb = net_linear(n, t, c->time_channels, 1, c->act, "time_embedding.linear_2");
 
     /* Everything that the way down makes is kept for the way up. */
     struct tensor skips[UNET_BLOCKS_MAX * (UNET_LAYERS_MAX + 1) + 1];
@@ -398,8 +490,8 @@ void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config
     }
 
     int last = c->blocks - 1;
-    if (c->has_mid) {
-        x = resnet(&f, x, c->channels[last], "mid_block.resnets.0");
+    if (c->mid != UNET_MID_NONE) x = resnet(&f, x, c->channels[last], "mid_block.resnets.0");
+    if (c->mid == UNET_MID_CROSS) {
         x = transformer(&f, x, c->heads[last], c->transformers[last], c->cross_dim[last],
                         "mid_block.attentions.0");
         x = resnet(&f, x, c->channels[last], "mid_block.resnets.1");
@@ -423,7 +515,7 @@ void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config
         x = net_conv(n, x, c->channels[level], 3, 1, 1, TENSOR_NONE, ACT_NONE,
                      "up_blocks.%d.upsamplers.0.conv", i);
     }
-    x = net_group_norm(n, x, c->groups, c->norm_eps, ACT_SILU, "conv_norm_out");
+    x = norm_act(&f, x, "conv_norm_out");
     ret->out =
         net_conv(n, x, c->out_channels, c->conv_out_size, 1, 1, TENSOR_NONE, ACT_NONE, "conv_out");
     graph_output(g, ret->out, "denoise.out", 0);
@@ -432,7 +524,7 @@ void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config
 void unet_record_text(struct unet_text_graph *ret, struct net *n, const struct unet_graph *layers,
                       int tokens)
 {
-    int text_channels = layers->cross_count ? layers->cross[0].text_channels : 1;
+    int text_channels = layers->cross[0].text_channels; /* cross_check: there is one */
     ret->text =
         graph_input(n->graph, "text", (struct shape){1, 1, tokens, text_channels}, TYPE_F32);
     for (int i = 0; i < layers->cross_count; i++) {

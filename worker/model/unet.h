@@ -14,20 +14,28 @@
 #define UNET_LAYERS_MAX 16
 #define UNET_CROSS_MAX  256
 
+enum unet_mid { UNET_MID_NONE, UNET_MID_RESNET, UNET_MID_CROSS };
+
 struct unet_config {
-    int in_channels, out_channels, sample_size; /* sample_size 0: not said */
+    int in_channels, out_channels, sample_width, sample_height; /* 0: not said */
     int blocks, channels[UNET_BLOCKS_MAX], layers[UNET_BLOCKS_MAX];
     int heads[UNET_BLOCKS_MAX], transformers[UNET_BLOCKS_MAX], cross_dim[UNET_BLOCKS_MAX];
     int up_transformers[UNET_BLOCKS_MAX]; /* of up block i */
     int down_attends[UNET_BLOCKS_MAX], up_attends[UNET_BLOCKS_MAX];
-    int has_mid, groups, flip_sin_to_cos, use_linear_projection, time_channels;
+    enum unet_mid mid;
+    int groups, flip_sin_to_cos, use_linear_projection, time_channels;
+    int guidance_channels; /* of a guidance scale's embedding (consistency models); 0: none */
     int conv_in_size, conv_out_size;
+    enum activation act;
     double norm_eps, freq_shift;
 };
 
 /* STEER_BAD_MODEL or STEER_UNSUPPORTED names the key, its value and what was expected. */
 int unet_config_load(struct unet_config *ret, const json_t *config, const char *file,
                      struct steer_error *err) STEER_MUSTCHECK;
+
+/* How wide a text the cross-attention layers take; all take the same. */
+int unet_text_channels(const struct unet_config *config);
 
 /* A cross-attention layer in forward order: where its to_k and to_v are, and how wide. */
 struct unet_cross {
@@ -39,6 +47,7 @@ struct unet_cross {
 struct unet_graph {
     struct tensor latents;  /* input [B, h, w, in_channels] */
     struct tensor timestep; /* input [B, 1, 1, 1] */
+    struct tensor guidance; /* input [B, 1, 1, guidance_channels]; TENSOR_NONE where it has none */
     struct tensor params;   /* input [B, 1, 1, GUIDANCE_PARAMS]; TENSOR_NONE for GUIDANCE_NONE */
     struct tensor out;      /* output [B, h, w, out_channels], f32 */
     struct unet_cross cross[UNET_CROSS_MAX];

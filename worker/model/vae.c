@@ -48,20 +48,15 @@ static int tiny_config_load(struct vae_config *c, const json_t *config, const ch
                 err, STEER_UNSUPPORTED,
                 "%s: \"decoder_block_out_channels\" differ (%d, %d): AutoencoderTiny has one width",
                 file, c->channels[0], c->channels[i]);
-    int factor;
-    if ((code = json_whole(&factor, config, "upsampling_scaling_factor", 2, 1, 16, file, err)))
+    static const char *const upsamples[] = {"nearest", NULL};
+    static const char *const act_names[] = {"relu", "silu", "swish", "gelu", NULL};
+    static const enum activation acts[] = {ACT_RELU, ACT_SILU, ACT_SILU, ACT_GELU};
+    int factor, upsample, act;
+    if ((code = json_whole(&factor, config, "upsampling_scaling_factor", 2, 2, 2, file, err)) ||
+        (code = json_choice(&upsample, config, "upsample_fn", 0, upsamples, file, err)) ||
+        (code = json_choice(&act, config, "act_fn", 0, act_names, file, err)))
         return code;
-    const char *upsample = json_string_value(json_object_get(config, "upsample_fn"));
-    if (factor != 2 || (upsample && strcmp(upsample, "nearest")))
-        return steer_fail(err, STEER_UNSUPPORTED, "%s: up-sampling other than nearest by 2", file);
-    const char *act = json_string_value(json_object_get(config, "act_fn"));
-    c->act = !act || strcmp(act, "relu") == 0 ? ACT_RELU
-             : strcmp(act, "silu") == 0       ? ACT_SILU
-             : strcmp(act, "gelu") == 0       ? ACT_GELU
-                                              : ACT_NONE;
-    if (c->act == ACT_NONE)
-        return steer_fail(err, STEER_UNSUPPORTED,
-                          "%s: \"act_fn\" is \"%s\": expected relu, silu or gelu", file, act);
+    c->act = acts[act];
     return 0;
 }
 
@@ -81,6 +76,12 @@ static int kl_config_load(struct vae_config *c, const json_t *config, const char
                               "%s: %d channels do not divide into norm_num_groups %d", file,
                               c->channels[i], c->groups);
     const json_t *up = json_object_get(config, "up_block_types");
+    size_t ups = up ? json_array_size(up) : 1;
+    if (ups != (size_t)c->blocks)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"up_block_types\" has %zu entries: expected %d, as "
+                          "block_out_channels",
+                          file, ups, c->blocks);
     for (size_t i = 0; i < json_array_size(up); i++) {
         const char *kind = json_string_value(json_array_get(up, i));
         if (!kind || strcmp(kind, "UpDecoderBlock2D"))
@@ -88,14 +89,28 @@ static int kl_config_load(struct vae_config *c, const json_t *config, const char
                               "%s: \"up_block_types\" has \"%s\": expected UpDecoderBlock2D", file,
                               kind ? kind : "(no text)");
     }
-    const char *act = json_string_value(json_object_get(config, "act_fn"));
-    if (act && strcmp(act, "silu") && strcmp(act, "swish"))
-        return steer_fail(err, STEER_UNSUPPORTED, "%s: \"act_fn\" is \"%s\": expected silu", file,
-                          act);
-    const json_t *mid = json_object_get(config, "mid_block_add_attention");
-    c->mid_attention = !mid || !json_is_false(mid);
-    const json_t *post = json_object_get(config, "use_post_quant_conv");
-    c->post_quant_conv = !post || !json_is_false(post);
+    static const char *const act_names[] = {"silu", "swish", "gelu", "relu", NULL};
+    static const enum activation acts[] = {ACT_SILU, ACT_SILU, ACT_GELU, ACT_RELU};
+    int act;
+    if ((code = json_choice(&act, config, "act_fn", 0, act_names, file, err)) ||
+        (code = json_flag(&c->mid_attention, config, "mid_block_add_attention", 1, file, err)) ||
+        (code = json_flag(&c->post_quant_conv, config, "use_post_quant_conv", 1, file, err)))
+        return code;
+    c->act = acts[act];
+    return 0;
+}
+
+/* latents_mean and latents_std belong to other pipelines: that of SD1.5 scales by one number. */
+static int statistics_check(const json_t *config, const char *file, struct steer_error *err)
+{
+    static const char *const keys[] = {"latents_mean", "latents_std"};
+    for (int i = 0; i < 2; i++) {
+        const json_t *value = json_object_get(config, keys[i]);
+        if (value && !json_is_null(value))
+            return steer_fail(err, STEER_UNSUPPORTED,
+                              "%s: \"%s\" is set: VAEs of the SD1.5 family leave it null", file,
+                              keys[i]);
+    }
     return 0;
 }
 
@@ -117,10 +132,11 @@ int vae_config_load(struct vae_config *ret, const json_t *config, const char *cl
     if (c.out_channels != 3)
         return steer_fail(err, STEER_UNSUPPORTED, "%s: %d channels out: an image has 3", file,
                           c.out_channels);
-    const json_t *scale = json_object_get(config, "scaling_factor"),
-                 *shift = json_object_get(config, "shift_factor");
-    c.scaling_factor = json_is_number(scale) ? json_number_value(scale) : c.tiny ? 1 : .18215;
-    c.shift_factor = json_is_number(shift) ? json_number_value(shift) : 0;
+    if ((code = json_number(&c.scaling_factor, config, "scaling_factor", c.tiny ? 1 : .18215, file,
+                            err)) ||
+        (code = json_number(&c.shift_factor, config, "shift_factor", 0, file, err)) ||
+        (code = statistics_check(config, file, err)))
+        return code;
     if (!(c.scaling_factor > 0))
         return steer_fail(err, STEER_BAD_MODEL,
                           "%s: \"scaling_factor\" is %g: expected more than 0", file,
@@ -136,12 +152,21 @@ int vae_factor(const struct vae_config *c)
 
 /* ---- AutoencoderKL ---- */
 
+/* The group norm does SiLU itself; the rare others follow it. */
+static struct tensor norm_act(struct net *n, const struct vae_config *c, struct tensor x,
+                              const char *path, const char *name)
+{
+    int fused = c->act == ACT_SILU;
+    x = net_group_norm(n, x, c->groups, VAE_EPS, fused ? ACT_SILU : ACT_NONE, "%s.%s", path, name);
+    return fused ? x : op_activation(n->graph, x, c->act);
+}
+
 static struct tensor resnet(struct net *n, const struct vae_config *c, struct tensor x,
                             int channels, const char *path)
 {
-    struct tensor h = net_group_norm(n, x, c->groups, VAE_EPS, ACT_SILU, "%s.norm1", path);
+    struct tensor h = norm_act(n, c, x, path, "norm1");
     h = net_conv(n, h, channels, 3, 1, 1, TENSOR_NONE, ACT_NONE, "%s.conv1", path);
-    h = net_group_norm(n, h, c->groups, VAE_EPS, ACT_SILU, "%s.norm2", path);
+    h = norm_act(n, c, h, path, "norm2");
     h = net_conv(n, h, channels, 3, 1, 1, TENSOR_NONE, ACT_NONE, "%s.conv2", path);
     if (graph_shape(n->graph, x).c != channels)
         x = net_conv(n, x, channels, 1, 1, 1, TENSOR_NONE, ACT_NONE, "%s.conv_shortcut", path);
@@ -192,6 +217,7 @@ static struct tensor decode_kl(struct net *n, const struct vae_config *c, struct
         x = net_conv(n, x, channels, 3, 1, 1, TENSOR_NONE, ACT_NONE,
                      "decoder.up_blocks.%d.upsamplers.0.conv", i);
     }
+    /* The last activation is SiLU whatever act_fn says. */
     x = net_group_norm(n, x, c->groups, VAE_EPS, ACT_SILU, "decoder.conv_norm_out");
     return net_conv(n, x, c->out_channels, 3, 1, 1, TENSOR_NONE, ACT_NONE, "decoder.conv_out");
 }

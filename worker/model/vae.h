@@ -16,6 +16,7 @@ struct vae_config {
     int layers, groups, mid_attention, post_quant_conv;
     /* AutoencoderTiny */
     int block_layers[VAE_BLOCKS_MAX];
+    /* both */
     enum activation act;
 };
 

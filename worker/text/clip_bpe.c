@@ -1,385 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "clip_bpe.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <utf8proc.h>
 
-#include "../json.h"
-
-#define VOCAB_MAX        (1 << 20)
-#define MERGES_BYTES_MAX ((size_t)64 << 20)
-#define TOKEN_BYTES_MAX  1024
-#define SPECIALS_MAX     512
-
-struct word {
-    char *text; /* NULL: free */
-    int32_t id;
-};
-
-struct merge {
-    uint64_t pair; /* left << 32 | right; UINT64_MAX: free */
-    int32_t rank, id;
-};
-
-struct special {
-    char *text;
-    size_t bytes;
-    int32_t id;
-    int normalized; /* looked for in the normalized text, else in the text as given */
-};
-
-struct clip_bpe {
-    struct word *words; /* open addressing, at most half full */
-    size_t words_room;
-    struct merge *merges;
-    size_t merges_room;
-    struct special specials[SPECIALS_MAX];
-    int specials_count;
-    int32_t bos, eos, pad, unk; /* unk -1: none */
-    int32_t byte_id[256],
-        byte_end_id[256]; /* of one byte; at a word's end. -1: not in the vocabulary */
-    int length, vocab;
-};
-
-/* ---- tables ---- */
-
-static uint64_t hash_bytes(const char *text, size_t n)
-{
-    uint64_t h = UINT64_C(14695981039346656037);
-    for (size_t i = 0; i < n; i++)
-        h = (h ^ (unsigned char)text[i]) * UINT64_C(1099511628211);
-    return h ^ h >> 29;
-}
-
-static int32_t word_id(const struct clip_bpe *t, const char *text, size_t n)
-{
-    for (size_t i = hash_bytes(text, n) & (t->words_room - 1); t->words[i].text;
-         i = (i + 1) & (t->words_room - 1))
-        if (strlen(t->words[i].text) == n && memcmp(t->words[i].text, text, n) == 0)
-            return t->words[i].id;
-    return -1;
-}
-
-static uint64_t hash_pair(uint64_t pair)
-{
-    pair ^= pair >> 33;
-    pair *= UINT64_C(0xff51afd7ed558ccd);
-    return pair ^ pair >> 33;
-}
-
-static struct merge *merge_slot(const struct clip_bpe *t, int32_t left, int32_t right)
-{
-    uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    size_t i = hash_pair(pair) & (t->merges_room - 1);
-    while (t->merges[i].pair != UINT64_MAX && t->merges[i].pair != pair)
-        i = (i + 1) & (t->merges_room - 1);
-    return t->merges + i;
-}
-
-static const struct merge *merge_find(const struct clip_bpe *t, int32_t left, int32_t right)
-{
-    if (left < 0 || right < 0) return NULL;
-    const struct merge *m = merge_slot(t, left, right);
-    return m->pair == UINT64_MAX ? NULL : m;
-}
-
-static size_t room_for(size_t count)
-{
-    size_t room = 64;
-    while (room < 2 * count + 2)
-        room *= 2;
-    return room;
-}
-
-/* The printable character that stands for a byte in the vocabulary, as GPT-2 chose them. */
-static int byte_char(int byte)
-{
-    int printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
-    if (printable) return byte;
-    int n = 0;
-    for (int b = 0; b < byte; b++)
-        n += !((b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae);
-    return 256 + n;
-}
-
-/* ---- reading the folder ---- */
-
-static int vocab_read(struct clip_bpe *t, const char *path, struct steer_error *err)
-{
-    json_t *root = NULL;
-    int code = json_file_load(&root, path, err);
-    if (code) return code;
-    size_t count = json_object_size(root);
-    if (!count || count > VOCAB_MAX) {
-        json_decref(root);
-        return steer_fail(err, STEER_BAD_MODEL, "%s: %zu tokens: expected 1 to %d", path, count,
-                          VOCAB_MAX);
-    }
-    t->words_room = room_for(count);
-    t->words = calloc(t->words_room, sizeof *t->words);
-    const char *key;
-    json_t *value;
-    if (!t->words) code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    json_object_foreach(root, key, value)
-    {
-        if (code) break;
-        if (!json_is_integer(value) || json_integer_value(value) < 0 ||
-            json_integer_value(value) >= VOCAB_MAX) {
-            code =
-                steer_fail(err, STEER_BAD_MODEL, "%s: token \"%.80s\": expected an id from 0 to %d",
-                           path, key, VOCAB_MAX - 1);
-            break;
-        }
-        size_t i = hash_bytes(key, strlen(key)) & (t->words_room - 1);
-        while (t->words[i].text)
-            i = (i + 1) & (t->words_room - 1);
-        if (!(t->words[i].text = strdup(key)))
-            code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
-        t->words[i].id = (int32_t)json_integer_value(value);
-        if (t->words[i].id >= t->vocab) t->vocab = t->words[i].id + 1;
-    }
-    json_decref(root);
-    return code;
-}
-
-static int text_file_read(char **ret, size_t *ret_size, const char *path, struct steer_error *err)
-{
-    FILE *f = fopen(path, "rbe");
-    if (!f)
-        return steer_fail(err, errno == ENOENT ? STEER_BAD_MODEL : STEER_IO, "%s: %s", path,
-                          strerror(errno));
-    struct stat st;
-    char *data = NULL;
-    int code = 0;
-    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode) || st.st_size < 0 ||
-        (size_t)st.st_size > MERGES_BYTES_MAX)
-        code = steer_fail(err, STEER_BAD_MODEL, "%s: expected a file of at most %zu bytes", path,
-                          MERGES_BYTES_MAX);
-    else if (!(data = malloc((size_t)st.st_size + 1)))
-        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    if (!code) {
-        *ret_size = fread(data, 1, (size_t)st.st_size, f);
-        data[*ret_size] = 0;
-        *ret = data;
-    }
-    fclose(f);
-    return code;
-}
-
-/* "left right" a line; the first line may be "#version: ...", any other that begins with # is a
- * pair. */
-static int merges_read(struct clip_bpe *t, const char *path, struct steer_error *err)
-{
-    char *data = NULL;
-    size_t size = 0, lines = 1;
-    int code = text_file_read(&data, &size, path, err);
-    if (code) return code;
-    for (size_t i = 0; i < size; i++)
-        lines += data[i] == '\n';
-    t->merges_room = room_for(lines);
-    t->merges = malloc(t->merges_room * sizeof *t->merges);
-    if (!t->merges) {
-        free(data);
-        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    }
-    for (size_t i = 0; i < t->merges_room; i++)
-        t->merges[i].pair = UINT64_MAX;
-
-    int32_t rank = 0;
-    int number = 0;
-    for (char *line = data, *end; line < data + size && !code; line = end + 1) {
-        end = memchr(line, '\n', (size_t)(data + size - line));
-        if (!end) end = data + size;
-        size_t n = (size_t)(end - line);
-        if (n && line[n - 1] == '\r') n--;
-        number++;
-        if (!n || (number == 1 && n >= 8 && memcmp(line, "#version", 8) == 0)) continue;
-        char *space = memchr(line, ' ', n), joined[2 * TOKEN_BYTES_MAX];
-        size_t left = space ? (size_t)(space - line) : 0, right = space ? n - left - 1 : 0;
-        if (!left || !right || left > TOKEN_BYTES_MAX || right > TOKEN_BYTES_MAX ||
-            memchr(space + 1, ' ', right)) {
-            code =
-                steer_fail(err, STEER_BAD_MODEL,
-                           "%s, line %d: expected two tokens with a space between", path, number);
-            break;
-        }
-        memcpy(joined, line, left);
-        memcpy(joined + left, space + 1, right);
-        int32_t a = word_id(t, line, left), b = word_id(t, space + 1, right),
-                c = word_id(t, joined, left + right);
-        if (a < 0 || b < 0 || c < 0) {
-            code = steer_fail(err, STEER_BAD_MODEL,
-                              "%s, line %d: \"%.*s\" is of a token that vocab.json does not have",
-                              path, number, n > 80 ? 80 : (int)n, line);
-            break;
-        }
-        struct merge *m = merge_slot(t, a, b);
-        if (m->pair == UINT64_MAX)
-            *m = (struct merge){(uint64_t)(uint32_t)a << 32 | (uint32_t)b, rank, c};
-        rank++;
-    }
-    free(data);
-    return code;
-}
-
-/* Of a word of vocab.json, or of a token that was added to it. */
-static int32_t token_id(const struct clip_bpe *t, const char *text)
-{
-    for (int i = 0; i < t->specials_count; i++)
-        if (strcmp(t->specials[i].text, text) == 0) return t->specials[i].id;
-    return word_id(t, text, strlen(text));
-}
-
-/* added_id: the id of a token that vocab.json does not have; -1: nobody says. */
-static int special_add(struct clip_bpe *t, const char *text, long long added_id, int normalized,
-                       struct steer_error *err)
-{
-    size_t n = strlen(text);
-    if (!n) return 0;
-    for (int i = 0; i < t->specials_count; i++)
-        if (strcmp(t->specials[i].text, text) == 0) return 0;
-    int32_t id = word_id(t, text, n);
-    if (id < 0 && (added_id < 0 || added_id >= VOCAB_MAX))
-        return 0; /* a token without an id of its own cannot be in a text */
-    if (id < 0) id = (int32_t)added_id;
-    if (id >= t->vocab) t->vocab = id + 1;
-    if (t->specials_count == SPECIALS_MAX)
-        return steer_fail(err, STEER_BAD_MODEL, "over %d special tokens", SPECIALS_MAX);
-    struct special *s = t->specials + t->specials_count;
-    *s = (struct special){strdup(text), n, id, normalized};
-    if (!s->text) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    t->specials_count++;
-    return 0;
-}
-
-/* A token given as a text, or as an object with "content" and "normalized". */
-static const char *token_text(const json_t *value, int *normalized)
-{
-    *normalized = 0;
-    if (json_is_string(value)) return json_string_value(value);
-    const json_t *n = json_object_get(value, "normalized");
-    *normalized = json_is_true(n);
-    return json_string_value(json_object_get(value, "content"));
-}
-
-/* added: added_tokens.json, which tells of added tokens in folders without an added_tokens_decoder.
- */
-static int specials_read(struct clip_bpe *t, const json_t *config, const json_t *map,
-                         const json_t *added, const char *dir, struct steer_error *err)
-{
-    static const struct {
-        const char *key, *fallback;
-    } names[] = {{"bos_token", "<|startoftext|>"},
-                 {"eos_token", "<|endoftext|>"},
-                 {"pad_token", "<|endoftext|>"},
-                 {"unk_token", "<|endoftext|>"}};
-    int32_t *ids[] = {&t->bos, &t->eos, &t->pad, &t->unk};
-    const json_t *decoder = json_object_get(config, "added_tokens_decoder");
-    const char *key;
-    json_t *entry;
-    int normalized, code = 0;
-    json_object_foreach((json_t *)(uintptr_t)decoder, key, entry)
-    {
-        const char *text = token_text(entry, &normalized);
-        if (text && !code) code = special_add(t, text, atoll(key), normalized, err);
-    }
-    for (int i = 0; i < 4 && !code; i++) {
-        const json_t *value = json_object_get(config, names[i].key);
-        if (!value || json_is_null(value)) value = json_object_get(map, names[i].key);
-        const char *text = value ? token_text(value, &normalized) : NULL;
-        if (!text) {
-            text = names[i].fallback;
-            normalized = 0;
-        }
-        if (json_is_integer(json_object_get(added, text)))
-            code = special_add(t, text, json_integer_value(json_object_get(added, text)), 0, err);
-        *ids[i] = token_id(t, text);
-        if (*ids[i] < 0 && i < 3)
-            return steer_fail(err, STEER_BAD_MODEL, "%s: %s \"%.80s\" is not in vocab.json", dir,
-                              names[i].key, text);
-        if (!code) code = special_add(t, text, -1, normalized, err);
-    }
-    json_object_foreach((json_t *)(uintptr_t)added, key, entry)
-    {
-        if (!code && json_is_integer(entry))
-            code = special_add(t, key, json_integer_value(entry), 1, err);
-    }
-    return code;
-}
-
-static void byte_ids(struct clip_bpe *t)
-{
-    for (int b = 0; b < 256; b++) {
-        char text[16];
-        utf8proc_ssize_t n = utf8proc_encode_char(byte_char(b), (utf8proc_uint8_t *)text);
-        t->byte_id[b] = word_id(t, text, (size_t)n);
-        memcpy(text + n, "</w>", 4);
-        t->byte_end_id[b] = word_id(t, text, (size_t)n + 4);
-    }
-}
-
-int clip_bpe_open(struct clip_bpe **ret, const char *dir, struct steer_error *err)
-{
-    struct clip_bpe *t = calloc(1, sizeof *t);
-    if (!t) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    char path[1600];
-    json_t *config = NULL, *map = NULL, *added = NULL;
-    snprintf(path, sizeof path, "%s/vocab.json", dir);
-    int code = vocab_read(t, path, err);
-    snprintf(path, sizeof path, "%s/merges.txt", dir);
-    if (!code) code = merges_read(t, path, err);
-    snprintf(path, sizeof path, "%s/tokenizer_config.json", dir);
-    if (!code && access(path, F_OK) == 0) code = json_file_load(&config, path, err);
-    snprintf(path, sizeof path, "%s/special_tokens_map.json", dir);
-    if (!code && access(path, F_OK) == 0) code = json_file_load(&map, path, err);
-    snprintf(path, sizeof path, "%s/added_tokens.json", dir);
-    if (!code && access(path, F_OK) == 0) code = json_file_load(&added, path, err);
-    if (!code) code = specials_read(t, config, map, added, dir, err);
-    if (!code) {
-        /* transformers writes 1e30 where no length was set. */
-        const json_t *length = json_object_get(config, "model_max_length");
-        double most = json_number_value(length);
-        if (json_is_number(length) && most >= 2 && most <= CLIP_BPE_TOKENS_MAX)
-            t->length = (int)most;
-        byte_ids(t);
-    }
-    json_decref(config);
-    json_decref(map);
-    json_decref(added);
-    if (code) {
-        clip_bpe_close(t);
-        return code;
-    }
-    *ret = t;
-    return 0;
-}
-
-void clip_bpe_close(struct clip_bpe *t)
-{
-    if (!t) return;
-    for (size_t i = 0; t->words && i < t->words_room; i++)
-        free(t->words[i].text);
-    for (int i = 0; i < t->specials_count; i++)
-        free(t->specials[i].text);
-    free(t->words);
-    free(t->merges);
-    free(t);
-}
-
-int clip_bpe_length(const struct clip_bpe *t)
-{
-    return t->length;
-}
-
-int clip_bpe_vocab(const struct clip_bpe *t)
-{
-    return t->vocab;
-}
+#include "clip_tables.h"
 
 /* ---- merging one word ---- */
 
@@ -491,13 +117,6 @@ static int word_merge(const struct clip_bpe *t, const uint8_t *bytes, size_t n, 
 
 /* ---- splitting ---- */
 
-static int is_space(int32_t c)
-{
-    return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
-           c == 0x205f || c == 0x3000;
-}
-
 enum kind { KIND_SPACE, KIND_LETTER, KIND_NUMBER, KIND_OTHER };
 
 static enum kind kind_of(int32_t c)
@@ -516,14 +135,6 @@ static enum kind kind_of(int32_t c)
     }
 }
 
-static size_t char_at(const uint8_t *text, size_t size, int32_t *c)
-{
-    utf8proc_ssize_t n = utf8proc_iterate(text, (utf8proc_ssize_t)size, c);
-    if (n > 0) return (size_t)n;
-    *c = 0xfffd;
-    return 1;
-}
-
 /* 's 't 're 've 'm 'll 'd */
 static size_t contraction(const uint8_t *text, size_t size)
 {
@@ -535,8 +146,19 @@ static size_t contraction(const uint8_t *text, size_t size)
     return 0;
 }
 
-/* The alternatives of the splitting expression in order: a contraction, letters, one number, other
- * signs. The signs swallow an apostrophe that is not first. */
+/* The two names that the splitting expression keeps whole, special tokens or not. */
+static size_t marker(const uint8_t *text, size_t size)
+{
+    static const char *const markers[] = {"<|startoftext|>", "<|endoftext|>"};
+    for (int i = 0; i < 2; i++) {
+        size_t n = strlen(markers[i]);
+        if (n <= size && memcmp(text, markers[i], n) == 0) return n;
+    }
+    return 0;
+}
+
+/* The alternatives of the splitting expression in order: a marker, a contraction, letters, one
+ * number, other signs. The signs swallow an apostrophe that is not first. */
 static int text_split(const struct clip_bpe *t, const uint8_t *text, size_t size,
                       struct output *out)
 {
@@ -545,7 +167,9 @@ static int text_split(const struct clip_bpe *t, const uint8_t *text, size_t size
         int32_t c;
         size_t n = char_at(text + i, size - i, &c), end = i + n;
         enum kind kind = kind_of(c);
-        size_t short_form = c == '\'' ? contraction(text + i, size - i) : 0;
+        size_t short_form = c == '\''  ? contraction(text + i, size - i)
+                            : c == '<' ? marker(text + i, size - i)
+                                       : 0;
         if (kind == KIND_SPACE) {
             i = end;
             continue;
@@ -564,35 +188,6 @@ static int text_split(const struct clip_bpe *t, const uint8_t *text, size_t size
         i = end;
     }
     return 0;
-}
-
-/* ---- normalizing ---- */
-
-/* NFC, then every letter lower by itself (so a final sigma stays one, and U+0130 becomes two). */
-static uint8_t *normalize(const uint8_t *text, size_t size, size_t *ret_size)
-{
-    utf8proc_uint8_t *nfc = NULL;
-    utf8proc_ssize_t n =
-        utf8proc_map(text, (utf8proc_ssize_t)size, &nfc, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    if (n < 0) return NULL;
-    uint8_t *out =
-        malloc(3 * (size_t)n +
-               4); /* a lower letter is at most one and a half times as long; U+0130 twice */
-    size_t at = 0;
-    for (utf8proc_ssize_t i = 0; out && i < n;) {
-        int32_t c;
-        i += (utf8proc_ssize_t)char_at(nfc + i, (size_t)(n - i), &c);
-        if (c == 0x130) {
-            at += (size_t)utf8proc_encode_char('i', out + at);
-            c = 0x307;
-        } else {
-            c = utf8proc_tolower(c);
-        }
-        at += (size_t)utf8proc_encode_char(c, out + at);
-    }
-    free(nfc);
-    *ret_size = at;
-    return out;
 }
 
 /* The longest special token of that sort that begins at text. */
@@ -619,7 +214,7 @@ static int between_encode(const struct clip_bpe *t, const uint8_t *text, size_t 
     if (!size) return 0;
     if (normalized) return text_split(t, text, size, out);
     size_t n;
-    uint8_t *lower = normalize(text, size, &n);
+    uint8_t *lower = clip_normalize(text, size, &n);
     if (!lower) return STEER_NO_MEMORY;
     int code = piece_encode(t, lower, n, 1, out);
     free(lower);

@@ -1,7 +1,7 @@
-/* clip_bpe.h - CLIP's tokenizer from vocab.json and merges.txt, as transformers 5's CLIPTokenizer
- * (the fast one) splits: NFC, white space folded, lower case letter by letter, words and signs
- * apart, byte-level pairs merged by rank, "</w>" at the end of a word. Special tokens are seen in
- * the text. */
+/* clip_bpe.h - CLIP's tokenizer from tokenizer.json, or vocab.json and merges.txt, as transformers
+ * 5's CLIPTokenizer (the fast one) splits: NFC, white space folded, lower case letter by letter,
+ * words and signs apart, byte-level pairs merged by rank, "</w>" at the end of a word. Special
+ * tokens are seen in the text. */
 #ifndef WORKER_CLIP_BPE_H
 #define WORKER_CLIP_BPE_H
 #include <stddef.h>
@@ -13,8 +13,8 @@
 
 struct clip_bpe;
 
-/* Reads DIR/vocab.json, DIR/merges.txt and, where they are there, tokenizer_config.json,
- * special_tokens_map.json and added_tokens.json. */
+/* Reads DIR/tokenizer.json or else DIR/vocab.json and DIR/merges.txt and, where they are there,
+ * tokenizer_config.json, special_tokens_map.json and added_tokens.json. */
 int clip_bpe_open(struct clip_bpe **ret, const char *dir, struct steer_error *err) STEER_MUSTCHECK;
 void clip_bpe_close(struct clip_bpe *t); /* NULL is fine */
 /* model_max_length; 0 when the folder sets none. */

@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Schedulers of diffusers 0.42.1 by the keys of scheduler_config.json: where each goes in n steps.
+
+    python tests/golden/schedules.py                  tests/golden/data/schedules.json, for tests/unit/test_sampler.c
+    python tests/golden/schedules.py N SEED FILE      N random configurations, for STEER_SCHEDULES=FILE test_sampler
+
+The denoiser is a stand-in that both sides can compute: 0.3 x + a pattern of the call. What diffusers itself refuses
+is left out; what it can do and the worker cannot is marked "refused".
+"""
+
+import json
+import random
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler)
+from diffusers.schedulers import scheduling_lcm
+from diffusers.utils import logging
+
+warnings.filterwarnings("ignore")
+np.seterr(all="ignore")
+logging.set_verbosity_error()
+torch.set_num_threads(1)
+COUNT = 5
+CLASSES = {c.__name__: c for c in (DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler,
+                                   LCMScheduler)}
+SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+def pattern(call, times, add, span):
+    return torch.tensor([(call * times + i * (times + 6) + add) % span - span // 2 for i in range(COUNT)]) / 8
+
+
+def follow(config, steps):
+    """Time steps, the first scale and the last x; None where diffusers raises or makes no number."""
+    # A pipeline sets these two whatever the folder says.
+    config = dict(config, steps_offset=1)
+    config.pop("clip_sample", None)
+    name = config.pop("_class_name")
+    if name in ("DDIMScheduler", "LCMScheduler"):
+        config["clip_sample"] = False
+    if name == "LCMScheduler":
+        config.pop("steps_offset")
+    drawn = [0]
+
+    def noise(*_, **__):
+        drawn[0] += 1
+        return pattern(drawn[0], 5, 3, 19).view(1, -1)
+
+    scheduling_lcm.randn_tensor = noise
+    try:
+        s = CLASSES[name].from_config(config)
+        s.set_timesteps(steps)
+        init = float(s.init_noise_sigma)
+        x = torch.tensor([[((i * 3 + 1) % 7 - 3) / 2 for i in range(COUNT)]]) * s.init_noise_sigma
+        for call, t in enumerate(s.timesteps):
+            out = 0.3 * s.scale_model_input(x, t) + pattern(call, 7, 5, 17)
+            x = s.step(out, t, x, return_dict=False)[0]
+    except (ValueError, IndexError, NotImplementedError, ZeroDivisionError):
+        return None
+    if steps < len(s.timesteps) and float(s.timesteps[-1]) == -1:
+        return None  # numpy's arange ran one too far, to a time step that does not exist
+    if not torch.isfinite(x).all() or len(set(s.timesteps.tolist())) + (name == "PNDMScheduler") * 12 < len(s.timesteps):
+        return None  # repeated time steps make Euler and DPM-Solver begin at the second
+    return [float(t) for t in s.timesteps], init, x[0].tolist()
+
+
+def chosen():
+    """Each key of each scheduler once or more, for few and many steps."""
+    common = [dict(timestep_spacing=s, prediction_type=p) for s in ("leading", "linspace", "trailing")
+              for p in ("epsilon", "v_prediction", "sample")]
+    tables = [dict(beta_schedule="linear", beta_start=0.0001, beta_end=0.02), dict(beta_schedule="squaredcos_cap_v2"),
+              dict(num_train_timesteps=500), dict(steps_offset=0), dict(steps_offset=3)]
+    own = {
+        "DDIMScheduler": [dict(set_alpha_to_one=False), dict(clip_sample=True),
+                          dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")],
+        "PNDMScheduler": [dict(skip_prk_steps=True), dict(skip_prk_steps=True, set_alpha_to_one=True),
+                          dict(skip_prk_steps=True, timestep_spacing="trailing")],
+        "EulerDiscreteScheduler": [
+            dict(use_karras_sigmas=True), dict(use_karras_sigmas=True, timestep_spacing="leading"),
+            dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=12.5), dict(use_exponential_sigmas=True),
+            dict(interpolation_type="log_linear"), dict(interpolation_type="log_linear", use_karras_sigmas=True),
+            dict(timestep_type="continuous", prediction_type="v_prediction"), dict(timestep_type="continuous"),
+            dict(final_sigmas_type="sigma_min"), dict(rescale_betas_zero_snr=True, timestep_spacing="trailing",
+                                                      prediction_type="v_prediction")],
+        "DPMSolverMultistepScheduler": [
+            *[dict(solver_order=o, solver_type=t, lower_order_final=f) for o in (1, 2, 3) for t in ("midpoint", "heun")
+              for f in (True, False)],
+            *[dict(use_karras_sigmas=True, **more) for more in ({}, dict(beta_schedule="squaredcos_cap_v2"),
+                                                                dict(solver_order=3))],
+            dict(use_exponential_sigmas=True), dict(use_lu_lambdas=True), dict(euler_at_final=True),
+            dict(final_sigmas_type="sigma_min"), dict(final_sigmas_type="sigma_min", solver_order=3),
+            dict(lambda_min_clipped=-5.1, beta_schedule="squaredcos_cap_v2"),
+            dict(lambda_min_clipped=-2.0, timestep_spacing="trailing"), dict(algorithm_type="deis", solver_type="bh2"),
+            dict(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+            dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")],
+        "LCMScheduler": [dict(original_inference_steps=40), dict(timestep_scaling=3.0), dict(prediction_type="v_prediction"),
+                         dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")],
+    }
+    for name in CLASSES:
+        for more in [{}, *(common if name != "LCMScheduler" else []), *tables, *own[name]]:
+            yield dict(SD, _class_name=name, **{k: v for k, v in more.items() if k not in SD}) | more
+
+
+def refused():
+    own = {
+        "DDIMScheduler": [dict(trained_betas=[0.1] * 10), dict(thresholding=True), dict(timestep_spacing="linear"),
+                          dict(beta_schedule="sigmoid"), dict(set_alpha_to_one="yes")],
+        "PNDMScheduler": [dict(prediction_type="sample")],
+        "EulerDiscreteScheduler": [dict(use_beta_sigmas=True), dict(interpolation_type="cubic"), dict(sigma_min="low"),
+                                   dict(use_karras_sigmas=True, use_exponential_sigmas=True)],
+        "DPMSolverMultistepScheduler": [dict(algorithm_type=t) for t in ("dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")]
+        + [dict(variance_type="learned_range"), dict(use_flow_sigmas=True), dict(use_dynamic_shifting=True),
+           dict(prediction_type="flow_prediction"), dict(solver_order=4), dict(solver_type="rk")],
+    }
+    for name, all_of_them in own.items():
+        for more in all_of_them:
+            yield dict(SD, _class_name=name, **{k: v for k, v in more.items() if k not in SD}) | more
+    for name in ("EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler", "DDPMScheduler",
+                 "DEISMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverSinglestepScheduler"):
+        yield dict(SD, _class_name=name)
+
+
+def some(r):
+    """One random configuration."""
+    pick = r.choice
+    name = pick(list(CLASSES))
+    c = dict(_class_name=name, prediction_type=pick(["epsilon", "v_prediction", "sample"]),
+             beta_schedule=pick(["linear", "scaled_linear", "scaled_linear", "squaredcos_cap_v2"]),
+             beta_start=pick([0.00085, 0.0001, 0.002]), beta_end=pick([0.012, 0.02]),
+             num_train_timesteps=pick([1000, 1000, 1000, 500, 321, 1024]), steps_offset=pick([0, 1, 5]))
+    flip = lambda: r.random() < 0.5
+    rare = lambda: r.random() < 0.2
+    if name == "PNDMScheduler" and c["prediction_type"] == "sample":
+        c["prediction_type"] = "epsilon"
+    if name != "LCMScheduler":
+        c["timestep_spacing"] = pick(["leading", "linspace", "trailing"])
+    if name in ("DDIMScheduler", "PNDMScheduler"):
+        c["set_alpha_to_one"] = flip()
+    if name == "PNDMScheduler":
+        c["skip_prk_steps"] = flip()
+    elif rare():
+        c["rescale_betas_zero_snr"] = True
+    if name == "EulerDiscreteScheduler":
+        c.update(final_sigmas_type=pick(["zero", "sigma_min"]), interpolation_type=pick(["linear", "linear", "log_linear"]),
+                 timestep_type=pick(["discrete", "discrete", "continuous"]))
+        c.update({pick(["use_karras_sigmas", "use_exponential_sigmas", "final_sigmas_typo"]): True})
+        if rare():
+            c.update(sigma_min=0.1, sigma_max=9.0)
+    if name == "DPMSolverMultistepScheduler":
+        c.update(solver_order=pick([1, 2, 3]), solver_type=pick(["midpoint", "heun", "bh1"]), lower_order_final=flip(),
+                 euler_at_final=rare(), final_sigmas_type=pick(["zero", "sigma_min"]))
+        c.update({pick(["use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas", "no_rule", "no_rule"]): True})
+        if rare():
+            c["lambda_min_clipped"] = -5.1
+    if name == "LCMScheduler":
+        c.update(original_inference_steps=pick([50, 40, 100]), timestep_scaling=pick([10.0, 3.0]))
+    return c, pick([*range(1, 31), 40, 50])
+
+
+def rows(cases):
+    for config, steps in cases:
+        found = follow(config, steps)
+        if found:
+            yield dict(config=config, steps=steps, timesteps=found[0], init=found[1], x=found[2])
+
+
+def main():
+    if len(sys.argv) == 4:
+        r = random.Random(int(sys.argv[2]))
+        out, made = Path(sys.argv[3]), list(rows(some(r) for _ in range(int(sys.argv[1]))))
+    else:
+        out = Path(__file__).parent / "data" / "schedules.json"
+        made = list(rows((c, n) for c in chosen() for n in ((1, 4) if c["_class_name"] == "LCMScheduler" else (1, 2, 5, 20))))
+        made += [dict(config=c, steps=20, refused=True) for c in refused()]
+    short = lambda v: float(f"{v:.8g}")
+    for row in made:
+        for key in ("timesteps", "x"):
+            if key in row:
+                row[key] = [short(v) for v in row[key]]
+    out.write_text("[\n" + ",\n".join(json.dumps(m, separators=(",", ":")) for m in made) + "\n]\n")
+    print(len(made), "schedules in", out, out.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
