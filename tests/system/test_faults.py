@@ -11,13 +11,12 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 import unittest
 from pathlib import Path
-
-import zmq
 
 from farm import BIN, FAST, GOLDEN, Farm, FarmCase, digest
 from proxy import Proxy
@@ -251,13 +250,22 @@ class Kills(Case):
         cls.farm.workers.append(cls.farm.worker(0, endpoint=cls.workers_proxy.endpoint))
         cls.workers_proxy.wait("down", "WELCOME")
 
-    def check(self, end, direction, kind, when):
+    def begin(self, key, clients, submitted):
+        """`steer render`, or `steer fetch` of what was submitted already."""
+        if not submitted:
+            return self.render(key, clients.endpoint)
+        run = self.farm.steer("fetch", self.client.submit(key, **JOB).job, "--json", "--overwrite", "--output", self.farm.dir / f"{key}-{{index}}.webp",
+                              "--timeout", 90, endpoint=clients.endpoint)
+        self.addCleanup(run.kill)
+        return run
+
+    def check(self, end, direction, kind, when, submitted=True):
         for victim in ("broker", "worker", "client"):
             with self.subTest(kill=victim):
                 key = f"{end}-{direction}-{kind}-{victim}"
                 clients = self.proxy(key, self.farm.client_endpoint)
                 step = (clients if end == "client" else self.workers_proxy).once(direction, kind, when)
-                run = self.render(key, clients.endpoint)
+                run = self.begin(key, clients, submitted)
                 step.wait()
                 if victim == "broker":
                     self.farm.broker.kill()
@@ -270,7 +278,7 @@ class Kills(Case):
                     run.kill()
                 step.resolve(deliver=victim not in (end, "broker"))
                 if victim == "client":
-                    run = self.render(key, clients.endpoint)
+                    run = self.begin(key, clients, submitted)
                     self.assertEqual(run.process.wait(120), 0, run.text())
                     shown = [json.loads(line)["index"] for line in run.text().splitlines() if line.startswith("{")]
                     self.assertEqual(len(shown), len(set(shown)))
@@ -279,10 +287,10 @@ class Kills(Case):
                     self.rendered(run, key)
 
     def test_submit_forwarded(self):
-        self.check("client", "up", "SUBMIT", "after")
+        self.check("client", "up", "SUBMIT", "after", submitted=False)
 
     def test_accepted_held(self):
-        self.check("client", "down", "ACCEPTED", "before")
+        self.check("client", "down", "ACCEPTED", "before", submitted=False)
 
     def test_assign_delivered(self):
         self.check("worker", "down", "ASSIGN", "after")
@@ -406,7 +414,6 @@ class SmallDisk(unittest.TestCase):
                     accepted.append(client.submit(f"long-{i}", **{**self.BIG, "prompt": f"{i} " + "cat " * 4000}).job)
             self.assertEqual(e.exception.code, "DISK_FULL")
             self.assertGreater(e.exception.message.retry_after_ms, 0)
-            self.assertGreater(len(accepted), 0)
 
             # Acknowledgements and cancels pass.
             client.send("FETCH", job=job, credit=1)
@@ -555,11 +562,11 @@ class Limits(Case):
         self.assertEqual(peer.expect("REFUSED")[1].code, code, [f[:40] for f in frames])
 
     def test_bodies(self):
+        """4 MiB are read and refused; a byte more is refused too, where it is not the end of the connection (clients: see below)."""
         for port, kind in (("client", "SUBMIT"), ("worker", "RENEW")):
             with self.subTest(port=port):
-                peer = self.peer(port)
-                self.refused(peer, "BAD_FRAME", [head(TYPES[kind]), bytes((4 << 20) + 1)])
-                self.refused(peer, "BAD_FRAME", [head(TYPES[kind]), b"\x08" * (4 << 20)])
+                self.refused(self.peer(port), "BAD_FRAME", [head(TYPES[kind]), b"\x08" * (4 << 20)])
+        self.refused(self.peer("worker"), "BAD_FRAME", [head(TYPES["RENEW"]), bytes((4 << 20) + 1)])
 
     def test_bombs(self):
         """4 MiB of empty submessages: leases in HELLO, ranges in RESULT_ACK, labels in a job."""
@@ -616,10 +623,8 @@ class Limits(Case):
         self.assertEqual(peer.expect("VERDICT")[1].verdict, "unknown")
 
     def test_a_frame_over_the_limit(self):
-        """ZeroMQ itself drops a connection that announces more than an image's most: the head alone, not 256 MiB, is sent over a bare socket."""
-        import socket
-
-        for port in ("client", "worker"):
+        """ZeroMQ itself drops a connection that announces more than a side's most: the length alone, not the bytes, is sent over a bare socket."""
+        for port, most in (("client", 4 << 20), ("worker", 256 << 20)):
             bare = socket.socket(socket.AF_UNIX)
             bare.settimeout(20)
             bare.connect(getattr(self.farm, f"{port}_endpoint").removeprefix("ipc://"))
@@ -633,7 +638,7 @@ class Limits(Case):
             answer = b""
             while b"HELLO_REQUIRED" not in answer:
                 answer += bare.recv(4096)
-            bare.sendall(b"\x02" + ((256 << 20) + 1).to_bytes(8, "big"))  # a long frame of 256 MiB and 1
+            bare.sendall(b"\x02" + (most + 1).to_bytes(8, "big"))
             while bare.recv(4096):  # to the end: it was not waited for
                 pass
             bare.close()
