@@ -717,7 +717,7 @@ class Wire(Case):
     def test_an_assign_that_crosses_drain(self):
         self.serve()
         self.assign(1, width=256, height=256, steps=20)
-        self.receive("RENEW")
+        self.worker.wait_for("ev=model.load")  # so it runs
         self.send("DRAIN")
         self.receive("DRAIN")
         self.assign(2)
