@@ -171,6 +171,10 @@ class Images(CommandTest):
                 self.assertIn("diffusion_pytorch_model", run.stderr)
                 self.steer("watch", job, "--json", code=70)
                 self.assertRegex(self.steer("show", job).stdout, "failed +image 0")
+                many = self.submit(*FLAGS, "--images", 70)
+                self.steer("wait", many, code=70)
+                self.assertIn("6 more images", self.steer("show", many).stdout)  # a status has 64
+                self.assertIn("the first 64 are told", self.steer("fetch", many, code=70).stderr)
                 file.write_bytes(whole)
                 farm.workers[0].stop()
                 farm.workers[0].start()
