@@ -246,7 +246,11 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_int(r, "steps_offset", 0, 0, 1000, &c->steps_offset);
     read_flag(r, "set_alpha_to_one", same_class, &c->set_alpha_to_one);
     read_flag(r, "skip_prk_steps", same_class, &c->skip_prk_steps);
-    read_flag(r, "rescale_betas_zero_snr", same_class, &c->rescale_betas_zero_snr);
+    /* The model's own table, whoever samples it, unless the recipe brings another; PNDM has none.
+     */
+    if (c->scheduler != SCHEDULER_PNDM)
+        read_flag(r, "rescale_betas_zero_snr", !json_object_get(r->recipe, "beta_schedule"),
+                  &c->rescale_betas_zero_snr);
     read_int(r, "solver_order", same_class, 1, 3, &c->solver_order);
     read_flag(r, "lower_order_final", same_class, &c->lower_order_final);
     read_flag(r, "euler_at_final", same_class, &c->euler_at_final);
@@ -286,12 +290,21 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     }
     if (c->scheduler == SCHEDULER_PNDM && c->prediction_type == PREDICTION_SAMPLE)
         wrong(r, "prediction_type", "epsilon or v_prediction, as PNDMScheduler has them");
-    /* Parameters that would change the picture and that no scheduler of ours has. */
-    static const char *const refused[] = {"use_beta_sigmas", "use_flow_sigmas", "thresholding",
-                                          "use_dynamic_shifting", "variance_type"};
+    /* What changes the picture and is not here. A folder's file may hold keys of the class that it
+     * was made from; those of another class mean nothing. */
+    static const struct {
+        const char *key;
+        unsigned classes;
+    } refused[] = {{"thresholding", 1 << SCHEDULER_DDIM | 1 << SCHEDULER_DPM | 1 << SCHEDULER_LCM},
+                   {"use_beta_sigmas", 1 << SCHEDULER_EULER | 1 << SCHEDULER_DPM},
+                   {"use_flow_sigmas", 1 << SCHEDULER_DPM},
+                   {"use_dynamic_shifting", 1 << SCHEDULER_DPM}};
     refuse(r, "trained_betas", 1); /* of the model, whoever samples it */
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
-        refuse(r, refused[i], same_class);
+        if (refused[i].classes >> c->scheduler & 1) refuse(r, refused[i].key, same_class);
+    const char *variance = json_string_value(value_of(r, "variance_type", same_class));
+    if (c->scheduler == SCHEDULER_DPM && variance && strncmp(variance, "learned", 7) == 0)
+        wrong(r, "variance_type", "a variance that the model does not predict");
 }
 
 static void read_guidance(struct reader *r, struct recipe *out)

@@ -541,16 +541,25 @@ static void blend(float *x, double a, const float *y, double b, size_t count)
         x[i] = (float)(a * (double)x[i] + b * (double)y[i]);
 }
 
-/* The model of DDIM between two levels: x' = sqrt(to) x0 + sqrt(1 - to) eps. */
-static void ddim_step(const struct sampler *s, const float *out, float *x, double from, double to)
+/* The model of DDIM between two levels: x' = sqrt(to) x0 + sqrt(1 - to) eps. In f32 and in
+ * diffusers' order, as all that follows a table whose ends are nearly 0 or 1. */
+static void ddim_step(const struct sampler *s, const float *out, float *x, float from, float to)
 {
-    double a, b;
-    x0_factors(s->schedule->config.prediction_type, from, &a, &b);
-    double root = sqrt(from), noise = sqrt(1 - from);
-    /* eps = (x - root x0) / noise, so x' is affine in x and out. */
-    double keep = sqrt(1 - to) / noise, image = sqrt(to) - keep * root;
-    if (noise == 0) keep = 0, image = sqrt(to);
-    blend(x, keep + image * a, out, image * b, s->count);
+    enum prediction type = s->schedule->config.prediction_type;
+    float root = sqrtf(from), noise = sqrtf(1 - from), root_to = sqrtf(to),
+          noise_to = sqrtf(1 - to);
+    for (size_t i = 0; i < s->count; i++) {
+        float x0 = out[i], eps = out[i];
+        switch (type) {
+        case PREDICTION_EPSILON: x0 = (x[i] - noise * out[i]) / root; break;
+        case PREDICTION_SAMPLE: eps = (x[i] - root * out[i]) / noise; break;
+        case PREDICTION_V:
+            x0 = root * x[i] - noise * out[i];
+            eps = root * out[i] + noise * x[i];
+            break;
+        }
+        x[i] = root_to * x0 + noise_to * eps;
+    }
 }
 
 static double alpha_bar_or_final(const struct schedule *s, double timestep)
@@ -563,7 +572,7 @@ static void step_ddim(struct sampler *s, int call, const float *out, float *x)
     const struct schedule *h = s->schedule;
     double t = h->timestep[call], next = t - h->config.num_train_timesteps / h->steps;
     if (h->config.timesteps_count) next = call + 1 < h->calls ? h->timestep[call + 1] : -1;
-    ddim_step(s, out, x, schedule_alpha_bar(h, (int)t), alpha_bar_or_final(h, next));
+    ddim_step(s, out, x, (float)schedule_alpha_bar(h, (int)t), (float)alpha_bar_or_final(h, next));
 }
 
 /* PNDM's formula 9 (arXiv 2202.09778). */
@@ -571,14 +580,14 @@ static void pndm_transfer(const struct sampler *s, const float *out, const float
                           double t, double next)
 {
     const struct schedule *h = s->schedule;
-    double at = schedule_alpha_bar(h, (int)t), to = alpha_bar_or_final(h, next);
-    double a = sqrt(to / at);
-    double b = -(to - at) / (at * sqrt(1 - to) + sqrt(at * (1 - at) * to));
-    double root = sqrt(at), noise = sqrt(1 - at);
+    float at = (float)schedule_alpha_bar(h, (int)t), to = (float)alpha_bar_or_final(h, next);
+    float keep = sqrtf(to / at), change = to - at;
+    float below = at * sqrtf(1 - to) + sqrtf(at * (1 - at) * to);
+    float root = sqrtf(at), noise = sqrtf(1 - at);
     int v = h->config.prediction_type == PREDICTION_V;
     for (size_t i = 0; i < s->count; i++) {
-        double e = v ? root * (double)out[i] + noise * (double)from_x[i] : (double)out[i];
-        x[i] = (float)(a * (double)from_x[i] + b * e);
+        float e = v ? root * out[i] + noise * from_x[i] : out[i];
+        x[i] = keep * from_x[i] - change * e / below;
     }
 }
 
@@ -617,17 +626,15 @@ static void step_plms(struct sampler *s, int call, const float *out, float *x)
         for (size_t i = 0; i < s->count; i++)
             e[i] = (out[i] + s->past[0][i]) / 2;
     } else {
-        static const double weights[5][4] = {{0},
-                                             {1},
-                                             {3 / 2., -1 / 2.},
-                                             {23 / 12., -16 / 12., 5 / 12.},
-                                             {55 / 24., -59 / 24., 37 / 24., -9 / 24.}};
-        const double *w = weights[s->past_count];
+        /* Adams and Bashforth's, of as many outputs as there are. */
+        static const float weights[5][4] = {{0}, {1}, {3, -1}, {23, -16, 5}, {55, -59, 37, -9}};
+        static const float sums[] = {1, 1, 2, 12, 24};
+        const float *w = weights[s->past_count];
         for (size_t i = 0; i < s->count; i++) {
-            double sum = 0;
-            for (int k = 0; k < s->past_count; k++)
-                sum += w[k] * (double)s->past[k][i];
-            e[i] = (float)sum;
+            float sum = w[0] * s->past[0][i];
+            for (int k = 1; k < s->past_count; k++)
+                sum += w[k] * s->past[k][i];
+            e[i] = sum / sums[s->past_count];
         }
         if (call == 0) memcpy(s->held, x, s->count * sizeof *x);
     }

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Folders that nobody has seen: random models of the SD1.5 family, each stage compared with diffusers and transformers.
 
-    python tests/bench/parity.py [--folders 40] [--seed 1] [--backend cpu|ref] [--keep DIR]
+    python tests/bench/parity.py [--folders 40] [--seed 1] [--backend cpu|ref] [--precision f32|bf16] [--keep DIR]
 
 Wants tests/golden/make.py's versions of torch, diffusers and transformers, and build/bin/steer-worker (or
 STEER_BIN_DIR). Each folder comes from its seed alone: widths, depths, heads, block types, activations, odd latent
 sizes, storage types, shards, forms of the tokenizer, scheduler classes with any of their keys, methods of guidance.
 
 Errors are norm2(got - want) / norm2(want). A stage is judged on what the worker's stage before it gave, so that one
-stage's rounding is not counted again; `chain` is the whole way from the seed, for folders whose weights do not
-enlarge rounding.
+stage's rounding is not counted again; `latents` and `chain` are the whole way from the seed and may be off by ten
+times as much: weights like these enlarge rounding at each step. With --precision bf16 each stage may be off by a few per cent and the last two are not judged.
 """
 
 import argparse
@@ -38,7 +38,7 @@ import make
 import schedules
 
 BIN = Path(os.environ.get("STEER_BIN_DIR", HERE.parents[2] / "build" / "bin"))
-LIMIT = 1e-4
+LIMITS = {"f32": 1e-4, "bf16": 5e-2}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -195,11 +195,11 @@ def make_folder(seed, folder):
     return parts, run, f"{form}, {type(sched).__name__}, {steps} steps, {guidance}, scale {run['guidance-scale']}"
 
 
-def render(folder, run, backend, out):
+def render(folder, run, args, out):
     flags = ["--model", folder, "--prompt", run["prompt"], "--negative", run.get("negative", ""), "--guidance", run["guidance"],
              "--guidance-scale", run["guidance-scale"], "--alpha", run["alpha"], "--offset", run["offset"], "--phi", run["phi"],
              "--tau", run["tau"], "--beta", run["beta"], "--steps", run["steps"], "--seed", run["seed"], "--size", "{}x{}".format(*run["size"]),
-             "--precision", "f32", "--threads", "1", "--backend", backend, "--output", out.with_suffix(".png"), "--dump-tensors", out]
+             "--precision", args.precision, "--threads", "1", "--backend", args.backend, "--output", out.with_suffix(".png"), "--dump-tensors", out]
     if not run.get("negative"):
         flags[4:6] = []
     return subprocess.run([BIN / "steer-worker", "render", *map(str, flags)], capture_output=True, text=True)
@@ -236,6 +236,7 @@ def main():
     p.add_argument("--folders", type=int, default=40)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--backend", default="cpu")
+    p.add_argument("--precision", default="f32", choices=LIMITS)
     p.add_argument("--keep", help="where the folders that fail are left")
     args = p.parse_args()
     warnings.filterwarnings("ignore")
@@ -247,13 +248,15 @@ def main():
             folder, out = Path(tmp) / "model", Path(tmp) / "got.safetensors"
             folder.mkdir()
             parts, run, what = make_folder(seed, folder)
-            done = render(folder, run, args.backend, out)
+            done = render(folder, run, args, out)
             errors = compare(parts, run, load_file(out)) if done.returncode == 0 else {"render": 1.0}
             if errors is None:
                 print(f"seed {seed}: diffusers has no finite picture ({what})")
                 continue
             compared += 1
-            bad = {k: e for k, e in errors.items() if not e <= LIMIT}
+            judged = errors.keys() - ({"latents", "chain"} if args.precision == "bf16" else set())
+            limit = {k: LIMITS[args.precision] * (10 if k in ("latents", "chain") else 1) for k in judged}
+            bad = {k: errors[k] for k in judged if not errors[k] <= limit[k]}
             for k, e in errors.items():
                 worst[k] = max(worst.get(k, (0.0, 0)), (e, seed))
             if bad:

@@ -75,13 +75,17 @@ def chosen():
     common = [dict(timestep_spacing=s, prediction_type=p) for s in ("leading", "linspace", "trailing")
               for p in ("epsilon", "v_prediction", "sample")]
     tables = [dict(beta_schedule="linear", beta_start=0.0001, beta_end=0.02), dict(beta_schedule="squaredcos_cap_v2"),
-              dict(num_train_timesteps=500), dict(steps_offset=0), dict(steps_offset=3)]
+              dict(num_train_timesteps=500), dict(steps_offset=0), dict(steps_offset=3),
+              # what stays in a file that was made from another class
+              dict(variance_type="fixed_small", clip_sample_range=1.0, prediction_type="epsilon", final_sigmas_type="zero",
+                   use_lu_lambdas=False, solver_p=None)]
     own = {
         "DDIMScheduler": [dict(set_alpha_to_one=False), dict(clip_sample=True),
                           dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")],
-        "PNDMScheduler": [dict(skip_prk_steps=True), dict(skip_prk_steps=True, set_alpha_to_one=True),
+        "PNDMScheduler": [dict(skip_prk_steps=True), dict(skip_prk_steps=True, rescale_betas_zero_snr=True, thresholding=True), dict(skip_prk_steps=True, set_alpha_to_one=True),
                           dict(skip_prk_steps=True, timestep_spacing="trailing")],
         "EulerDiscreteScheduler": [
+            dict(skip_prk_steps=True, set_alpha_to_one=False, thresholding=True, use_flow_sigmas=True, variance_type="learned"),
             dict(use_karras_sigmas=True), dict(use_karras_sigmas=True, timestep_spacing="leading"),
             dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=12.5), dict(use_exponential_sigmas=True),
             dict(interpolation_type="log_linear"), dict(interpolation_type="log_linear", use_karras_sigmas=True),

@@ -465,6 +465,15 @@ class Drawing(Case):
         self.run_worker("render", "--model", model, "--prompt", "a cat", "--seed", 5, "--images", 2, "--output", self.dir / "q.webp")
         self.assertTrue((self.dir / "q-0001.webp").read_bytes().startswith(b"RIFF"))
 
+    def test_default_size(self):
+        """Of the U-Net's sample_size, which may be two, and is 64 where a folder older than diffusers 0.9 says less."""
+        for config, shape in ((dict(sample_size=3), [24, 24, 3]), (dict(sample_size=[2, 5]), [16, 40, 3]),
+                              (dict(sample_size=3, _diffusers_version="0.14.0"), [24, 24, 3]),
+                              (dict(sample_size=32, _diffusers_version="0.8.1"), [512, 512, 3]), (dict(sample_size=None), [512, 512, 3])):
+            model = self.folder()
+            edit(model / "unet/config.json", lambda c: c.update(config))
+            self.assertEqual(self.render(model)["image"][1], shape)
+
     def test_every_size(self):
         model = self.folder()
         for size in ("104x72", "8x8", "8x200", "72x104"):

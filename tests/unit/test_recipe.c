@@ -71,10 +71,29 @@ static void test_unknown(void **state)
     assert_int_not_equal(recipe_load(&r, "../../etc/passwd", NULL, NULL, &err), 0);
 }
 
+/* What is the model's own and not its scheduler's goes to every recipe that has no table itself. */
+static void test_lent(void **state)
+{
+    (void)state;
+    struct recipe r;
+    struct steer_error err = {0};
+    json_t *folder = json_pack("{s:s, s:b, s:s}", "_class_name", "DDIMScheduler",
+                               "rescale_betas_zero_snr", 1, "timestep_spacing", "trailing");
+    assert_int_equal(recipe_load(&r, "euler", folder, "folder", &err), 0);
+    assert_true(r.sampler.rescale_betas_zero_snr);
+    assert_int_equal(r.sampler.timestep_spacing, SPACING_LEADING);
+    assert_int_equal(recipe_load(&r, "sbv2-sd15", folder, "folder", &err), 0);
+    assert_false(r.sampler.rescale_betas_zero_snr);
+    json_object_set_new(folder, "trained_betas", json_pack("[f]", .1));
+    assert_int_equal(recipe_load(&r, "euler", folder, "folder", &err), STEER_BAD_MODEL);
+    assert_non_null(strstr(err.text, "trained_betas"));
+    json_decref(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_one_step_checkpoints),
                                        cmocka_unit_test(test_all_load),
-                                       cmocka_unit_test(test_unknown)};
+                                       cmocka_unit_test(test_unknown), cmocka_unit_test(test_lent)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

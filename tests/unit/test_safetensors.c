@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Tensor files: end to end or refused, and what a file that changes under its mapping does. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "safetensors.h"
+
+static void file_write(const char *header, size_t data)
+{
+    static const char zeros[64];
+    uint8_t length[8] = {(uint8_t)strlen(header)};
+    FILE *f = fopen("x.safetensors", "we");
+    assert_non_null(f);
+    fwrite(length, 1, sizeof length, f);
+    fputs(header, f);
+    fwrite(zeros, 1, data, f);
+    fclose(f);
+}
+
+static const char two[] = "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
+                          "\"b\":{\"dtype\":\"F16\",\"shape\":[3],\"data_offsets\":[8,14]}}";
+
+static void refused(const char *header, size_t data, const char *word)
+{
+    struct tensors *t = NULL;
+    struct steer_error err = {0};
+    file_write(header, data);
+    assert_int_equal(tensors_open(&t, "x.safetensors", &err), STEER_BAD_MODEL);
+    assert_int_equal(err.code, STEER_BAD_MODEL);
+    if (!strstr(err.text, word)) fail_msg("\"%s\" is not in: %s", word, err.text);
+}
+
+static void test_places(void **unused)
+{
+    (void)unused;
+    struct tensors *t = NULL;
+    struct steer_error err = {0};
+    file_write(two, 14);
+    if (tensors_open(&t, "x.safetensors", &err)) fail_msg("%s", err.text);
+    assert_int_equal(tensors_count(t), 2);
+    tensors_close(t);
+    refused(two, 13, "truncated");
+    refused(two, 15, "1 bytes after");
+    refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12, "\"a\"");
+    refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
+            "\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}",
+            8, "does not begin where");
+}
+
+/* Reading a page of a file that has shrunk is a SIGBUS: it must be told before. */
+static void test_change(void **unused)
+{
+    (void)unused;
+    struct tensors *t = NULL;
+    struct steer_error err = {0};
+    file_write(two, 14);
+    if (tensors_open(&t, "x.safetensors", &err)) fail_msg("%s", err.text);
+    assert_int_equal(tensors_check(t, &err), 0);
+    assert_int_equal(truncate("x.safetensors", 20), 0);
+    assert_int_equal(tensors_check(t, &err), STEER_BAD_MODEL);
+    assert_non_null(strstr(err.text, "x.safetensors was changed"));
+    tensors_close(t);
+
+    /* Replaced by another file of that name, the old one is still whole. */
+    file_write(two, 14);
+    if (tensors_open(&t, "x.safetensors", &err)) fail_msg("%s", err.text);
+    assert_int_equal(unlink("x.safetensors"), 0);
+    assert_int_equal(tensors_check(t, &err), 0);
+    tensors_close(t);
+}
+
+static void test_no_file(void **unused)
+{
+    (void)unused;
+    struct tensors *t = NULL;
+    struct steer_error err = {0};
+    (void)unlink("x.safetensors");
+    assert_int_equal(tensors_open(&t, "x.safetensors", &err), STEER_BAD_MODEL);
+    assert_int_equal(mkfifo("x.safetensors", 0600), 0);
+    assert_int_equal(tensors_open(&t, "x.safetensors", &err), STEER_BAD_MODEL);
+    assert_non_null(strstr(err.text, "not a file"));
+    (void)unlink("x.safetensors");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_places), cmocka_unit_test(test_change),
+                                       cmocka_unit_test(test_no_file)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
