@@ -4,7 +4,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
+#include <unistd.h>
 #include <zmq.h>
 
 #include "limits.h"
@@ -155,6 +158,20 @@ static int receive_side(struct loop *l, enum side side)
 
 /* ---- life ---- */
 
+/* libzmq takes a socket file over from whoever listens on it, without a word to either. */
+static int ipc_in_use(const char *endpoint)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strncmp(endpoint, "ipc://", 6) != 0 || strlen(endpoint + 6) >= sizeof address.sun_path)
+        return 0;
+    strcpy(address.sun_path, endpoint + 6);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return 0;
+    int there = connect(fd, (const struct sockaddr *)&address, sizeof address) == 0;
+    close(fd);
+    return there;
+}
+
 static int socket_open(struct loop *l, enum side side, const char *endpoint, char *actual,
                        size_t actual_size, struct steer_error *err)
 {
@@ -170,6 +187,9 @@ static int socket_open(struct loop *l, enum side side, const char *endpoint, cha
     zmq_setsockopt(s, ZMQ_LINGER, &linger, sizeof linger);
     zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &limits->frame_bytes, sizeof limits->frame_bytes);
     zmq_setsockopt(s, ZMQ_TCP_KEEPALIVE, &one, sizeof one);
+    if (ipc_in_use(endpoint))
+        return steer_fail(err, STEER_IO, "listening on %s failed: somebody listens there already",
+                          endpoint);
     if (zmq_bind(s, endpoint))
         return steer_fail(err, STEER_IO, "listening on %s failed: %s", endpoint,
                           zmq_strerror(errno));

@@ -49,7 +49,7 @@ static int set_data(void *target, const char *value, struct steer_error *err)
     return 0;
 }
 
-/* "90", "30m", "12h", "7d" */
+/* "90" (seconds), "30m", "12h", "7d" */
 static int set_keep(void *target, const char *value, struct steer_error *err)
 {
     static const struct {
@@ -61,9 +61,9 @@ static int set_keep(void *target, const char *value, struct steer_error *err)
     uint64_t seconds = *end ? 0 : 1;
     for (size_t i = 0; i < sizeof units / sizeof *units; i++)
         if (*end == units[i].unit && !end[1]) seconds = units[i].seconds;
-    if (end == value || *value == '-' || !seconds || number > 100000000)
-        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected a time like 90s, 12h or 7d",
-                          value);
+    if (end == value || *value == '-' || !seconds || !number || number > 100000000)
+        return steer_fail(err, STEER_BAD_VALUE,
+                          "\"%s\": expected a time above 0 like 90s, 12h or 7d", value);
     ((struct broker_args *)target)->loop.route.keep_ms = number * seconds * 1000;
     return 0;
 }
@@ -97,7 +97,7 @@ static const struct args_option options[] = {
     {"clients", "ENDPOINT", "where clients connect (default tcp://127.0.0.1:5555)", set_clients},
     {"workers", "ENDPOINT", "where workers connect (default tcp://127.0.0.1:5556)", set_workers},
     {"data", "DIR", "jobs and images that wait (default ~/.local/state/steerfarm)", set_data},
-    {"keep", "TIME", "ended jobs are forgotten after it (default 7d)", set_keep},
+    {"keep", "TIME", "like 90s, 12h, 7d: ended jobs are forgotten after it (default 7d)", set_keep},
     {"spool-bytes", "BYTES", "of images nobody has fetched yet (default: the disk)", set_spool},
     {"insecure", NULL, "allow endpoints beyond this machine: there is no encryption yet",
      set_insecure},

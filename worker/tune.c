@@ -154,6 +154,7 @@ int command_tune(int argc, char **argv, struct steer_error *err)
     if (help) {
         printf("steer-worker tune --model DIR --output FILE [--size WxH] [options]\n");
         args_help(stdout, groups);
+        args_help_exits(stdout);
         return 0;
     }
     if (!a.model || !a.output || words)

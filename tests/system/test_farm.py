@@ -359,6 +359,13 @@ class DataDirectory(unittest.TestCase):
             run = self.broker(farm, "--data", farm.dir / "other")
             self.assertNotEqual(run.returncode, 0)
             self.assertTrue((farm.dir / "other" / "letter.txt").exists())
+            run = subprocess.run([BIN / "steer-broker", "--clients", farm.client_endpoint, "--workers", f"ipc://{farm.dir}/w3", "--data", farm.dir / "d3"],
+                                 capture_output=True, text=True, timeout=20)
+            self.assertEqual(run.returncode, 74)
+            self.assertIn("somebody listens there already", run.stderr)
+            self.assertEqual(farm.client().query(5).counters[0].name, "epoch")  # the first one's
+            run = subprocess.run([BIN / "steer-broker", "--keep", "0", "--data", farm.dir / "d3"], capture_output=True, text=True, timeout=20)
+            self.assertEqual(run.returncode, 64)
             run = subprocess.run([BIN / "steer-broker", "--clients", "tcp://0.0.0.0:*"], capture_output=True, text=True)
             self.assertEqual(run.returncode, 77)
             self.assertIn("--insecure", run.stderr)
