@@ -2,6 +2,7 @@
 """What a denoiser's step costs: NASA and CFG beside no guidance, a batch of four beside four singles, shares of the machine's peak.
 
     python3 tests/bench/steps.py --model DIR [--size 96x96] [--pairs 20] [--runs 5] [--threads 2] [--precision auto|f32|bf16]
+                                  [--without cfg,batch]
 
 Every pair is one `steer-worker bench` each of none, NASA, CFG and a batch of four, one after another, so that a noisy neighbour meets all of them;
 each figure is the median of the pairs' own, beside the 10th and 90th percentile. Prints one JSON object:
@@ -47,22 +48,25 @@ def least(result):
 def pair(args):
     plain = bench(args, "--guidance", "none")
     nasa = bench(args, "--guidance", "nasa")
-    cfg = bench(args, "--guidance", "cfg")
-    four = bench(args, "--guidance", "none", "--batch", "4")
+    cfg = None if "cfg" in args.without else bench(args, "--guidance", "cfg")
+    four = None if "batch" in args.without else bench(args, "--guidance", "none", "--batch", "4")
     a, b = ops(plain, "denoise"), ops(nasa, "denoise")
     assert len(a) == len(b)
     crossed = [(x, y) for x, y in zip(a, b) if y["op"] == "guided_attention"]
     assert crossed and all(x["op"] == "attention" for x, _ in crossed)
     peak = max(plain["peak_gflops"]["fma_f32"], plain["peak_gflops"]["onednn_bf16" if plain["precision"] == "bf16" else "onednn_f32"])
     share = {s: plain["stages"][s]["gflop"] / (1e-3 * plain["stages"][s]["min_ms"]) / peak for s in ("text", "denoise", "decode")}
-    return {
+    row = {
         "nasa_cost_percent": 100 * sum(y["ms"] - x["ms"] for x, y in crossed) / ms(a),
         "nasa_stage_percent": 100 * (least(nasa) / least(plain) - 1),
-        "cfg_stage_percent": 100 * (least(cfg) / least(plain) - 1),
-        "batch_of_4_times": 4 * plain["total"]["median_ms"] / four["total"]["median_ms"],
         "peak_share_text": share["text"], "peak_share_unet": share["denoise"], "peak_share_vae": share["decode"],
         "first_minus_warm_ms": plain["first_image_ms"] - plain["total"]["median_ms"],
-        "image_ms": plain["total"]["median_ms"], "peak_gflops": peak}, plain
+        "image_ms": plain["total"]["median_ms"], "peak_gflops": peak}
+    if cfg:
+        row["cfg_stage_percent"] = 100 * (least(cfg) / least(plain) - 1)
+    if four:
+        row["batch_of_4_times"] = 4 * plain["total"]["median_ms"] / four["total"]["median_ms"]
+    return row, plain
 
 
 def main():
@@ -73,12 +77,13 @@ def main():
     a.add_argument("--runs", type=int, default=5)
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--precision", default="auto")
+    a.add_argument("--without", default="")
     args = a.parse_args()
     rows = []
     for i in range(args.pairs):
         row, last = pair(args)
         rows.append(row)
-        print(f"pair {i + 1} of {args.pairs}: NASA {row['nasa_cost_percent']:.2f} %, CFG {row['cfg_stage_percent']:.0f} %", file=sys.stderr)
+        print(f"pair {i + 1} of {args.pairs}: NASA {row['nasa_cost_percent']:.2f} %", file=sys.stderr)
     figures = {}
     for key in rows[0]:
         values = sorted(row[key] for row in rows)
