@@ -19,14 +19,14 @@ enum {
 };
 
 /* What one peer may have lying in memory: a client says small things and hears of images, a worker
- * the other way round. A full pipe holds the sender back; what cannot be sent is asked for again.
- */
+ * the other way round. A full pipe holds the sender back; what cannot be sent is asked for again. A
+ * frame a little too large is still taken, so that it can be refused with a sentence. */
 static const struct side_limits {
     int64_t frame_bytes;
     int send, receive;
 } side_limits[] = {
-    [SIDE_CLIENTS] = {STEER_BODY_BYTES_MAX, 4096, 1024},
-    [SIDE_WORKERS] = {STEER_IMAGE_BYTES_MAX, 2048, 256},
+    [SIDE_CLIENTS] = {2 * STEER_BODY_BYTES_MAX, 4096, 512},
+    [SIDE_WORKERS] = {STEER_IMAGE_BYTES_MAX + STEER_BODY_BYTES_MAX, 2048, 256},
 };
 
 struct loop {
