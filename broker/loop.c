@@ -22,15 +22,15 @@ enum {
 };
 
 /* What one peer may have lying in memory: a client says small things and hears of images, a worker
- * the other way round. A full pipe holds the sender back; what cannot be sent is asked for again.
- */
+ * the other way round. A full pipe holds the sender back; what cannot be sent is asked for again. A
+ * frame a little too large is still taken, so that it can be refused with a sentence. */
 static const struct side_limits {
     int64_t frame_bytes;
     int send, receive;
 } side_limits[] = {
-    /* Past the body's own limit, so that what is a little too big is answered and not cut off. */
+    /* Past the limits themselves, so that what is a little too big is answered and not cut off. */
     [SIDE_CLIENTS] = {4ll * STEER_BODY_BYTES_MAX, 4096, 1024},
-    [SIDE_WORKERS] = {STEER_IMAGE_BYTES_MAX, 2048, 256},
+    [SIDE_WORKERS] = {STEER_IMAGE_BYTES_MAX + STEER_BODY_BYTES_MAX, 2048, 256},
 };
 
 struct loop {

@@ -102,10 +102,10 @@ static void models_learn(struct route *r, const Steerfarm__Hello *h)
 void models_store(struct route *r)
 {
     Steerfarm__Model **all = catalog_all(r->catalog);
-    struct turn *t = turn_grow(r);
     struct store_space space;
     store_space(r->store, &space);
-    if (!t || space.full) return;
+    struct turn *t = space.full ? NULL : turn_grow(r);
+    if (!t) return;
     r->models_unstored = 0;
     t->models = 1;
     for (size_t i = 0; i < catalog_count(r->catalog); i++) {

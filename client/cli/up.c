@@ -159,7 +159,7 @@ static void log_move(struct log *l, int wait_ms)
 {
     struct pollfd p = {l->fd, POLLIN, 0};
     char piece[4096];
-    ssize_t got;
+    ssize_t got = -1;
     (void)poll(&p, 1, wait_ms); /* fd -1: sleeps */
     while (l->fd >= 0 && (got = read(l->fd, piece, sizeof piece)) > 0)
         for (ssize_t i = 0; i < got; i++) {
