@@ -25,7 +25,8 @@ static const struct side_limits {
     int64_t frame_bytes;
     int send, receive;
 } side_limits[] = {
-    [SIDE_CLIENTS] = {STEER_BODY_BYTES_MAX, 4096, 1024},
+    /* Past the body's own limit, so that what is a little too big is answered and not cut off. */
+    [SIDE_CLIENTS] = {4ll * STEER_BODY_BYTES_MAX, 4096, 1024},
     [SIDE_WORKERS] = {STEER_IMAGE_BYTES_MAX, 2048, 256},
 };
 

@@ -15,24 +15,21 @@
  * 3. Lanes are ordered by priority, highest first, and among equals by who was served longest ago;
  *    an empty lane is removed. */
 
-struct lane {
-    struct lane *next;
-    int32_t priority;
-    struct job *head; /* whose turn it is */
-    char model[STEER_NAME_BYTES_MAX + 1], model_hash[STEER_NAME_BYTES_MAX + 1],
-        numerics[STEER_NAME_BYTES_MAX + 1];
-};
+enum { LANES_MAX = 1024 };
 
 struct queue {
     struct job **by_id, **by_key;
-    uint32_t buckets, jobs;
+    uint32_t buckets, jobs, lanes_count;
+    uint64_t salt, bytes;
+    uint64_t images[IMAGE_STATES];
     struct lane *lanes;
 };
 
-struct queue *queue_new(void)
+struct queue *queue_new(uint64_t salt)
 {
     struct queue *q = calloc(1, sizeof *q);
     if (!q) return NULL;
+    q->salt = salt;
     q->buckets = 1024;
     q->by_id = calloc(q->buckets, sizeof *q->by_id);
     q->by_key = calloc(q->buckets, sizeof *q->by_key);
@@ -71,12 +68,12 @@ void queue_free(struct queue *q)
 
 static struct job **bucket_id(const struct queue *q, uint64_t id)
 {
-    return q->by_id + (XXH64(&id, sizeof id, 0) & (q->buckets - 1));
+    return q->by_id + (XXH64(&id, sizeof id, q->salt) & (q->buckets - 1));
 }
 
 static struct job **bucket_key(const struct queue *q, const char *key)
 {
-    return q->by_key + (XXH64(key, strlen(key), 0) & (q->buckets - 1));
+    return q->by_key + (XXH64(key, strlen(key), q->salt) & (q->buckets - 1));
 }
 
 static void link_in(struct queue *q, struct job *j)
@@ -133,6 +130,37 @@ uint32_t queue_jobs(const struct queue *q)
     return q->jobs;
 }
 
+uint64_t queue_bytes(const struct queue *q)
+{
+    return q->bytes;
+}
+
+const uint64_t *queue_images(const struct queue *q)
+{
+    return q->images;
+}
+
+static void images_count(struct queue *q, const struct job *j, int sign)
+{
+    for (int i = 0; i < IMAGE_STATES; i++)
+        q->images[i] += (uint64_t)((int64_t)sign * j->states.counts[i]);
+}
+
+int queue_chunk_load(struct queue *q, struct job *j, uint32_t chunk, const uint8_t *data,
+                     size_t bytes)
+{
+    images_count(q, j, -1);
+    int code = states_unpack(&j->states, chunk, data, bytes);
+    images_count(q, j, 1);
+    return code;
+}
+
+/* The texts before the spec are few. */
+static uint64_t job_bytes(const struct job *j)
+{
+    return sizeof *j + j->spec_bytes + j->states.images / 2;
+}
+
 void queue_each(struct queue *q, void (*each)(void *data, struct job *j), void *data)
 {
     for (uint32_t i = 0; i < q->buckets; i++)
@@ -144,17 +172,34 @@ void queue_each(struct queue *q, void (*each)(void *data, struct job *j), void *
 
 /* ---- lanes ---- */
 
-static struct lane *lane_of(struct queue *q, const struct job *j)
+/* Where it is not, *ret_at is where it goes: behind its equals, whose turn comes first. */
+static struct lane *lane_find(struct queue *q, int32_t priority, const char *model,
+                              const char *hash, const char *numerics, struct lane ***ret_at)
 {
     struct lane **at = &q->lanes;
-    while (*at && (*at)->priority > j->priority)
+    while (*at && (*at)->priority > priority)
         at = &(*at)->next;
-    for (struct lane *l = *at; l && l->priority == j->priority; l = l->next)
-        if (strcmp(l->model, j->model) == 0 && strcmp(l->model_hash, j->model_hash) == 0 &&
-            strcmp(l->numerics, j->numerics) == 0)
-            return l;
-    struct lane *l = calloc(1, sizeof *l);
-    if (!l) return NULL;
+    for (; *at && (*at)->priority == priority; at = &(*at)->next)
+        if (strcmp((*at)->model, model) == 0 && strcmp((*at)->model_hash, hash) == 0 &&
+            strcmp((*at)->numerics, numerics) == 0)
+            return *at;
+    *ret_at = at;
+    return NULL;
+}
+
+int queue_lanes_full(const struct queue *q, const Steerfarm__Job *s)
+{
+    struct lane **at;
+    return q->lanes_count >= LANES_MAX &&
+           !lane_find((struct queue *)(uintptr_t)q, s->priority, s->model,
+                      s->model_hash ? s->model_hash : "", s->numerics ? s->numerics : "", &at);
+}
+
+static struct lane *lane_of(struct queue *q, const struct job *j)
+{
+    struct lane **at, *l = lane_find(q, j->priority, j->model, j->model_hash, j->numerics, &at);
+    if (l || !(l = calloc(1, sizeof *l))) return l;
+    q->lanes_count++;
     l->priority = j->priority;
     strncpy(l->model, j->model, sizeof l->model - 1);
     strncpy(l->model_hash, j->model_hash, sizeof l->model_hash - 1);
@@ -177,6 +222,7 @@ static void ring_leave(struct queue *q, struct job *j)
     while (*at != l)
         at = &(*at)->next;
     *at = l->next;
+    q->lanes_count--;
     free(l);
 }
 
@@ -264,6 +310,8 @@ struct job *queue_add(struct queue *q, uint64_t id, const char *key,
     j->spec_bytes = (uint32_t)spec_bytes;
     memcpy(j->spec, spec, spec_bytes);
     steerfarm__job__free_unpacked(s, NULL);
+    q->bytes += job_bytes(j);
+    images_count(q, j, 1);
     if (++q->jobs > 2 * q->buckets) grow(q);
     link_in(q, j);
     return j;
@@ -285,6 +333,8 @@ void queue_remove(struct queue *q, struct job *j)
         at = &(*at)->next_key;
     *at = j->next_key;
     q->jobs--;
+    q->bytes -= job_bytes(j);
+    images_count(q, j, -1);
     job_free(j);
 }
 
@@ -301,6 +351,8 @@ int job_over(const struct job *j)
 
 void queue_move(struct queue *q, struct job *j, uint32_t index, enum image_state to)
 {
+    q->images[states_get(&j->states, index)]--;
+    q->images[to]++;
     states_set(&j->states, index, to);
     if (to == IMAGE_QUEUED && index < j->cursor) j->cursor = index;
     ring_settle(q, j);
@@ -375,12 +427,12 @@ int queue_take(struct queue *q, const struct taker *t, uint64_t now_ms, struct t
     if (room < 1) return 0;
     for (struct lane *l = q->lanes, *next; l; l = next) {
         next = l->next;
-        if (!t->takes(t->data, l->model, l->model_hash, l->numerics)) continue;
+        if (!t->takes(t->data, l)) continue;
         struct job *first = l->head, *j = first;
         do {
             struct job *after = j->after;
             uint64_t batch = j->batch;
-            if (j->image_bytes <= t->bytes_max && take_one(q, j, t, now_ms, 0, ret)) {
+            if ((t->empty || j->image_bytes <= t->bytes_max) && take_one(q, j, t, now_ms, 0, ret)) {
                 int lane_left = j->lane != NULL || after != j;
                 if (lane_left && (after->lane || j->lane)) {
                     struct job *turn = after->lane ? after : j;

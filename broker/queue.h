@@ -15,7 +15,15 @@
 #define QUEUE_HASH_BYTES 32
 #define QUEUE_ID_BYTES   24 /* "0-" and base 32, with the NUL */
 
-struct lane;
+/* Jobs of one priority, model and numerics class, in the order of their turns. */
+struct lane {
+    struct lane *next;
+    int32_t priority;
+    struct job *head;       /* whose turn it is */
+    uint64_t cold_since_ms; /* since when a worker without the model waits for one that has it */
+    char model[STEER_NAME_BYTES_MAX + 1], model_hash[STEER_NAME_BYTES_MAX + 1],
+        numerics[STEER_NAME_BYTES_MAX + 1];
+};
 
 struct job {
     struct job *next_id, *next_key; /* hash chains */
@@ -46,7 +54,8 @@ struct job {
 
 struct queue;
 
-struct queue *queue_new(void); /* NULL: out of memory */
+/* The salt keeps clients from choosing keys that all fall together. NULL: out of memory. */
+struct queue *queue_new(uint64_t salt);
 void queue_free(struct queue *q);
 
 /* Adds a job of that resolved spec, all images queued. NULL: out of memory or not a Job. */
@@ -57,12 +66,20 @@ void queue_remove(struct queue *q, struct job *j);
 struct job *queue_find(const struct queue *q, uint64_t id);
 struct job *queue_find_key(const struct queue *q, const char *key);
 uint32_t queue_jobs(const struct queue *q);
+uint64_t queue_bytes(const struct queue *q); /* what the jobs take, about */
+/* Lanes are searched one after the other: there is a limit to them, and this job would pass it. */
+int queue_lanes_full(const struct queue *q, const Steerfarm__Job *job);
+/* Images of all jobs by state; kept, not counted. */
+const uint64_t *queue_images(const struct queue *q);
+/* Takes over a chunk of the job's states, as states_unpack. */
+int queue_chunk_load(struct queue *q, struct job *j, uint32_t chunk, const uint8_t *data,
+                     size_t bytes) STEER_MUSTCHECK;
 /* Calls each for all jobs; each may remove the job it is given. */
 void queue_each(struct queue *q, void (*each)(void *data, struct job *j), void *data);
 
 /* What a worker can take. */
 struct taker {
-    int (*takes)(void *data, const char *model, const char *hash, const char *numerics);
+    int (*takes)(void *data, struct lane *l);
     /* 1 when another worker could take an image of that model now. An image that `worker` failed is
      * left to it for a while. NULL: there is none. */
     int (*others)(void *data, const char *model, const char *hash, const char *numerics);
@@ -70,6 +87,7 @@ struct taker {
     const char *worker;
     uint32_t images_max;
     uint64_t bytes_max;
+    int empty; /* holds nothing: it may take one image of any size */
 };
 struct taken {
     struct job *job;

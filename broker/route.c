@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <xxhash.h>
 
 #include "limits.h"
@@ -45,7 +46,7 @@ void refuse(struct route *r, const struct peer *to, int code, const char *text, 
     Steerfarm__Refused m = STEERFARM__REFUSED__INIT;
     m.code = (char *)(uintptr_t)steer_code_name(code);
     m.text = (char *)(uintptr_t)text;
-    m.has_retry_after_ms = code == STEER_BUSY || code == STEER_DISK_FULL;
+    m.has_retry_after_ms = code == STEER_BUSY || code == STEER_DISK_FULL || code == STEER_NO_MEMORY;
     m.retry_after_ms = RETRY_AFTER_MS;
     m.has_request = request > 0;
     m.request = (uint32_t)request;
@@ -172,7 +173,9 @@ void route_receive(struct route *r, enum side side, const uint8_t *identity, siz
         memcpy(from.identity, identity, identity_size);
         log_event(LOG_WARN, "message.bad", "side=%s reason=%s",
                   side == SIDE_CLIENTS ? "clients" : "workers", log_quote(err.text));
-        refuse(r, &from, code, err.text, 0, 0, 0, NULL, NULL);
+        int type =
+            count && frames->size == WIRE_HEAD_BYTES ? ((const uint8_t *)frames->data)[3] : 0;
+        refuse(r, &from, code, err.text, type, 0, 0, NULL, NULL);
     }
     wire_free(&m);
     if (payload && payload->release) {
@@ -259,7 +262,8 @@ int route_open(struct route **ret, const struct route_options *options,
     r->options = *options;
     r->transport = *transport;
     r->now_ms = now_ms;
-    r->queue = queue_new();
+    if (getrandom(&r->salt, sizeof r->salt, 0) != sizeof r->salt) r->salt = now_ms;
+    r->queue = queue_new(r->salt);
     r->catalog = catalog_new();
     struct store_load load = {r,        load_model, NULL,         load_tombstone,
                               load_job, load_chunk, load_failure, load_image};

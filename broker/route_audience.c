@@ -9,7 +9,13 @@
 enum {
     RESEND_MS = 2000,  /* a RESULT that nobody acknowledged; doubled each time */
     PROGRESS_MS = 200, /* between two PROGRESS of a job */
+    SWEEP_MS = 50,     /* between two looks at all audiences */
+    READS_MAX = 256,   /* images on their way from disk to pipes, in memory */
+    BLIND_TRIES = 2,   /* copies of a RESULT to somebody who says nothing any more */
 };
+#define UNACKED_BYTES_MAX (64ull << 20) /* of one job, at the worst, in the fetcher's pipe */
+
+/* ---- who listens ---- */
 
 struct audience *audience_of(struct route *r, struct job *j)
 {
@@ -17,33 +23,178 @@ struct audience *audience_of(struct route *r, struct job *j)
     struct audience *a = calloc(1, sizeof *a);
     if (!a) return NULL;
     a->job = j;
+    a->at = &r->audiences;
     a->next = r->audiences;
+    if (a->next) a->next->at = &a->next;
     r->audiences = a;
     return j->audience = a;
 }
 
 void audience_free(struct route *r, struct audience *a)
 {
+    (void)r;
     if (!a) return;
-    for (struct audience **at = &r->audiences; *at; at = &(*at)->next)
-        if (*at == a) {
-            *at = a->next;
-            break;
-        }
+    *a->at = a->next;
+    if (a->next) a->next->at = a->at;
+    a->job->audience = NULL;
     free(a->watchers);
     free(a);
 }
 
-static int wanted(const struct audience *a, uint32_t index)
+void audience_leave(struct route *r, struct audience *a)
 {
-    for (uint32_t i = 0; i < a->ranges_count; i++)
-        if (index >= a->ranges[i][0] && index <= a->ranges[i][1]) return 1;
-    return !a->ranges_count;
+    if (!a->watchers_count && !a->fetching) audience_free(r, a);
 }
+
+/* ---- what is fetched ---- */
+
+static int by_first(const void *a, const void *b)
+{
+    const uint32_t *x = a, *y = b;
+    return (x[0] > y[0]) - (x[0] < y[0]);
+}
+
+/* Those of an index the job does not have are left out and counted in *ret_bad. */
+size_t ranges_merge(uint32_t (*to)[2], Steerfarm__Range *const *from, size_t from_count,
+                    uint32_t images, size_t *ret_bad)
+{
+    size_t good = 0, count = 0;
+    for (size_t i = 0; i < from_count; i++) {
+        if (from[i]->first >= images || from[i]->last < from[i]->first) continue;
+        to[good][0] = from[i]->first;
+        to[good++][1] = from[i]->last < images ? from[i]->last + 1 : images;
+    }
+    qsort(to, good, sizeof *to, by_first);
+    for (size_t i = 0; i < good; i++) {
+        if (count && to[i][0] <= to[count - 1][1]) {
+            if (to[i][1] > to[count - 1][1]) to[count - 1][1] = to[i][1];
+            continue;
+        }
+        memmove(to[count++], to[i], sizeof *to);
+    }
+    *ret_bad = from_count - good;
+    return count;
+}
+
+static int ranges_take(struct audience *a, const Steerfarm__Fetch *m)
+{
+    uint32_t images = a->job->states.images, wanted[FETCH_RANGES_MAX][2] = {{0, images}};
+    size_t bad = 0, count = 1;
+    if (m->n_indices) count = ranges_merge(wanted, m->indices, m->n_indices, images, &bad);
+    if (bad) return STEER_BAD_VALUE;
+    memcpy(a->ranges, wanted, sizeof wanted);
+    a->ranges_count = (uint32_t)count;
+    return 0;
+}
+
+int audience_fetch(struct route *r, struct audience *a, const struct peer *from,
+                   const Steerfarm__Fetch *m, const char **ret_why)
+{
+    *ret_why = "a FETCH of more than 64 ranges";
+    if (m->n_indices > FETCH_RANGES_MAX) return STEER_BAD_VALUE;
+    *ret_why = "a FETCH of images that the job does not have";
+    if (ranges_take(a, m)) return STEER_BAD_VALUE;
+    if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) {
+        for (uint32_t i = 0; i < a->sent_count; i++) /* it is back: what was given up begins anew */
+            if (a->sent[i].tries >= BLIND_TRIES) a->sent[i].tries = 0;
+    } else {
+        if (a->fetching)
+            refuse(r, &a->fetcher, STEER_REPLACED, "another client fetches this job now",
+                   STEERFARM__MESSAGE_TYPE__FETCH, 0, 0, NULL, m->job);
+        a->sent_count = 0;
+    }
+    a->fetcher = *from;
+    a->fetching = 1;
+    a->over = 0;
+    a->pump_at = a->open_at = 0;
+    uint64_t most = UNACKED_BYTES_MAX / a->job->image_bytes;
+    a->credit = m->credit < FETCH_CREDIT_MAX ? m->credit : FETCH_CREDIT_MAX;
+    if (a->credit > most) a->credit = most ? (uint32_t)most : 1;
+    audience_settle(r, a->job);
+    audience_pump(r, a->job);
+    return 0;
+}
+
+/* Goes on to the first image from pump_at on that is fetched and spooled; 0: there is none. */
+static int pump_next(struct audience *a)
+{
+    for (uint32_t k = 0; k < a->ranges_count; k++) {
+        uint32_t from = a->ranges[k][0] > a->pump_at ? a->ranges[k][0] : a->pump_at;
+        uint32_t end = a->ranges[k][1];
+        if (from >= end) continue;
+        a->pump_at = states_find_to(&a->job->states, from, end, IMAGE_SPOOLED);
+        if (a->pump_at < end) return 1;
+    }
+    return 0;
+}
+
+static int fetch_over(struct audience *a)
+{
+    for (uint32_t k = 0; k < a->ranges_count; k++) {
+        uint32_t from = a->ranges[k][0] > a->open_at ? a->ranges[k][0] : a->open_at;
+        uint32_t end = a->ranges[k][1];
+        if (from >= end) continue;
+        a->open_at = states_find_open(&a->job->states, from, end);
+        if (a->open_at < end) return 0;
+    }
+    return 1;
+}
+
+void audience_settle(struct route *r, struct job *j)
+{
+    struct audience *a = j->audience;
+    if (!a || !a->fetching || a->over || j->ending || !fetch_over(a)) return;
+    struct turn *t = turn_shrink(r);
+    struct effect *e = t ? effect_add(t, EFFECT_FETCHED, j->id) : NULL;
+    if (!e) return;
+    e->to = a->fetcher;
+    a->over = 1;
+}
+
+void fetched_now(struct route *r, const struct effect *e)
+{
+    struct job *j = queue_find(r->queue, e->job);
+    struct audience *a = j ? j->audience : NULL;
+    if (!a || !a->fetching || !a->over || memcmp(&a->fetcher, &e->to, sizeof e->to) != 0) return;
+    struct status s;
+    Steerfarm__Done m = STEERFARM__DONE__INIT;
+    status_of_job(&s, j);
+    m.status = &s.msg;
+    (void)send_to(r, &a->fetcher, STEERFARM__MESSAGE_TYPE__DONE, &m.base);
+    status_clear(&s);
+    a->fetching = 0;
+    audience_leave(r, a);
+}
+
+void audience_spooled(struct route *r, struct job *j, uint32_t index)
+{
+    struct audience *a = j->audience;
+    if (!a) return;
+    a->dirty = 1;
+    if (index < a->pump_at) a->pump_at = index;
+    audience_pump(r, j);
+}
+
+void audience_acked(struct job *j, uint32_t index)
+{
+    struct audience *a = j->audience;
+    for (uint32_t k = 0; a && k < a->sent_count; k++)
+        if (a->sent[k].index == index) a->sent[k--] = a->sent[--a->sent_count];
+}
+
+void audience_reopened(struct job *j)
+{
+    if (!j->audience) return;
+    j->audience->open_at = 0;
+    j->audience->over = 0;
+}
+
+/* ---- RESULT ---- */
 
 static void image_read(struct route *r, struct audience *a, struct sent *s)
 {
-    struct question *q = calloc(1, sizeof *q);
+    /* What is not read now is due at the next sweep. */
+    struct question *q = r->reads < READS_MAX ? calloc(1, sizeof *q) : NULL;
     if (!q) return;
     q->kind = ASK_READ;
     q->job = a->job->id;
@@ -56,25 +207,24 @@ static void image_read(struct route *r, struct audience *a, struct sent *s)
         return;
     }
     r->waiting++;
+    r->reads++;
 }
 
-/* Sends what is spooled and not under way, as far as the fetcher's credit goes. */
+static int under_way(const struct audience *a, uint32_t index)
+{
+    for (uint32_t k = 0; k < a->sent_count; k++)
+        if (a->sent[k].index == index) return 1;
+    return 0;
+}
+
 void audience_pump(struct route *r, struct job *j)
 {
     struct audience *a = j->audience;
     if (!a || !a->fetching || !j->committed) return;
-    uint32_t i = 0;
-    while (a->sent_count < a->credit) {
-        i = states_find(&j->states, i, IMAGE_SPOOLED);
-        if (i >= j->states.images) return;
-        int under_way = !wanted(a, i);
-        for (uint32_t k = 0; k < a->sent_count && !under_way; k++)
-            under_way = a->sent[k].index == i;
-        if (!under_way) {
-            a->sent[a->sent_count] = (struct sent){.index = i};
-            image_read(r, a, a->sent + a->sent_count++);
-        }
-        i++;
+    for (; a->sent_count < a->credit && pump_next(a); a->pump_at++) {
+        if (under_way(a, a->pump_at)) continue;
+        a->sent[a->sent_count] = (struct sent){.index = a->pump_at};
+        image_read(r, a, a->sent + a->sent_count++);
     }
 }
 
@@ -149,18 +299,30 @@ static uint64_t resend_ms(const struct sent *s)
     return (uint64_t)RESEND_MS << (s->tries > 0 ? s->tries - 1 : 0);
 }
 
+/* A client that is silent may be gone, with all that was sent lying in its pipe: it gets a second
+ * copy, in case one was lost on the way, and more only when it speaks again. */
+static void resend(struct route *r, struct audience *a)
+{
+    uint64_t heard_ms = client_heard_ms(r, &a->fetcher);
+    for (uint32_t i = 0; a->fetching && i < a->sent_count; i++) {
+        struct sent *s = a->sent + i;
+        if (s->reading || r->now_ms < s->sent_ms + resend_ms(s)) continue;
+        if (s->tries >= RESEND_TRIES || !heard_ms)
+            a->fetching = 0; /* nobody is there; a FETCH begins anew */
+        else if (s->tries < BLIND_TRIES || heard_ms > s->sent_ms)
+            image_read(r, a, s);
+    }
+}
+
 void audiences_sweep(struct route *r)
 {
-    for (struct audience *a = r->audiences; a; a = a->next) {
-        for (uint32_t i = 0; a->fetching && i < a->sent_count; i++) {
-            struct sent *s = a->sent + i;
-            if (s->reading || r->now_ms < s->sent_ms + resend_ms(s)) continue;
-            if (s->tries >= RESEND_TRIES)
-                a->fetching = 0; /* nobody is there; a FETCH begins anew */
-            else
-                image_read(r, a, s);
-        }
+    if (r->now_ms < r->audiences_ms + SWEEP_MS) return;
+    r->audiences_ms = r->now_ms;
+    for (struct audience *a = r->audiences, *next; a; a = next) {
+        next = a->next;
+        if (a->fetching) resend(r, a);
         if (a->watchers_count && a->dirty && r->now_ms >= a->progress_ms + PROGRESS_MS)
             progress_send(r, a);
+        audience_leave(r, a);
     }
 }

@@ -19,12 +19,14 @@ enum {
     TOMBSTONES_MAX = 1000000,
     WATCHERS_MAX = 1024, /* of one job */
 };
+#define QUEUE_BYTES_MAX  (4ull << 30)   /* of jobs in memory */
+#define FLIGHT_BYTES_MAX (128ull << 20) /* of jobs that are not stored yet */
 
 /* ---- tombstones ---- */
 
 static struct tombstone **tombstone_bucket(struct route *r, const char *key)
 {
-    return r->tombstones + (XXH64(key, strlen(key), 0) & (TOMBSTONE_BUCKETS - 1));
+    return r->tombstones + (XXH64(key, strlen(key), r->salt) & (TOMBSTONE_BUCKETS - 1));
 }
 
 static struct tombstone *tombstone_find(struct route *r, const char *key)
@@ -79,7 +81,7 @@ void tombstone_add(struct route *r, const char *key, uint64_t made_ms)
 
 static struct client **client_bucket(struct route *r, const struct peer *p)
 {
-    return r->clients + (XXH64(p->identity, p->size, 0) & (CLIENT_BUCKETS - 1));
+    return r->clients + (XXH64(p->identity, p->size, r->salt) & (CLIENT_BUCKETS - 1));
 }
 
 static struct client *client_find(struct route *r, const struct peer *p)
@@ -88,6 +90,12 @@ static struct client *client_find(struct route *r, const struct peer *p)
     while (c && memcmp(&c->peer, p, sizeof *p) != 0)
         c = c->next;
     return c;
+}
+
+uint64_t client_heard_ms(struct route *r, const struct peer *p)
+{
+    const struct client *c = client_find(r, p);
+    return c ? c->heard_ms : 0;
 }
 
 static void on_hello(struct route *r, const struct peer *from, const Steerfarm__Hello *h)
@@ -144,8 +152,9 @@ static void submit_refuse(struct route *r, const struct peer *from, const Steerf
 static void accepted_later(struct route *r, struct turn *t, const struct peer *from,
                            const Steerfarm__Submit *m, uint64_t job, int again)
 {
-    struct effect *e = t ? effect_add(t, EFFECT_ACCEPTED, job) : NULL;
-    if (!e) {
+    struct effect *e = effect_new(EFFECT_ACCEPTED, job);
+    if (!t || !e || (again && !(e->key = strdup(m->key)))) {
+        free(e);
         submit_refuse(r, from, m, STEER_BUSY, "the broker is out of memory");
         return;
     }
@@ -153,6 +162,7 @@ static void accepted_later(struct route *r, struct turn *t, const struct peer *f
     e->has_tag = m->has_tag;
     e->tag = m->tag;
     e->again = again;
+    effect_link(t, e);
 }
 
 /* The key is that of a job in the queue: the same job again, or a conflict. */
@@ -180,8 +190,10 @@ static const Steerfarm__Model *submit_model(struct route *r, const struct peer *
     const Steerfarm__Model *model = NULL;
     if (job_check(m->job, &err)) {
         submit_refuse(r, from, m, err.code, err.text);
-    } else if (queue_jobs(r->queue) >= JOBS_MAX) {
+    } else if (queue_jobs(r->queue) >= JOBS_MAX || queue_bytes(r->queue) >= QUEUE_BYTES_MAX) {
         submit_refuse(r, from, m, STEER_BUSY, "the queue is full");
+    } else if (r->flight_bytes >= FLIGHT_BYTES_MAX) {
+        submit_refuse(r, from, m, STEER_BUSY, "jobs come faster than the disk can store them");
     } else if (store_space(r->store, &space), space.full) {
         submit_refuse(r, from, m, STEER_DISK_FULL, "the broker's disk is full");
     } else if (!(model = catalog_find(r->catalog, m->job->model))) {
@@ -242,6 +254,11 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
         submit_refuse(r, from, m, err.code, err.text);
         return;
     }
+    if (queue_lanes_full(r->queue, &resolved.job)) {
+        submit_refuse(r, from, m, STEER_BUSY,
+                      "too many different priorities, models and numerics classes are queued");
+        return;
+    }
     uint8_t *spec = NULL, hash[QUEUE_HASH_BYTES];
     size_t size = 0;
     struct store_space space;
@@ -257,8 +274,14 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
         return;
     }
     job_hash(hash, m->job);
-    if (!wire_pack(&resolved.job.base, &spec, &size))
-        j = queue_add(r->queue, r->job_last + 1, m->key, hash, spec, size, utc_now(r));
+    int packed = !wire_pack(&resolved.job.base, &spec, &size);
+    if (packed && size > STEER_SPEC_BYTES_MAX) {
+        free(spec);
+        submit_refuse(r, from, m, STEER_BAD_VALUE,
+                      "the job has over 65536 bytes with all its fields, unknown ones included");
+        return;
+    }
+    if (packed) j = queue_add(r->queue, r->job_last + 1, m->key, hash, spec, size, utc_now(r));
     free(spec);
     if (!j || submit_put(r, j, &resolved.job)) {
         if (j) queue_remove(r->queue, j);
@@ -266,6 +289,8 @@ static void on_submit(struct route *r, const struct peer *from, const Steerfarm_
         return;
     }
     r->job_last++;
+    r->grow->bytes += size; /* submit_put has made it */
+    r->flight_bytes += size;
     accepted_later(r, turn_grow(r), from, m, j->id, 0);
 }
 
@@ -416,6 +441,7 @@ static void on_watch(struct route *r, const struct peer *from, const Steerfarm__
         i++;
     if (a && m->has_stop && m->stop) {
         if (i < a->watchers_count) a->watchers[i] = a->watchers[--a->watchers_count];
+        audience_leave(r, a);
         return;
     }
     if (a && i == a->watchers_count) {
@@ -428,23 +454,8 @@ static void on_watch(struct route *r, const struct peer *from, const Steerfarm__
         a->watchers = more;
         a->watchers[a->watchers_count++] = *from;
     }
-    if (a) a->dirty = 1; /* the first PROGRESS says where it stands */
-}
-
-static void fetch_take_over(struct route *r, struct audience *a, const struct peer *from,
-                            const char *job)
-{
-    if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) {
-        for (uint32_t i = 0; i < a->sent_count; i++) /* it is back: what was given up begins anew */
-            if (a->sent[i].tries >= RESEND_TRIES) a->sent[i].tries = 0;
-        return;
-    }
-    if (a->fetching)
-        refuse(r, &a->fetcher, STEER_REPLACED, "another client fetches this job now",
-               STEERFARM__MESSAGE_TYPE__FETCH, 0, 0, NULL, job);
-    a->fetcher = *from;
-    a->fetching = 1;
-    a->sent_count = 0;
+    if (a) a->dirty = 1; /* the first PROGRESS says where it stands, at once */
+    r->audiences_ms = 0;
 }
 
 static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__Fetch *m)
@@ -455,42 +466,30 @@ static void on_fetch(struct route *r, const struct peer *from, const Steerfarm__
                   m->tag);
         return;
     }
-    if (m->n_indices > FETCH_RANGES_MAX) {
-        refuse(r, from, STEER_BAD_VALUE, "a FETCH of more than 64 ranges",
-               STEERFARM__MESSAGE_TYPE__FETCH, m->has_tag, m->tag, NULL, m->job);
-        return;
-    }
+    const char *why = "the broker is out of memory";
     struct audience *a = audience_of(r, j);
-    if (!a) {
-        refuse(r, from, STEER_BUSY, "the broker is out of memory", STEERFARM__MESSAGE_TYPE__FETCH,
-               m->has_tag, m->tag, NULL, m->job);
-        return;
-    }
-    if (!m->credit) {
+    int code = STEER_BUSY;
+    if (a && m->credit) {
+        code = audience_fetch(r, a, from, m, &why);
+        if (!code) job_touch(r, j);
+    } else if (a) { /* given up */
         if (a->fetching && memcmp(&a->fetcher, from, sizeof *from) == 0) a->fetching = 0;
-        return;
+        code = 0;
     }
-    fetch_take_over(r, a, from, m->job);
-    job_touch(r, j);
-    a->credit = m->credit < FETCH_CREDIT_MAX ? m->credit : FETCH_CREDIT_MAX;
-    a->ranges_count = (uint32_t)m->n_indices;
-    for (size_t i = 0; i < m->n_indices; i++) {
-        a->ranges[i][0] = m->indices[i]->first;
-        a->ranges[i][1] = m->indices[i]->last;
-    }
-    audience_pump(r, j);
+    if (a) audience_leave(r, a);
+    if (code)
+        refuse(r, from, code, why, STEERFARM__MESSAGE_TYPE__FETCH, m->has_tag, m->tag, NULL,
+               m->job);
 }
 
 /* ---- RESULT_ACK ---- */
 
 static void acked(struct route *r, struct job *j, uint32_t index)
 {
-    struct audience *a = j->audience;
     struct turn *t = turn_shrink(r);
     if (!t || store_batch_image_drop(t->batch, j->id, index)) return; /* it is sent again */
-    states_set(&j->states, index, IMAGE_ACKED);
-    for (uint32_t k = 0; a && k < a->sent_count; k++)
-        if (a->sent[k].index == index) a->sent[k--] = a->sent[--a->sent_count];
+    queue_move(r->queue, j, index, IMAGE_ACKED);
+    audience_acked(j, index);
 }
 
 static void on_ack(struct route *r, const struct peer *from, const Steerfarm__ResultAck *m)
@@ -505,21 +504,19 @@ static void on_ack(struct route *r, const struct peer *from, const Steerfarm__Re
     if (m->has_tag) status_later(r, from, 1, m->tag, job_id_read(m->job));
     if (!j) return;
     job_touch(r, j);
-    for (size_t i = 0; i < m->n_indices; i++) {
-        uint32_t last = m->indices[i]->last, chunk = UINT32_MAX;
-        if (last >= j->states.images) last = j->states.images - 1;
-        uint32_t index = states_find(&j->states, m->indices[i]->first, IMAGE_SPOOLED);
-        while (index <= last && index < j->states.images) {
-            if (chunk != UINT32_MAX && index / STATES_CHUNK != chunk)
+    uint32_t ranges[STEER_RANGES_MAX][2], chunk = UINT32_MAX;
+    size_t bad, count = ranges_merge(ranges, m->indices, m->n_indices, j->states.images, &bad);
+    for (size_t i = 0; i < count; i++)
+        for (uint32_t at = ranges[i][0], end = ranges[i][1];
+             (at = states_find_to(&j->states, at, end, IMAGE_SPOOLED)) < end; at++) {
+            if (chunk != UINT32_MAX && at / STATES_CHUNK != chunk)
                 chunk_put(r, j, chunk * STATES_CHUNK);
-            chunk = index / STATES_CHUNK;
-            acked(r, j, index);
-            index = states_find(&j->states, index + 1, IMAGE_SPOOLED);
+            chunk = at / STATES_CHUNK;
+            acked(r, j, at);
         }
-        /* A job that ends with this needs no chunk: its summary tells. */
-        if (chunk != UINT32_MAX && (!job_over(j) || j->states.images > 1))
-            chunk_put(r, j, chunk * STATES_CHUNK);
-    }
+    /* A job that ends with this needs no chunk: its summary tells. */
+    if (chunk != UINT32_MAX && (!job_over(j) || j->states.images > 1))
+        chunk_put(r, j, chunk * STATES_CHUNK);
     job_settle(r, j);
     audience_pump(r, j);
 }
@@ -542,6 +539,7 @@ static void retry_failed(struct route *r, struct job *j)
     }
     if (chunk != UINT32_MAX) chunk_put(r, j, chunk * STATES_CHUNK);
     j->reasons = 0;
+    audience_reopened(j);
 }
 
 /* An ended job comes back with what failed queued again. */
@@ -553,7 +551,7 @@ int job_reopen(struct route *r, const struct store_found *f)
     if (j || !t) return STEER_BUSY;
     j = queue_add(r->queue, s->id, s->key, s->hash, s->spec, s->spec_bytes, s->accepted_ms);
     if (!j) return STEER_NO_MEMORY;
-    if (s->state == STORE_FAILED && j->states.images == 1) states_set(&j->states, 0, IMAGE_FAILED);
+    if (s->state == STORE_FAILED && j->states.images == 1) queue_move(r->queue, j, 0, IMAGE_FAILED);
     for (size_t i = 0; i < f->chunk_count; i++)
         if (job_chunk_load(r, j, f->chunks + i))
             log_event(LOG_ERROR, "store.chunk", "job=%" PRIu64, j->id);

@@ -32,7 +32,7 @@ static void accepted_now(struct route *r, const struct effect *e, int code)
     struct job *j = queue_find(r->queue, e->job);
     if (!j) { /* its first SUBMIT did not get through */
         refuse(r, &e->to, STEER_BUSY, "the job could not be stored; try again",
-               STEERFARM__MESSAGE_TYPE__SUBMIT, e->has_tag, e->tag, NULL, NULL);
+               STEERFARM__MESSAGE_TYPE__SUBMIT, e->has_tag, e->tag, e->key, NULL);
         return;
     }
     if (code && !j->committed) { /* an older job of this key stays, and is answered */
@@ -66,8 +66,7 @@ static void kept_now(struct route *r, const struct effect *e, int code)
     } else {
         queue_move(r->queue, j, e->index, code ? IMAGE_QUEUED : IMAGE_SPOOLED);
         job_touch(r, j);
-        if (j->audience) j->audience->dirty = 1;
-        if (!code) audience_pump(r, j);
+        if (!code) audience_spooled(r, j, e->index);
         if (!code) r->results++;
     }
     job_id_write(id, e->job);
@@ -157,9 +156,11 @@ static void turn_done(struct route *r, struct turn *t, const struct store_comple
             if (e->kind == EFFECT_ENDED) ended_now(r, e);
             if (e->kind == EFFECT_STATUS) status_now(r, e);
             if (e->kind == EFFECT_CANCEL) cancel_now(r, e);
+            if (e->kind == EFFECT_FETCHED) fetched_now(r, e);
             if (e->kind == EFFECT_TOMBSTONE) tombstone_now(r, e, c->code);
         }
     }
+    r->flight_bytes -= t->bytes;
     turn_free(t);
 }
 
@@ -172,6 +173,10 @@ void completions(struct route *r)
             turn_done(r, c.cookie, &c);
         } else {
             struct question *q = c.cookie;
+            if (q->kind == ASK_READ)
+                r->reads--;
+            else
+                r->questions--;
             if (q->kind == ASK_READ)
                 image_send(r, q, &c);
             else

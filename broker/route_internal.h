@@ -37,7 +37,7 @@ struct sent {
 
 /* Who wants to hear of a job: any number of watchers, one fetcher. */
 struct audience {
-    struct audience *next;
+    struct audience *next, **at; /* list of all, and what points here */
     struct job *job;
     struct peer *watchers;
     size_t watchers_count;
@@ -46,7 +46,10 @@ struct audience {
     struct peer fetcher;
     uint32_t credit, sent_count, ranges_count;
     struct sent sent[FETCH_CREDIT_MAX];
-    uint32_t ranges[FETCH_RANGES_MAX][2]; /* inclusive; none: all */
+    uint32_t ranges[FETCH_RANGES_MAX][2]; /* first and end of what is fetched; in order, apart */
+    uint32_t pump_at;                     /* what is spooled and fetched before it has been sent */
+    uint32_t open_at; /* nothing can come any more of what is fetched before it */
+    int over;         /* of anything; its DONE waits for the store */
     uint64_t progress_ms;
 };
 
@@ -58,6 +61,7 @@ enum effect_kind {
     EFFECT_STATUS,
     EFFECT_CANCEL,
     EFFECT_TOMBSTONE,
+    EFFECT_FETCHED,
 };
 struct effect {
     struct effect *next;
@@ -67,15 +71,16 @@ struct effect {
     int has_tag;
     uint64_t tag, job, epoch, lease;
     uint32_t index;
-    char *key; /* CANCEL, TOMBSTONE; owned */
+    char *key; /* CANCEL, TOMBSTONE, ACCEPTED again; owned */
 };
 
 /* A batch on its way, with its effects in order. */
 struct turn {
     struct store_batch *batch;
     struct effect *effects, **effects_end;
-    int grows;  /* adds work: may be answered DISK_FULL */
-    int models; /* has some */
+    int grows;      /* adds work: may be answered DISK_FULL */
+    int models;     /* has some */
+    uint64_t bytes; /* of new jobs */
 };
 
 /* A question to the store. */
@@ -99,7 +104,7 @@ struct tombstone {
 };
 
 #define CLIENT_BUCKETS    4096
-#define TOMBSTONE_BUCKETS 4096
+#define TOMBSTONE_BUCKETS 65536
 
 struct route {
     struct route_options options;
@@ -115,7 +120,10 @@ struct route {
     struct audience *audiences;
     struct turn *grow, *shrink; /* of this turn; NULL: nothing yet */
     uint32_t waiting;           /* batches and questions that the store has */
-    uint64_t epoch, job_last, now_ms, swept_ms, expired_ms, full_told_ms;
+    uint32_t questions, reads;  /* of them, what clients have asked, and images to be sent */
+    uint64_t flight_bytes;      /* of jobs in batches that the store has, or will have */
+    uint64_t salt;              /* of all hashes of what clients choose */
+    uint64_t epoch, job_last, now_ms, swept_ms, expired_ms, full_told_ms, audiences_ms;
     int paused, no_room;
     int expire_again;                                 /* the last batch did not get to the end */
     int models_unstored;                              /* learnt while the disk was full */
@@ -185,7 +193,23 @@ void job_cancel(struct route *r, struct job *j, enum image_state to, int spooled
 
 struct audience *audience_of(struct route *r, struct job *j);
 void audience_free(struct route *r, struct audience *a);
+/* Nobody is left: it goes, and comes back when somebody asks. */
+void audience_leave(struct route *r, struct audience *a);
+/* Ranges as first and end, in order and apart, into as much room as there are of them; how many. */
+size_t ranges_merge(uint32_t (*to)[2], Steerfarm__Range *const *from, size_t from_count,
+                    uint32_t images, size_t *ret_bad);
+/* Takes over what `m` asks for; 0, or why not. */
+int audience_fetch(struct route *r, struct audience *a, const struct peer *from,
+                   const Steerfarm__Fetch *m, const char **ret_why) STEER_MUSTCHECK;
+/* Sends what is spooled and not under way, as far as the fetcher's credit goes. */
 void audience_pump(struct route *r, struct job *j);
+/* An image has come into the spool, has been acknowledged, or is open again. */
+void audience_spooled(struct route *r, struct job *j, uint32_t index);
+void audience_acked(struct job *j, uint32_t index);
+void audience_reopened(struct job *j);
+/* Tells the fetcher, once that is durable, when nothing of what it fetches can come any more. */
+void audience_settle(struct route *r, struct job *j);
+void fetched_now(struct route *r, const struct effect *e);
 void audiences_sweep(struct route *r);
 void image_send(struct route *r, struct question *q, struct store_completion *c);
 struct status;
@@ -202,6 +226,8 @@ struct status {
     char id[QUEUE_ID_BYTES];
     Steerfarm__Job *spec;
 };
+/* 0: the store may be asked one more question. */
+int questions_full(const struct route *r);
 /* Asks the store about a job; refuses in the name of `request` when it cannot. */
 void ask_store(struct route *r, enum question_kind kind, int request, const struct peer *from,
                const char *job, const char *key, int has_tag, uint64_t tag);
@@ -216,6 +242,8 @@ void answer_query(struct route *r, const struct question *q, const struct store_
 
 /* ---- route_client.c, route_worker.c ---- */
 
+/* When the client last said something; 0: it is not known (any more). */
+uint64_t client_heard_ms(struct route *r, const struct peer *p);
 void client_message(struct route *r, const struct peer *from, const struct wire_message *m);
 void worker_message(struct route *r, const struct peer *from, const struct wire_message *m,
                     struct store_payload *payload);

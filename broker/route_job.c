@@ -45,7 +45,8 @@ void job_touched_load(struct route *r, struct job *j, uint64_t put_ms)
 
 int job_chunk_load(struct route *r, struct job *j, const struct store_chunk *c)
 {
-    if (c->number != CHUNK_TOUCHED) return states_unpack(&j->states, c->number, c->data, c->bytes);
+    if (c->number != CHUNK_TOUCHED)
+        return queue_chunk_load(r->queue, j, c->number, c->data, c->bytes);
     uint64_t put_ms;
     if (c->bytes != sizeof put_ms) return STEER_STORE;
     memcpy(&put_ms, c->data, sizeof put_ms);
@@ -57,6 +58,7 @@ void job_settle(struct route *r, struct job *j)
 {
     struct audience *a = j->audience;
     if (a) a->dirty = 1;
+    audience_settle(r, j);
     if (j->ending || !job_over(j)) return;
     struct turn *t = turn_shrink(r);
     if (!t) return;
@@ -84,7 +86,6 @@ void job_watch_deadline(struct route *r, struct job *j)
 void job_forget(struct route *r, struct job *j)
 {
     audience_free(r, j->audience);
-    j->audience = NULL;
     deadline_drop(&r->deadlines, j);
     queue_remove(r->queue, j);
 }

@@ -12,7 +12,8 @@
 
 enum {
     LIST_MAX = 1000,
-    LIST_BYTES_MAX = STEER_BODY_BYTES_MAX / 4, /* of jobs in one REPLY; the rest is `more` */
+    LIST_BYTES_MAX = STEER_BODY_BYTES_MAX / 2, /* of one REPLY */
+    QUESTIONS_MAX = 4096,
 };
 
 static const char *const state_names[] = {[STORE_OPEN] = "queued",
@@ -144,6 +145,11 @@ void reply_status(struct route *r, const struct peer *to, int has_tag, uint64_t 
 
 /* ---- questions ---- */
 
+int questions_full(const struct route *r)
+{
+    return r->questions >= QUESTIONS_MAX;
+}
+
 void ask_store(struct route *r, enum question_kind kind, int request, const struct peer *from,
                const char *job, const char *key, int has_tag, uint64_t tag)
 {
@@ -157,7 +163,7 @@ void ask_store(struct route *r, enum question_kind kind, int request, const stru
         what.tenant = "default";
         what.key = key;
     }
-    if ((q = calloc(1, sizeof *q))) {
+    if (!questions_full(r) && (q = calloc(1, sizeof *q))) {
         q->kind = kind;
         q->request = request;
         q->to = *from;
@@ -167,11 +173,12 @@ void ask_store(struct route *r, enum question_kind kind, int request, const stru
         text_copy(q->key, sizeof q->key, key ? key : "");
         if (!store_query(r->store, &what, q)) {
             r->waiting++;
+            r->questions++;
             return;
         }
         free(q);
     }
-    refuse(r, from, STEER_BUSY, "the broker is out of memory", request, has_tag, tag, key, job);
+    refuse(r, from, STEER_BUSY, "too many questions at once", request, has_tag, tag, key, job);
 }
 
 static void query_job(struct route *r, const struct peer *from, const Steerfarm__Query *q)
@@ -207,8 +214,17 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
     /* The store knows open jobs; which of them wait and which run is in memory. */
     if (what.states == 1u << STORE_OPEN) what.limit = LIST_MAX;
     if (q->label) what.label = (struct store_label){q->label->key, q->label->value};
-    struct question *ask = calloc(1, sizeof *ask);
-    if (!ask) return;
+    if (q->before && !(what.before = job_id_read(q->before))) {
+        refuse(r, from, STEER_BAD_VALUE, "a page begins before a job's id",
+               STEERFARM__MESSAGE_TYPE__QUERY, q->has_tag, q->tag, NULL, q->before);
+        return;
+    }
+    struct question *ask = questions_full(r) ? NULL : calloc(1, sizeof *ask);
+    if (!ask) {
+        refuse(r, from, STEER_BUSY, "too many questions at once", STEERFARM__MESSAGE_TYPE__QUERY,
+               q->has_tag, q->tag, NULL, NULL);
+        return;
+    }
     ask->kind = ASK_LIST;
     ask->request = STEERFARM__MESSAGE_TYPE__QUERY;
     ask->limit = limit;
@@ -218,6 +234,7 @@ static void query_jobs(struct route *r, const struct peer *from, const Steerfarm
     ask->tag = q->tag;
     if (!store_query(r->store, &what, ask)) {
         r->waiting++;
+        r->questions++;
         return;
     }
     free(ask);
@@ -259,18 +276,12 @@ static void query_workers(struct route *r, const struct peer *from, const Steerf
     (void)send_to(r, from, STEERFARM__MESSAGE_TYPE__REPLY, &m.base);
 }
 
-static void count_states(void *data, struct job *j)
-{
-    for (int i = 0; i < IMAGE_STATES; i++)
-        ((uint64_t *)data)[i] += j->states.counts[i];
-}
-
 static void query_status(struct route *r, const struct peer *from, const Steerfarm__Query *q)
 {
-    uint64_t images[IMAGE_STATES] = {0}, workers = 0;
+    const uint64_t *images = queue_images(r->queue);
+    uint64_t workers = 0;
     struct store_space space;
     struct store_figures figures;
-    queue_each(r->queue, count_states, images);
     for (struct worker *w = sched_first(r->sched); w; w = w->next)
         workers++;
     store_space(r->store, &space);
@@ -345,26 +356,25 @@ static void answer_list(struct route *r, const struct question *q, const struct 
     m.has_more = 1;
     m.more = c->more;
     m.jobs = list;
+    char next[QUEUE_ID_BYTES];
     size_t bytes = 0;
     for (size_t i = 0; all && list && i < c->found_count; i++) {
-        if (m.n_jobs == q->limit) {
+        struct status *s = all + m.n_jobs;
+        if (m.n_jobs == q->limit || bytes > LIST_BYTES_MAX) {
             m.more = 1;
             break;
         }
-        struct status *s = all + m.n_jobs;
         status_of_stored(s, r, c->found + i);
+        job_id_write(next, c->found[i].job.id); /* so far this page has looked */
+        m.next = next;
         if (*q->state && strcmp(q->state, s->msg.state) != 0) {
             status_clear(s);
             continue;
         }
         bytes += steerfarm__job_status__get_packed_size(&s->msg);
-        if (m.n_jobs && bytes > LIST_BYTES_MAX) {
-            status_clear(s);
-            m.more = 1;
-            break;
-        }
         list[m.n_jobs++] = &s->msg;
     }
+    if (!m.more) m.next = NULL;
     if (list) (void)send_to(r, &q->to, STEERFARM__MESSAGE_TYPE__REPLY, &m.base);
     for (size_t i = 0; i < m.n_jobs; i++)
         status_clear(all + i);
@@ -382,11 +392,13 @@ static void answer_done(struct route *r, const struct question *q, struct status
 static void answer_retry(struct route *r, const struct question *q,
                          const struct store_completion *c)
 {
+    char id[QUEUE_ID_BYTES];
     int code = job_reopen(r, c->found);
     if (code) {
+        job_id_write(id, q->job);
         refuse(r, &q->to, code,
                code == STEER_BAD_VALUE ? "no image of this job has failed" : "try again",
-               q->request, q->has_tag, q->tag, NULL, NULL);
+               q->request, q->has_tag, q->tag, NULL, id);
         return;
     }
     struct turn *t = turn_shrink(r);
@@ -399,9 +411,11 @@ static void answer_retry(struct route *r, const struct question *q,
 
 void answer_query(struct route *r, const struct question *q, const struct store_completion *c)
 {
+    char id[QUEUE_ID_BYTES];
+    job_id_write(id, q->job);
     if (c->code) {
         refuse(r, &q->to, c->code, "the store could not answer", q->request, q->has_tag, q->tag,
-               NULL, NULL);
+               *q->key ? q->key : NULL, q->job ? id : NULL);
         return;
     }
     if (q->kind == ASK_LIST || q->kind == ASK_CANCEL) {
@@ -412,8 +426,6 @@ void answer_query(struct route *r, const struct question *q, const struct store_
         return;
     }
     if (!c->found_count) {
-        char id[QUEUE_ID_BYTES];
-        job_id_write(id, q->job);
         refuse(r, &q->to, STEER_UNKNOWN_JOB, "no such job", q->request, q->has_tag, q->tag, NULL,
                id);
         return;

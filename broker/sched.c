@@ -9,11 +9,10 @@
 enum { BUCKETS = 16384, AFFINITY_MS = 2000, FORGIVEN_AFTER = 100 };
 
 struct sched {
-    uint64_t epoch, last_lease;
+    uint64_t epoch, last_lease, uses;
     struct worker *workers;
     struct lease *tokens[BUCKETS]; /* leases by (epoch, number) */
     struct lease *images[BUCKETS]; /* and by (job, index) */
-    uint64_t cold_since_ms;        /* since when work waits for a worker that has its model */
 };
 
 struct sched *sched_new(uint64_t epoch)
@@ -69,6 +68,7 @@ static int models_take(struct worker *w, const Steerfarm__Hello *h)
         text_copy(models[i].name, sizeof models[i].name, h->models[i]->name);
         text_copy(models[i].hash, sizeof models[i].hash, h->models[i]->hash);
         models[i].loaded = h->models[i]->has_loaded && h->models[i]->loaded;
+        models[i].memory_bytes = h->models[i]->memory_bytes;
     }
     free(w->models);
     w->models = models;
@@ -151,6 +151,30 @@ static struct lease **image_bucket(const struct sched *s, uint64_t job, uint32_t
     return (struct lease **)(uintptr_t)s->images + (mixed >> 40 & (BUCKETS - 1));
 }
 
+/* It will have the model from now on, and may have thrown others out for it: the ones used longest
+ * ago, as far as the memory it told us of says. */
+static void model_used(struct worker *w, const struct job *j, uint64_t now)
+{
+    uint64_t bytes = 0;
+    struct worker_model *oldest;
+    for (size_t i = 0; i < w->models_count; i++)
+        if (strcmp(w->models[i].name, j->model) == 0) {
+            w->models[i].loaded = 1;
+            w->models[i].used = now;
+        }
+    do {
+        bytes = 0;
+        oldest = NULL;
+        for (size_t i = 0; i < w->models_count; i++) {
+            struct worker_model *m = w->models + i;
+            if (!m->loaded) continue;
+            bytes += m->memory_bytes;
+            if (m->used != now && (!oldest || m->used < oldest->used)) oldest = m;
+        }
+        if (oldest && w->device_memory && bytes > w->device_memory) oldest->loaded = 0;
+    } while (oldest && !oldest->loaded);
+}
+
 static void token_link(struct sched *s, struct lease *l)
 {
     struct lease **at = token_bucket(s, l->epoch, l->number);
@@ -180,6 +204,7 @@ struct lease *sched_lease(struct sched *s, struct worker *w, uint64_t epoch, uin
     l->next_image = *at;
     *at = l;
     token_link(s, l);
+    model_used(w, j, ++s->uses);
     return l;
 }
 
@@ -254,18 +279,19 @@ struct asking {
     uint64_t now_ms;
 };
 
-static int takes(void *data, const char *model, const char *hash, const char *numerics)
+static int takes(void *data, struct lane *l)
 {
     struct asking *a = data;
-    const struct worker_model *m = worker_offers(a->w, model, hash, numerics);
+    const struct worker_model *m = worker_offers(a->w, l->model, l->model_hash, l->numerics);
     if (!m) return 0;
     if (m->loaded) return 1;
     for (const struct worker *other = a->s->workers; other; other = other->next) {
         const struct worker_model *theirs =
-            other == a->w ? NULL : worker_offers(other, model, hash, numerics);
+            other == a->w ? NULL : worker_offers(other, l->model, l->model_hash, l->numerics);
         if (!theirs || !theirs->loaded || !has_room(other)) continue;
-        if (!a->s->cold_since_ms) a->s->cold_since_ms = a->now_ms;
-        return a->now_ms >= a->s->cold_since_ms + AFFINITY_MS;
+        /* What that one could take and does not, as it failed it, would wait for ever otherwise. */
+        if (!l->cold_since_ms) l->cold_since_ms = a->now_ms;
+        return a->now_ms >= l->cold_since_ms + AFFINITY_MS;
     }
     return 1;
 }
@@ -290,10 +316,11 @@ int sched_take(struct sched *s, struct queue *q, struct worker *w, uint64_t now_
                       .worker = w->id,
                       .images_max = w->credit_images - w->leased};
     t.bytes_max = w->credit_bytes > w->leased_bytes ? w->credit_bytes - w->leased_bytes : 0;
+    t.empty = !w->leased && w->credit_bytes; /* or what is larger than its credit never went */
     int count = queue_take(q, &t, now_ms, ret, room);
     if (!count) return 0;
-    s->cold_since_ms = 0;
-    for (size_t i = 0; i < w->models_count; i++) /* it will have it from now on */
-        if (strcmp(w->models[i].name, ret[0].job->model) == 0) w->models[i].loaded = 1;
+    const struct job *j = ret[0].job;
+    const struct worker_model *m = worker_offers(w, j->model, j->model_hash, j->numerics);
+    if (j->lane && m && !m->loaded) j->lane->cold_since_ms = 0; /* the next cold one waits anew */
     return count;
 }

@@ -27,6 +27,7 @@ struct lease {
 struct worker_model {
     char name[STEER_NAME_BYTES_MAX + 1], hash[STEER_NAME_BYTES_MAX + 1];
     int loaded;
+    uint64_t memory_bytes, used; /* when in the order of leases */
 };
 
 struct worker {

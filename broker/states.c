@@ -39,14 +39,14 @@ void states_set(struct states *s, uint32_t i, enum image_state to)
     *half = (uint8_t)((*half & ~(15 << (i % 2 * 4))) | (int)to << (i % 2 * 4));
 }
 
-uint32_t states_find(const struct states *s, uint32_t from, enum image_state state)
+uint32_t states_find_to(const struct states *s, uint32_t from, uint32_t end, enum image_state state)
 {
-    if (!s->counts[state]) return s->images;
+    if (!s->counts[state]) return end;
     const uint8_t *all = halves(s);
     uint8_t two = (uint8_t)(state | state << 4);
-    for (uint32_t i = from; i < s->images; i++) {
+    for (uint32_t i = from; i < end; i++) {
         /* Runs of other equal pairs are passed over eight bytes at a time. */
-        while (i % 2 == 0 && i + 16 <= s->images && two != all[i / 2]) {
+        while (i % 2 == 0 && i + 16 <= end && two != all[i / 2]) {
             uint64_t word;
             memcpy(&word, all + i / 2, sizeof word);
             if (word != all[i / 2] * UINT64_C(0x0101010101010101) ||
@@ -54,9 +54,21 @@ uint32_t states_find(const struct states *s, uint32_t from, enum image_state sta
                 break;
             i += 16;
         }
-        if (i < s->images && states_get(s, i) == state) return i;
+        if (i < end && states_get(s, i) == state) return i;
     }
-    return s->images;
+    return end;
+}
+
+uint32_t states_find(const struct states *s, uint32_t from, enum image_state state)
+{
+    return states_find_to(s, from, s->images, state);
+}
+
+uint32_t states_find_open(const struct states *s, uint32_t from, uint32_t end)
+{
+    while (from < end && states_get(s, from) >= IMAGE_ACKED)
+        from++;
+    return from < end ? from : end;
 }
 
 static uint32_t chunk_images(const struct states *s, uint32_t chunk)

@@ -33,8 +33,12 @@ int states_init(struct states *s, uint32_t images) STEER_MUSTCHECK; /* all queue
 void states_free(struct states *s);
 enum image_state states_get(const struct states *s, uint32_t i);
 void states_set(struct states *s, uint32_t i, enum image_state to);
-/* The first image from `from` on in that state, or s->images. */
+/* The first image from `from` on in that state, or s->images; or before end, or end. */
 uint32_t states_find(const struct states *s, uint32_t from, enum image_state state);
+uint32_t states_find_to(const struct states *s, uint32_t from, uint32_t end,
+                        enum image_state state);
+/* The first one that something may still come of (queued, leased, spooled), or end. */
+uint32_t states_find_open(const struct states *s, uint32_t from, uint32_t end);
 
 /* A chunk as it is stored: what will not change any more; all else reads as queued. ret has room
  * for STATES_CHUNK / 2 bytes. */

@@ -252,7 +252,8 @@ static void look_at_disk(struct store *s)
         if (least > sixteenth) least = sixteenth;
         if (reserve > sixteenth) s->opt.reserve_bytes = reserve = sixteenth;
     }
-    spool_disk_set(s->spool, left, least);
+    /* Images stop earlier than jobs: whoever cannot render now can still submit. */
+    spool_disk_set(s->spool, left, 2 * least);
     bool tight = left < least;
     /* The reserve comes back first: who is full again a moment later needs it. */
     if (!tight && reserve > 0 && !s->reserved && left - least >= reserve) (void)reserve_make(s);

@@ -772,7 +772,8 @@ static int answer_missing(struct steer_client *c, uint64_t tag, int timeout_ms,
     if (stopped(c))
         return fault_of(fault, STEER_INTERRUPTED, "interrupted before the broker had answered");
     if (c->refusal.code[0] && (!c->refusal_tag || c->refusal_tag == tag)) {
-        snprintf(text, sizeof text, "%.900s (still so after %d ms)", c->refusal.text, timeout_ms);
+        snprintf(text, sizeof text, "%s: %.900s (still so after %d ms)", c->refusal.code,
+                 c->refusal.text, timeout_ms);
         return fault_of(fault, steer_code_of(c->refusal.code), text);
     }
     snprintf(text, sizeof text,

@@ -48,8 +48,8 @@ struct compute_options {
     const char *tuning; /* file of algorithm choices by `steer-worker tune`; NULL: our own rule */
     struct compute_host *host; /* borrowed; NULL: one of its own */
     uint32_t salt;             /* hash of what else decides the bytes of an image; in numerics */
-    /* For tests: our own kernels for "avx512", "avx2" or "sse2" instead of the best that the
-     * processor has. */
+    /* For tests: our own kernels for "avx512_bf16", "avx512", "avx2" or "sse2" instead of the best
+     * that the processor has. */
     const char *isa;
 };
 
@@ -63,7 +63,7 @@ void compute_close(struct compute *c); /* NULL is fine */
 int compute_bf16_native(void);
 
 /* Images are equal to the byte between two computes with the same class, e.g.
- * "cpu-avx512_core_bf16+avx512-bf16-t2-onednn2.6.3-steer0.1.0-1a2b3c4d": oneDNN's and our own
+ * "cpu-avx512_core_bf16+avx512_bf16-bf16-t2-onednn2.6.3-steer0.1.0-1a2b3c4d": oneDNN's and our own
  * kernels' instruction sets, precision, threads, versions, and a hash of tuning table and salt.
  * Lives as long as c. */
 const char *compute_numerics(const struct compute *c);

@@ -11,6 +11,8 @@
 #define STEER_IMAGE_BYTES_MAX  (256u << 20) /* a RESULT's payload */
 #define STEER_UNPACK_BYTES_MAX (16u << 20)  /* what unpacking one body may allocate */
 
+#define STEER_SPEC_BYTES_MAX (64u << 10) /* a resolved Job, with fields of a newer release */
+
 #define STEER_PROMPT_BYTES_MAX      16384
 #define STEER_NAME_BYTES_MAX        128 /* model, recipe, worker, label key, numerics class */
 #define STEER_KEY_BYTES_MAX         128 /* idempotency key */

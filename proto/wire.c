@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "limits.h"
 #include "steer.pb-c.h"
@@ -256,14 +257,5 @@ int wire_pack(const ProtobufCMessage *body, uint8_t **ret_data, size_t *ret_size
 
 uint32_t wire_crc32(const void *data, size_t size)
 {
-    /* Slicing would be faster; an image of 100 KB takes 0.3 ms here, beside seconds of rendering.
-     */
-    const uint8_t *p = data;
-    uint32_t crc = ~0u;
-    for (size_t i = 0; i < size; i++) {
-        crc ^= p[i];
-        for (int k = 0; k < 8; k++)
-            crc = crc >> 1 ^ (0xedb88320u & -(crc & 1));
-    }
-    return ~crc;
+    return (uint32_t)crc32_z(0, data, size);
 }

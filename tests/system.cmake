@@ -6,6 +6,9 @@ foreach(group Basics CommandLine Deaths DataDirectory)
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
 endforeach()
 add_test(NAME system/protocol COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_protocol.py)
+add_test(NAME system/quickstart COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_quickstart.py)
+set_tests_properties(system/quickstart PROPERTIES TIMEOUT 600 RUN_SERIAL ON LABELS farm
+  ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
 # Preloaded into the broker by FailingSync.
 add_library(fail_fsync SHARED system/fail_fsync.c)
 target_link_libraries(fail_fsync PRIVATE ${CMAKE_DL_LIBS})

@@ -208,6 +208,7 @@ static void resident_close(struct engine *e, struct resident *r)
     while (e->residents[i] != r)
         i++;
     e->residents[i] = e->residents[--e->residents_count];
+    if (e->rendering == r) e->rendering = NULL;
     residents_publish(e);
     log_event(LOG_INFO, "model.unload", "model=%s", log_quote(r->name));
     resident_free(r);
@@ -261,6 +262,8 @@ static int resident_open(struct engine *e, const char *name, int precision, stru
     snprintf(r->name, sizeof r->name, "%s", name);
     uint64_t start = now_us();
     struct pipeline_limits limits = pipeline_limits_default();
+    if (limits.text_bytes_max > e->host.bytes_max / 16)
+        limits.text_bytes_max = e->host.bytes_max / 16;
     limits.make_room = make_room;
     limits.data = e;
     code = model_open(&r->model, dir, c, err);
@@ -367,7 +370,7 @@ static int hand_on(struct engine *e, struct batch *b, int i, const struct job_pl
     d->timing.has_dispatch_us = d->timing.has_load_us = d->timing.has_tokenize_us =
         d->timing.has_text_us = d->timing.has_denoise_us = d->timing.has_decode_us = 1;
     d->timing.dispatch_us = start - b->received_us;
-    d->timing.load_us = load_us;
+    d->timing.load_us = load_us + image->times.load_us;
     d->timing.tokenize_us = image->times.tokenize_us;
     d->timing.text_us = image->times.text_us;
     d->timing.denoise_us = image->times.denoise_us;
@@ -574,7 +577,7 @@ int engine_start(struct engine **ret, const struct engine_options *options, stru
     if (!e) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     e->options = *options;
     e->host.bytes_max =
-        options->memory_bytes ? options->memory_bytes : compute_memory_allowed() / 2;
+        options->memory_bytes ? options->memory_bytes : compute_memory_allowed() / 4 * 3;
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->work, NULL);
     pthread_cond_init(&e->pictures_work, NULL);

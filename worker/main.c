@@ -68,8 +68,7 @@ static int set_log_level(void *target, const char *value, struct steer_error *er
 const struct args_option machine_args_options[] = {
     {"threads", "N", "compute threads (default: what the cgroup and affinity allow)", set_threads},
     {"backend", "cpu|ref", "ref is slow plain C, for checking", set_backend},
-    {"memory", "BYTES", "for weights and plans (default: serve takes half of the machine's)",
-     set_memory},
+    {"memory", "BYTES", "for weights and plans (default: serve takes three quarters)", set_memory},
     {"tuning", "FILE", "algorithm table of `steer-worker tune`", set_tuning},
     {"device", "cpu|auto", "what to compute on (default auto)", set_device},
     {"log-level", "LEVEL", "debug, info, warn or error (default info)", set_log_level},

@@ -187,15 +187,33 @@ static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
     return 0;
 }
 
+/* CFG; a model that is told its guidance scale needs no second pass for it. */
+static int passes_twice(const struct pipeline *p, const struct render_shape *shape)
+{
+    return shape->cfg && !p->model->unet.guidance_channels;
+}
+
 /* The denoiser's plan, and CFG's under the negative text when it is another (NULL: no CFG). */
 static int denoise_slots(struct pipeline *p, const struct render_shape *shape, int batch,
                          struct slot **ret, struct slot **ret_second, struct steer_error *err)
 {
     int code = slot_get(p, ret, PLAN_DENOISE, shape, batch, shape->method, NULL, err);
     *ret_second = NULL;
-    if (!code && shape->cfg)
+    if (!code && passes_twice(p, shape))
         code = slot_get(p, ret_second, PLAN_DENOISE, shape, batch, GUIDANCE_NONE, *ret, err);
     return code;
+}
+
+/* All plans of a batch, so that the stages find theirs. The decoder's comes first: it needs most
+ * memory, and what has no room for it is refused now, not after the denoiser's minutes. Where the
+ * others push it out it is made once more. */
+static int plans_load(struct pipeline *p, const struct render_shape *shape, int batch,
+                      struct steer_error *err)
+{
+    struct slot *denoise, *second, *decode;
+    int code = text_plans(p, err);
+    if (!code) code = slot_get(p, &decode, PLAN_DECODE, shape, 1, GUIDANCE_NONE, NULL, err);
+    return code ? code : denoise_slots(p, shape, batch, &denoise, &second, err);
 }
 
 int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int batch,
@@ -306,7 +324,7 @@ struct run {
     struct render_image *images;
     struct run_image own[STEER_BATCH_MAX];
     int count, channels, h, w, call, calls;
-    int cfg;        /* a second pass; a model that is told its guidance scale needs none */
+    int cfg;        /* a second pass */
     size_t latents; /* floats of one image */
     struct schedule *schedule;
     const struct render_watch *watch;
@@ -544,7 +562,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
 {
     struct run r = {.p = p, .shape = shape, .images = images, .count = count, .watch = watch};
     r.dumped = dump != NULL;
-    r.cfg = shape->cfg && !p->model->unet.guidance_channels;
+    r.cfg = passes_twice(p, shape);
     int code = model_size_check(p->model, shape->width, shape->height, err);
     if (code) return code;
     r.channels = p->model->unet.in_channels;
@@ -553,20 +571,20 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
     r.latents = (size_t)r.channels * (size_t)r.h * (size_t)r.w;
     if (dump) dump->count = 0;
 
+    uint64_t begun = now_us();
     p->turn++;
-    code = run_prepare(&r, err);
+    code = plans_load(p, shape, count, err);
+    uint64_t loaded = now_us();
+    if (!code) code = run_prepare(&r, err);
     if (!code && dump) code = dump_text(&r, dump, r.own[0].positive, "pos", err);
     if (!code && dump) code = dump_text(&r, dump, r.own[0].negative, "neg", err);
-    /* The decoder needs most memory: what has no room for it is refused now, not after the
-     * denoiser's minutes. */
-    struct slot *decode;
-    if (!code) code = slot_get(p, &decode, PLAN_DECODE, shape, 1, GUIDANCE_NONE, NULL, err);
     uint64_t start = now_us(), denoised = start;
     if (!code) code = run_denoise(&r, dump, err);
     denoised = now_us();
     if (!code) code = run_decode(&r, dump, err);
     uint64_t decoded = now_us();
     for (int i = 0; i < count; i++) {
+        images[i].times.load_us = loaded - begun;
         images[i].times.denoise_us = denoised - start;
         images[i].times.decode_us = decoded - denoised;
         sampler_free(r.own[i].sampler);

@@ -41,9 +41,10 @@ struct render_shape {
     int cfg; /* a second pass under the negative text */
 };
 
-/* Microseconds. tokenize and text are this image's own; denoise and decode the whole batch's. */
+/* Microseconds. tokenize and text are this image's own; load (plans and packing weights for them),
+ * denoise and decode the whole batch's. */
 struct render_times {
-    uint64_t tokenize_us, text_us, denoise_us, decode_us;
+    uint64_t load_us, tokenize_us, text_us, denoise_us, decode_us;
 };
 
 struct render_image {

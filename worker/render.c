@@ -70,10 +70,10 @@ static int dump_write(const struct dump *d, const char *path, struct steer_error
 
 static json_t *times_json(const struct render_times *t, uint64_t encode_us, uint64_t total_us)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "tokenize_us", (json_int_t)t->tokenize_us,
-                     "text_us", (json_int_t)t->text_us, "denoise_us", (json_int_t)t->denoise_us,
-                     "decode_us", (json_int_t)t->decode_us, "encode_us", (json_int_t)encode_us,
-                     "total_us", (json_int_t)total_us);
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "load_us", (json_int_t)t->load_us,
+                     "tokenize_us", (json_int_t)t->tokenize_us, "text_us", (json_int_t)t->text_us,
+                     "denoise_us", (json_int_t)t->denoise_us, "decode_us", (json_int_t)t->decode_us,
+                     "encode_us", (json_int_t)encode_us, "total_us", (json_int_t)total_us);
 }
 
 static void report(const struct render_args *r, const char *path, const struct render_image *image,
@@ -93,10 +93,10 @@ static void report(const struct render_args *r, const char *path, const struct r
                                         "times", times_json(t, encode_us, total_us)));
     else
         printf("%s  seed %" PRIu64
-               "  text %.1f  denoise %.1f  decode %.1f  encode %.1f  total %.1f ms\n",
-               path, image->seed, 1e-3 * (double)(t->tokenize_us + t->text_us),
-               1e-3 * (double)t->denoise_us, 1e-3 * (double)t->decode_us, 1e-3 * (double)encode_us,
-               1e-3 * (double)total_us);
+               "  load %.1f  text %.1f  denoise %.1f  decode %.1f  encode %.1f  total %.1f ms\n",
+               path, image->seed, 1e-3 * (double)t->load_us,
+               1e-3 * (double)(t->tokenize_us + t->text_us), 1e-3 * (double)t->denoise_us,
+               1e-3 * (double)t->decode_us, 1e-3 * (double)encode_us, 1e-3 * (double)total_us);
 }
 
 static int render_one(struct session *s, const struct render_args *r, uint32_t index, json_t *list,

@@ -14,7 +14,7 @@ struct cli {
     const char *broker; /* NULL: libsteer's default */
     int json, quiet;
     int timeout_ms; /* of the whole command; -1: for ever */
-    double begun_ms;
+    int64_t begun_ms;
 };
 extern const struct args_option cli_options[];
 
@@ -40,7 +40,9 @@ int cli_ask(struct steer_client *c, const struct cli *cli, enum steer_question q
 /* STEER_UNKNOWN_JOB for what cannot be a job's id. */
 int cli_job_id(const char *job, struct steer_error *err) STEER_MUSTCHECK;
 
-double now_ms(void);
+/* Monotonic. */
+int64_t now_us(void);
+int64_t now_ms(void);
 /* Text from the farm made fit for a terminal: control characters become '?'. One of eight buffers.
  */
 const char *printable(const char *text);

@@ -93,7 +93,7 @@ int cli_open(struct steer_client **ret, const struct cli *cli, struct steer_erro
 
 int cli_left_ms(const struct cli *cli)
 {
-    double left = cli->timeout_ms - (now_ms() - cli->begun_ms);
+    int64_t left = cli->timeout_ms - (now_ms() - cli->begun_ms);
     return cli->timeout_ms < 0 ? -1 : left < 0 ? 0 : (int)left;
 }
 
@@ -128,11 +128,16 @@ int cli_job_id(const char *job, struct steer_error *err)
     return steer_fail(err, STEER_UNKNOWN_JOB, "no such job \"%s\"", printable(job));
 }
 
-double now_ms(void)
+int64_t now_us(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+int64_t now_ms(void)
+{
+    return now_us() / 1000;
 }
 
 const char *printable(const char *text)

@@ -25,9 +25,9 @@ struct state {
     uint32_t images, first, last, written;
     uint8_t *have; /* a bit an image, from first */
     int bar, warned;
-    double line_ms, image_ms; /* when the last line was printed, the last image came */
-    int over;                 /* PROGRESS: nothing is queued or rendered */
-    long long told;           /* what the last line said */
+    int64_t line_ms, image_ms; /* when the last line was printed, the last image came */
+    int over;                  /* PROGRESS: nothing is queued or rendered */
+    long long told;            /* what the last line said */
 };
 
 static int is_chatty(const struct state *s)
@@ -49,7 +49,8 @@ static void progress(struct state *s, const json_t *counts)
 {
     int done = (int)(json_number(counts, "acked") + json_number(counts, "spooled"));
     int running = (int)json_number(counts, "leased"), queued = (int)json_number(counts, "queued");
-    double now = now_ms(), seconds = (now - s->t->cli->begun_ms) / 1e3;
+    int64_t now = now_ms();
+    double seconds = 1e-3 * (double)(now - s->t->cli->begun_ms);
     s->over = !running && !queued;
     if (s->bar) {
         int width = 30, filled = s->images ? (int)((int64_t)width * done / s->images) : 0;
@@ -91,7 +92,7 @@ static void warn_no_worker(struct state *s)
     s->warned = 1;
 }
 
-static void times_print(const json_t *timing, double transfer_ms)
+static void times_print(const json_t *timing, int64_t transfer_us)
 {
     static const char *const stages[] = {"queue",   "dispatch", "load",   "tokenize", "text",
                                          "denoise", "decode",   "encode", "other"};
@@ -102,8 +103,8 @@ static void times_print(const json_t *timing, double transfer_ms)
         double ms = 1e-3 * (double)json_number(timing, key);
         if (ms >= 0.05) printf(" %s %.1f", stages[i], ms);
     }
-    printf(" transfer %.1f", transfer_ms);
-    printf(" total %.1f ms\n", 1e-3 * (double)json_number(timing, "total_us") + transfer_ms);
+    printf(" transfer %.1f total %.1f ms\n", 1e-3 * (double)transfer_us,
+           1e-3 * (double)(json_number(timing, "total_us") + transfer_us));
 }
 
 static int path_of(const struct state *s, char *to, size_t size, uint32_t index,
@@ -119,27 +120,30 @@ static int path_of(const struct state *s, char *to, size_t size, uint32_t index,
 static int image_save(struct state *s, const struct steer_event *e, struct steer_error *err)
 {
     char path[1200];
-    double begin = now_ms();
+    int64_t begin = now_us();
     const struct cli *cli = s->t->cli;
+    struct steer_error why = {0};
     int code = path_of(s, path, sizeof path, e->index, err);
-    if (!code) code = output_write(path, e->image, e->image_bytes, s->t->overwrite, err);
     if (code) return code;
+    if ((code = output_write(path, e->image, e->image_bytes, s->t->overwrite, &why)))
+        return steer_fail(err, code, "%s (`steer fetch %s` gets what is missing)", why.text,
+                          s->t->job);
     (void)steer_ack(s->t->client, e->job, e->index);
     s->image_ms = now_ms();
     s->have[(e->index - s->first) / 8] |= (uint8_t)(1 << ((e->index - s->first) % 8));
     s->written++;
-    double transfer_ms = s->image_ms - begin;
+    int64_t transfer_us = now_us() - begin;
     json_t *result = json_loads(e->json, 0, NULL);
     bar_clear(s);
     if (*json_text(result, "warning") && !cli->quiet)
         fprintf(stderr, "steer: image %u: %s\n", e->index, printable(json_text(result, "warning")));
     if (cli->json) {
         json_object_set_new(result, "file", json_string(path));
-        json_object_set_new(result, "transfer_us", json_integer((json_int_t)(transfer_ms * 1e3)));
+        json_object_set_new(result, "transfer_us", json_integer(transfer_us));
         line_json(result);
     } else {
         printf("%s  seed %" PRIu64 "\n", path, e->seed);
-        if (!cli->quiet) times_print(json_object_get(result, "timing"), transfer_ms);
+        if (!cli->quiet) times_print(json_object_get(result, "timing"), transfer_us);
         fflush(stdout);
     }
     json_decref(result);
@@ -215,7 +219,7 @@ static int end(const struct state *s, const json_t *status, struct steer_error *
 {
     const json_t *failures = json_object_get(status, "failures");
     size_t count = json_array_size(failures);
-    uint32_t wanted = s->last - s->first + 1, failed = 0, missing = missing_count(s);
+    uint32_t wanted = s->last - s->first + 1, failed = 0;
     int64_t all = json_number(json_object_get(status, "counts"), "failed");
     bar_clear(s);
     for (size_t i = 0; i < count; i++) {
@@ -228,21 +232,25 @@ static int end(const struct state *s, const json_t *status, struct steer_error *
     }
     if (all > (int64_t)count && !s->t->cli->quiet)
         fprintf(stderr, "steer: %" PRId64 " images failed; the first %zu are told\n", all, count);
-    if (!missing && s->written < wanted && !s->t->cli->quiet)
-        fprintf(stderr, "steer: %u of %u images were fetched earlier; their files are there\n",
-                wanted - s->written, wanted);
-    if (!missing) return 0;
-    if (failed && failed >= missing)
+    if (s->written == wanted) return 0;
+    /* Before any look at files: what lies there may be of another job. */
+    if (failed)
         return steer_fail(err, STEER_RENDER_FAILED, "job %s: %u of %u images failed", s->t->job,
                           failed, wanted);
     /* Images of other ranges may have failed; these have not. */
-    int elsewhere = is_part(s) && !failed && all <= (int64_t)count;
+    int elsewhere = is_part(s) && all <= (int64_t)count;
     int code = job_end(status, err);
     if (code && !(code == STEER_RENDER_FAILED && elsewhere)) return code;
-    return steer_fail(err, STEER_NOT_FOUND,
-                      "%u of %u images of job %s were fetched earlier, and the farm keeps no "
-                      "image that was; their files are not here",
-                      missing, wanted, s->t->job);
+    uint32_t missing = missing_count(s);
+    if (missing)
+        return steer_fail(err, STEER_NOT_FOUND,
+                          "%u of %u images of job %s were fetched earlier, and the farm keeps no "
+                          "image that was; their files are not here",
+                          missing, wanted, s->t->job);
+    if (!s->t->cli->quiet)
+        fprintf(stderr, "steer: %u of %u images were fetched earlier; their files are there\n",
+                wanted - s->written, wanted);
+    return 0;
 }
 
 /* 1: it is over, and *code says how. */

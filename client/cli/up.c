@@ -77,7 +77,7 @@ struct child {
     int argc;
     pid_t pid;
     int gone; /* it left by itself and is not wanted back */
-    double back_off_ms, restart_at_ms, started_ms;
+    int64_t back_off_ms, restart_at_ms, started_ms;
     struct log *log; /* NULL: none */
 };
 
@@ -216,8 +216,7 @@ static int child_ended(struct child *c, int status, int ready, struct steer_erro
                                        : STEER_USAGE,
                           "%s", c->log->reason);
     if (code == 127 || (code >= 64 && code <= 69) || code == 77 || (c->log && !ready))
-        return steer_fail(err, STEER_USAGE, "%s ended with %d before the farm was up", c->name,
-                          code);
+        return steer_fail(err, STEER_USAGE, "%s ended with %d", c->name, code);
     /* A worker that was drained, or that another one of its id has replaced. */
     if (!c->log && (code == 0 || code == 75)) {
         c->gone = 1;
@@ -229,7 +228,7 @@ static int child_ended(struct child *c, int status, int ready, struct steer_erro
     if (c->back_off_ms > BACK_OFF_MS_MAX) c->back_off_ms = BACK_OFF_MS_MAX;
     c->restart_at_ms = now_ms() + c->back_off_ms;
     fprintf(stderr, "steer up: %s ended; starting it again in %.1f s\n", c->name,
-            c->back_off_ms / 1e3);
+            1e-3 * (double)c->back_off_ms);
     return 0;
 }
 
@@ -249,7 +248,7 @@ static void child_stop(struct child *c, struct log *log)
 {
     if (c->pid <= 0) return;
     kill(c->pid, SIGTERM);
-    for (double begun = now_ms(); waitpid(c->pid, NULL, WNOHANG) != c->pid;) {
+    for (int64_t begun = now_ms(); waitpid(c->pid, NULL, WNOHANG) != c->pid;) {
         if (now_ms() > begun + LEAVE_MS || interrupted > 1) kill(c->pid, SIGKILL);
         log_move(log, STEP_MS);
     }
@@ -274,12 +273,15 @@ static int worker_there(struct steer_client *c)
 static int run(struct child *broker, struct child *worker, struct steer_client *c,
                const char *clients, struct steer_error *err)
 {
-    double begun = now_ms(), ask_at = 0;
-    int ready = 0; /* the farm as a whole */
-    int code = child_start(broker, err), up = 0;
+    int64_t up_at = 0, ask_at = 0; /* a large store may take the broker long: only then we count */
+    int up = 0, ready = 0;         /* the broker, the farm as a whole */
+    int code = child_start(broker, err);
     while (!interrupted && !code) {
         log_move(broker->log, STEP_MS);
-        up |= broker->log->ready;
+        if (!up && broker->log->ready) {
+            up = 1;
+            up_at = now_ms();
+        }
         code = child_look(broker, up, err);
         if (!code && up) code = child_look(worker, ready, err); /* its first look starts it */
         if (!code && up && !ready && now_ms() >= ask_at) {
@@ -288,7 +290,7 @@ static int run(struct child *broker, struct child *worker, struct steer_client *
             if (ready) printf("farm ready at %s; Ctrl-C ends it\n", clients);
             fflush(stdout);
         }
-        if (!code && !ready && now_ms() > begun + READY_MS)
+        if (!code && up && !ready && now_ms() > up_at + READY_MS)
             code = steer_fail(err, STEER_TIMEOUT, "no worker came up in %d s", READY_MS / 1000);
     }
     return code;

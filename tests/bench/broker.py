@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """The broker beside beanstalkd -f0 and redis (appendfsync always), in one run on one file system.
 
-    python3 tests/bench/broker.py [--seconds 20] [--rounds 3] [--dir DIR] [--jobs 1000000] [--skip-memory]
+    python3 tests/bench/broker.py [--seconds 20] [--rounds 3] [--dir DIR] [--jobs 1000000] [--images 1000000] [--skip-memory] [--skip-rates]
 
 Needs a build with tests (farm_load) and Debian's beanstalkd and redis-server. Prints one JSON object: accepted/s, whole cycles/s, memory per
-queued job, restart with so many queued and ended jobs.
+queued job, memory of a job of so many images with every second one done, and the time from kill -9 to the first ASSIGN
+with so many queued and so many ended jobs.
 """
 
 import argparse
@@ -84,21 +85,38 @@ def load_offer():
 
 
 def memory(folder, jobs):
+    """Bytes a queued job, then the restart: kill -9 with as many queued and as many ended jobs, to the first ASSIGN."""
     b = broker(folder / "ours")
     load_offer()
     load("fill", 1000, 1, CLIENTS)
     before = b.rss()
     filled = load("fill", jobs, 1, CLIENTS)
     after = b.rss()
+    load("ended", jobs, CLIENTS)
     b.stop(signal.SIGKILL)
     begin = time.monotonic()
+    worker = subprocess.Popen([str(BIN / "farm_load"), "first", WORKERS], stdout=subprocess.PIPE, text=True)
     b = broker(folder / "ours")
-    load_offer()  # a WELCOME: it has loaded everything and answers
+    out, _ = worker.communicate(timeout=600)
+    if worker.returncode:
+        raise RuntimeError("no ASSIGN after the restart")
     again = time.monotonic() - begin
     b.stop()
     shutil.rmtree(folder / "ours")
     return {"jobs": jobs, "fill_seconds": filled["seconds"], "bytes_per_job": (after - before) / jobs, "bytes_per_job_without_text": (after - before) / jobs - 1024,
-            "restart_seconds": again}
+            "ended_jobs": jobs, "kill_to_first_assign_seconds": round(again, 3), "welcome_seconds": json.loads(out)["welcome_seconds"]}
+
+
+def half(folder, images):
+    """Growth of the broker's memory by a job of which every second image is done. A first such job, which stays, fills what is filled once: caches, pools."""
+    b = broker(folder / "ours")
+    load("half", images, CLIENTS, WORKERS)
+    before = b.rss()
+    took = load("half", images, CLIENTS, WORKERS)
+    after = b.rss()
+    b.stop()
+    shutil.rmtree(folder / "ours")
+    return {"images": images, "seconds": took["seconds"], "bytes": after - before, "mib": round((after - before) / 2**20, 3)}
 
 
 def main():
@@ -107,13 +125,16 @@ def main():
     a.add_argument("--rounds", type=int, default=3)
     a.add_argument("--dir", default=None)
     a.add_argument("--jobs", type=int, default=1000000)
+    a.add_argument("--images", type=int, default=1000000)
     a.add_argument("--skip-memory", action="store_true")
+    a.add_argument("--skip-rates", action="store_true")
     args = a.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="steer-bench-", dir=args.dir))
-    rows = [rates(folder, args.seconds) for _ in range(args.rounds)]
-    out = {k: round(statistics.median(r[k] for r in rows), 3) for k in rows[0]}
+    rows = [] if args.skip_rates else [rates(folder, args.seconds) for _ in range(args.rounds)]
+    out = {k: round(statistics.median(r[k] for r in rows), 3) for k in (rows[0] if rows else {})}
     if not args.skip_memory:
         out["memory"] = memory(folder, args.jobs)
+        out["half_done_job"] = half(folder, args.images)
     shutil.rmtree(folder)
     print(json.dumps(out, indent=2))
 

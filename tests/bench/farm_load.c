@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 /* farm_load - load for a broker, and the same load for beanstalkd and redis.
  *
- *     farm_load accept SECONDS CLIENTS WINDOW ENDPOINT      SUBMIT to ACCEPTED, WINDOW of them
- * under way per client farm_load cycle SECONDS CLIENTS CLIENTS_AT WORKERS_AT accept, lease, result,
- * acknowledge farm_load fill JOBS IMAGES ENDPOINT                   so many distinct jobs, as fast
- * as they are accepted farm_load beanstalkd|redis SECONDS CLIENTS PORT       put, reserve, delete
- *     farm_load fsync FILE                                  median of 200 appends of 4 KiB with
- * fsync
+ * farm_load accept SECONDS CLIENTS WINDOW ENDPOINT
+ *     SUBMIT to ACCEPTED, WINDOW of them under way per client
+ * farm_load cycle SECONDS CLIENTS CLIENTS_AT WORKERS_AT
+ *     accept, lease, result, acknowledge
+ * farm_load fill JOBS IMAGES ENDPOINT
+ *     so many distinct jobs, as fast as they are accepted
+ * farm_load ended JOBS ENDPOINT
+ *     the same with one image, each cancelled when it is accepted
+ * farm_load half IMAGES CLIENTS_AT WORKERS_AT
+ *     one job, every second image of which is rendered, fetched and acknowledged
+ * farm_load first ENDPOINT
+ *     a worker that waits for its first ASSIGN, also for a broker that is not up yet
+ * farm_load beanstalkd|redis SECONDS CLIENTS PORT
+ *     put, reserve, delete
+ * farm_load fsync FILE
+ *     median of 200 appends of 4 KiB with fsync
  *
  * One thread, one line of JSON. Every job has 1 KiB of text and a key of its own. */
 #include <arpa/inet.h>
@@ -32,6 +42,7 @@ enum { CLIENTS_MAX = 1024, TEXT_BYTES = 1024, IMAGE_BYTES = 1024 };
 
 static char text[TEXT_BYTES + 1];
 static uint64_t serial;
+static int welcome_ms = 10000; /* waited for a WELCOME */
 
 static void die(const char *what)
 {
@@ -127,7 +138,7 @@ static void hello(void *socket, const char *worker)
     }
     say(socket, TYPE(HELLO), &h.base, NULL, 0);
     do {
-        if (!hear(socket, &m, 10000)) die("no WELCOME");
+        if (!hear(socket, &m, welcome_ms)) die("no WELCOME");
         int type = m.type;
         wire_free(&m);
         if (type == TYPE(WELCOME)) break;
@@ -203,11 +214,34 @@ static void fill_run(uint64_t jobs, uint32_t images, const char *endpoint)
     printf("{\"jobs\": %" PRIu64 ", \"seconds\": %.1f}\n", jobs, now_s() - begin);
 }
 
-static void fetch(void *socket, const char *job)
+static void ended_run(uint64_t jobs, const char *endpoint)
+{
+    enum { WINDOW = 512 };
+    void *s = socket_open(zmq_ctx_new(), endpoint, NULL);
+    struct wire_message m;
+    uint64_t sent = 0, ended = 0;
+    double begin = now_s();
+    hello(s, NULL);
+    while (ended < jobs) {
+        for (; sent < jobs && sent < ended + WINDOW; sent++)
+            submit(s, 1);
+        if (!hear(s, &m, 30000)) die("no answer in 30 s");
+        if (m.type == TYPE(ACCEPTED)) {
+            Steerfarm__Cancel c = STEERFARM__CANCEL__INIT;
+            c.job = ((const Steerfarm__Accepted *)m.body)->job;
+            say(s, TYPE(CANCEL), &c.base, NULL, 0);
+        }
+        ended += m.type == TYPE(REPLY);
+        wire_free(&m);
+    }
+    printf("{\"jobs\": %" PRIu64 ", \"seconds\": %.1f}\n", jobs, now_s() - begin);
+}
+
+static void fetch(void *socket, const char *job, uint32_t window)
 {
     Steerfarm__Fetch f = STEERFARM__FETCH__INIT;
     f.job = (char *)(uintptr_t)job;
-    f.credit = 1;
+    f.credit = window;
     say(socket, TYPE(FETCH), &f.base, NULL, 0);
 }
 
@@ -222,24 +256,107 @@ static void acknowledge(void *socket, const Steerfarm__Result *r)
     say(socket, TYPE(RESULT_ACK), &a.base, NULL, 0);
 }
 
-/* Every image of an ASSIGN is done at once: what is measured is the broker. */
-static void render(void *socket, const Steerfarm__Assign *a)
+static void render_one(void *socket, Steerfarm__Lease *lease)
 {
     static char image[IMAGE_BYTES], hash[] = "hash";
     static uint32_t crc;
+    Steerfarm__Result r = STEERFARM__RESULT__INIT;
+    Steerfarm__Timing timing = STEERFARM__TIMING__INIT;
     if (!crc) crc = wire_crc32(image, sizeof image);
-    for (size_t i = 0; i < a->n_images; i++) {
-        Steerfarm__Result r = STEERFARM__RESULT__INIT;
-        Steerfarm__Timing timing = STEERFARM__TIMING__INIT;
-        r.lease = a->images[i]->lease;
-        r.job = r.lease->job;
-        r.index = r.lease->index;
-        r.bytes = sizeof image;
-        r.crc32 = crc;
-        r.model_hash = hash;
-        r.timing = &timing;
-        say(socket, TYPE(RESULT), &r.base, image, sizeof image);
+    r.lease = lease;
+    r.job = lease->job;
+    r.index = lease->index;
+    r.bytes = sizeof image;
+    r.crc32 = crc;
+    r.model_hash = hash;
+    r.timing = &timing;
+    say(socket, TYPE(RESULT), &r.base, image, sizeof image);
+}
+
+/* Every image of an ASSIGN is done at once: what is measured is the broker. */
+static void render(void *socket, const Steerfarm__Assign *a)
+{
+    for (size_t i = 0; i < a->n_images; i++)
+        render_one(socket, a->images[i]->lease);
+}
+
+/* The worker gives no credit and renders what it likes: the first RESULT of an open image wins,
+ * whatever its lease, and so the other half stays queued. */
+static void half_run(uint32_t images, const char *clients_at, const char *workers_at)
+{
+    enum { WINDOW = 256 };
+    void *context = zmq_ctx_new();
+    void *client = socket_open(context, clients_at, NULL);
+    void *worker = socket_open(context, workers_at, "load-half/1");
+    char job[STEER_JOB_ID_BYTES_MAX] = "";
+    uint32_t next = 0, kept = 0, acked = 0, wanted = images / 2;
+    struct wire_message m;
+    double begin = now_s();
+    hello(worker, "load-half");
+    hello(client, NULL);
+    submit(client, images);
+    while (!*job) {
+        if (!hear(client, &m, 30000)) die("no ACCEPTED in 30 s");
+        if (m.type == TYPE(ACCEPTED))
+            snprintf(job, sizeof job, "%s", ((const Steerfarm__Accepted *)m.body)->job);
+        wire_free(&m);
     }
+    fetch(client, job, 64);
+    zmq_pollitem_t items[] = {{client, 0, ZMQ_POLLIN, 0}, {worker, 0, ZMQ_POLLIN, 0}};
+    while (acked < wanted) {
+        for (; next < wanted && next < kept + WINDOW; next++) {
+            Steerfarm__Lease lease = STEERFARM__LEASE__INIT;
+            lease.job = job;
+            lease.index = 2 * next;
+            lease.lease = next;
+            render_one(worker, &lease);
+        }
+        if (zmq_poll(items, 2, 30000) <= 0) die("nothing in 30 s");
+        while (hear(worker, &m, 0)) {
+            kept += m.type == TYPE(VERDICT);
+            if (m.type == TYPE(PING)) {
+                Steerfarm__Pong pong = STEERFARM__PONG__INIT;
+                say(worker, TYPE(PONG), &pong.base, NULL, 0);
+            }
+            wire_free(&m);
+        }
+        while (hear(client, &m, 0)) {
+            if (m.type == TYPE(RESULT)) {
+                acknowledge(client, (const Steerfarm__Result *)m.body);
+                acked++;
+            }
+            wire_free(&m);
+        }
+    }
+    /* Its answer comes when the last acknowledgement is durable. */
+    Steerfarm__ResultAck last = STEERFARM__RESULT_ACK__INIT;
+    last.job = job;
+    last.has_tag = 1;
+    say(client, TYPE(RESULT_ACK), &last.base, NULL, 0);
+    for (int type = 0; type != TYPE(REPLY); wire_free(&m)) {
+        if (!hear(client, &m, 30000)) die("no REPLY in 30 s");
+        type = m.type;
+    }
+    printf("{\"images\": %u, \"seconds\": %.1f}\n", images, now_s() - begin);
+}
+
+static void first_run(const char *endpoint)
+{
+    void *s = socket_open(zmq_ctx_new(), endpoint, "load-first/1");
+    Steerfarm__Credit credit = STEERFARM__CREDIT__INIT;
+    struct wire_message m;
+    double begin = now_s();
+    welcome_ms = 300000;
+    hello(s, "load-first");
+    double welcome = now_s();
+    credit.images = 1;
+    say(s, TYPE(CREDIT), &credit.base, NULL, 0);
+    for (int type = 0; type != TYPE(ASSIGN); wire_free(&m)) {
+        if (!hear(s, &m, 30000)) die("no ASSIGN in 30 s");
+        type = m.type;
+    }
+    printf("{\"welcome_seconds\": %.3f, \"assign_seconds\": %.3f}\n", welcome - begin,
+           now_s() - begin);
 }
 
 static void cycle_run(double seconds, int clients, const char *clients_at, const char *workers_at)
@@ -274,7 +391,7 @@ static void cycle_run(double seconds, int clients, const char *clients_at, const
             while ((items[i].revents & ZMQ_POLLIN) && hear(sockets[i], &m, 0)) {
                 if (m.type == TYPE(ASSIGN)) render(worker, (const Steerfarm__Assign *)m.body);
                 if (m.type == TYPE(ACCEPTED))
-                    fetch(sockets[i], ((const Steerfarm__Accepted *)m.body)->job);
+                    fetch(sockets[i], ((const Steerfarm__Accepted *)m.body)->job, 1);
                 if (m.type == TYPE(RESULT))
                     acknowledge(sockets[i], (const Steerfarm__Result *)m.body);
                 if (m.type == TYPE(DONE)) {
@@ -428,6 +545,12 @@ int main(int argc, char **argv)
         cycle_run(atof(argv[2]), atoi(argv[3]), argv[4], argv[5]);
     else if (strcmp(kind, "fill") == 0 && argc == 5)
         fill_run(strtoull(argv[2], NULL, 10), (uint32_t)strtoul(argv[3], NULL, 10), argv[4]);
+    else if (strcmp(kind, "ended") == 0 && argc == 4)
+        ended_run(strtoull(argv[2], NULL, 10), argv[3]);
+    else if (strcmp(kind, "half") == 0 && argc == 5)
+        half_run((uint32_t)strtoul(argv[2], NULL, 10), argv[3], argv[4]);
+    else if (strcmp(kind, "first") == 0 && argc == 3)
+        first_run(argv[2]);
     else if (strcmp(kind, "offer") == 0 && argc == 3)
         offer(zmq_ctx_new(), argv[2]);
     else if ((strcmp(kind, "beanstalkd") == 0 || strcmp(kind, "redis") == 0) && argc == 5)

@@ -110,7 +110,8 @@ static void test_folders(void **unused)
 {
     (void)unused;
     char path[1024], dir[] = "/tmp/steer-tokenizer-XXXXXX";
-    snprintf(path, sizeof path, "%s/tests/golden/data/tokenizer_forms.json", getenv("STEER_SOURCE_DIR"));
+    snprintf(path, sizeof path, "%s/tests/golden/data/tokenizer_forms.json",
+             getenv("STEER_SOURCE_DIR"));
     json_t *all = json_load_file(path, 0, NULL), *c;
     assert_non_null(all);
     assert_non_null(mkdtemp(dir));

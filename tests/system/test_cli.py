@@ -19,19 +19,10 @@ from pathlib import Path
 
 from farm import BIN, GOLDEN, Farm, Program
 from proxy import Proxy
-from steer_client import TYPES
 
 FLAGS = ("--recipe", "sbv2-sd15", "--guidance", "none")
 SLOW = ("--recipe", "ddim", "--steps", "50", "--guidance", "none", "--size", "128x128")  # seconds an image
 SMALL = {"small": GOLDEN / "small" / "model"}
-
-
-def wait_until(true, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError
-        time.sleep(0.02)
 
 
 class CommandTest(unittest.TestCase):
@@ -173,11 +164,17 @@ class Images(CommandTest):
                 os.truncate(file, file.stat().st_size // 2)
                 job = self.submit(*FLAGS, "--images", 1)
                 self.assertIn(job, self.steer("wait", job, code=70).stderr)
+                (self.dir / f"{job}.webp").write_bytes(b"another job's")  # which makes nothing good
                 run = self.steer("fetch", job, code=70)
+                (self.dir / f"{job}.webp").unlink()
                 self.assertIn("image 0 failed", run.stderr)
                 self.assertIn("diffusion_pytorch_model", run.stderr)
                 self.steer("watch", job, "--json", code=70)
                 self.assertRegex(self.steer("show", job).stdout, "failed +image 0")
+                many = self.submit(*FLAGS, "--images", 70)
+                self.steer("wait", many, code=70)
+                self.assertIn("6 more images", self.steer("show", many).stdout)  # a status has 64
+                self.assertIn("the first 64 are told", self.steer("fetch", many, code=70).stderr)
                 file.write_bytes(whole)
                 farm.workers[0].stop()
                 farm.workers[0].start()
@@ -378,13 +375,13 @@ class Interrupts(CommandTest):
 
     def test_while_submitting(self):
         """The broker has accepted the job, but its answer was lost when Ctrl-C came: the key is cancelled."""
-        proxy = Proxy(self.dir, self.farm.client_endpoint, (TYPES["ACCEPTED"], "drop"), "proxy")
+        proxy = Proxy(self.dir, self.farm.client_endpoint, "proxy")
         self.addCleanup(proxy.close)
         args = ("render", "a cat", "--model", "small", *SLOW, "--images", "90", "--broker", proxy.endpoint)
         for flags in ((), ("--detach", "--key", "left")):
-            proxy.done = False
+            lost = proxy.once("down", "ACCEPTED", "drop")
             process = self.start(*args, *flags)
-            wait_until(lambda: proxy.done)
+            lost.wait()
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)
             self.assertEqual(process.returncode, 130, err)
@@ -518,6 +515,19 @@ class Up(unittest.TestCase):
         up.wait_for("steer-worker has left")
         time.sleep(1)
         self.assertEqual(len(self.children(up)), 1)  # it was asked to leave: it stays away
+
+    def test_replaced(self):
+        """Another worker of the same id takes over: the two do not throw each other out for ever."""
+        up = self.up()
+        up.wait_for("farm ready")
+        name = json.loads(self.steer("workers", "--json").stdout)["worker"]
+        other = Program([BIN / "steer-worker", "serve", "--models", self.dir / "models", "--broker", self.worker_port, "--worker",
+                         name, "--threads", "1"], self.dir / "other.log")
+        self.addCleanup(other.stop)
+        up.wait_for("steer-worker has left")
+        self.steer("render", "a cat", *FLAGS, "--output", "a.webp", "--timeout", "30")
+        self.assertIsNone(other.process.poll())
+        self.assertEqual(len(self.children(up)), 1)
 
     def test_no_busy_loop(self):
         (self.dir / "models" / "small").unlink()

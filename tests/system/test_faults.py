@@ -11,13 +11,12 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 import unittest
 from pathlib import Path
-
-import zmq
 
 from farm import BIN, FAST, GOLDEN, Farm, FarmCase, digest
 from proxy import Proxy
@@ -251,13 +250,22 @@ class Kills(Case):
         cls.farm.workers.append(cls.farm.worker(0, endpoint=cls.workers_proxy.endpoint))
         cls.workers_proxy.wait("down", "WELCOME")
 
-    def check(self, end, direction, kind, when):
+    def begin(self, key, clients, submitted):
+        """`steer render`, or `steer fetch` of what was submitted already."""
+        if not submitted:
+            return self.render(key, clients.endpoint)
+        run = self.farm.steer("fetch", self.client.submit(key, **JOB).job, "--json", "--overwrite", "--output", self.farm.dir / f"{key}-{{index}}.webp",
+                              "--timeout", 90, endpoint=clients.endpoint)
+        self.addCleanup(run.kill)
+        return run
+
+    def check(self, end, direction, kind, when, submitted=True):
         for victim in ("broker", "worker", "client"):
             with self.subTest(kill=victim):
                 key = f"{end}-{direction}-{kind}-{victim}"
                 clients = self.proxy(key, self.farm.client_endpoint)
                 step = (clients if end == "client" else self.workers_proxy).once(direction, kind, when)
-                run = self.render(key, clients.endpoint)
+                run = self.begin(key, clients, submitted)
                 step.wait()
                 if victim == "broker":
                     self.farm.broker.kill()
@@ -270,19 +278,19 @@ class Kills(Case):
                     run.kill()
                 step.resolve(deliver=victim not in (end, "broker"))
                 if victim == "client":
-                    run = self.render(key, clients.endpoint)
+                    run = self.begin(key, clients, submitted)
                     self.assertEqual(run.process.wait(120), 0, run.text())
-                    shown = [json.loads(line)["index"] for line in run.text().splitlines()]
+                    shown = [json.loads(line)["index"] for line in run.text().splitlines() if line.startswith("{")]
                     self.assertEqual(len(shown), len(set(shown)))
                     self.stored(key)
                 else:
                     self.rendered(run, key)
 
     def test_submit_forwarded(self):
-        self.check("client", "up", "SUBMIT", "after")
+        self.check("client", "up", "SUBMIT", "after", submitted=False)
 
     def test_accepted_held(self):
-        self.check("client", "down", "ACCEPTED", "before")
+        self.check("client", "down", "ACCEPTED", "before", submitted=False)
 
     def test_assign_delivered(self):
         self.check("worker", "down", "ASSIGN", "after")
@@ -332,16 +340,33 @@ class Stopped(Case):
         self.assertEqual((digest(images), status.state, status.counts.acked, status.counts.failed), (self.calm, "done", 3, 0))
         self.assertEqual({r.worker for r, _ in images.values()}, {"w1"})
 
+    def answered(self, proxy, at):
+        """Until each lease was revoked or its RESULT got a verdict, none of them `kept`; gives the indices with the verdict `duplicate`."""
+
+        def verdicts():
+            return {m.lease.index: m.verdict for _, kind, m in proxy.seen[at:] if kind == "VERDICT"}
+
+        def all_three():
+            return len(set(verdicts()) | {lease.index for _, kind, m in proxy.seen[at:] if kind == "REVOKE" for lease in m.leases}) == 3
+
+        with proxy.changed:
+            self.assertTrue(proxy.changed.wait_for(all_three, 60), proxy.seen[at:])
+        self.assertLessEqual(set(verdicts().values()), {"duplicate"})
+        return set(verdicts())
+
     def test_a_result_that_was_on_its_way(self):
         job, proxy, worker, fault = self.stopped("RESULT")
+        with proxy.changed:
+            late = [m for _, kind, m in proxy.seen if kind == "RESULT"][0]
         before = {c.name: c.value for c in self.client.query(QUERY_STATUS).counters}
         at = len(proxy.seen)
         fault.resolve()
         worker.signal(signal.SIGCONT)
-        for index in range(3):
-            proxy.wait("down", "VERDICT", lambda m: m.lease.index == index and m.verdict == "duplicate", after=at)
+        proxy.wait("down", "VERDICT", lambda m: m.lease.index == late.index and m.verdict == "duplicate", after=at)
+        duplicates = self.answered(proxy, at)
         after = {c.name: c.value for c in self.client.query(QUERY_STATUS).counters}
-        self.assertEqual((after["results_kept"], after["results_duplicate"]), (before["results_kept"], before["results_duplicate"] + 3))
+        self.assertEqual(after["results_kept"], before["results_kept"])
+        self.assertGreaterEqual(after["results_duplicate"], before["results_duplicate"] + len(duplicates))
         self.unchanged(job)
 
     def test_a_worker_in_its_render(self):
@@ -349,14 +374,7 @@ class Stopped(Case):
         at = len(proxy.seen)
         fault.resolve()
         worker.signal(signal.SIGCONT)
-
-        def answered():
-            said = {i for d, k, m in proxy.seen[at:] if k == "REVOKE" for i in (lease.index for lease in m.leases)}
-            return len(said | {m.lease.index for d, k, m in proxy.seen[at:] if k == "VERDICT"}) == 3
-
-        with proxy.changed:
-            self.assertTrue(proxy.changed.wait_for(answered, 60))
-        self.assertFalse([m for d, k, m in proxy.seen[at:] if k == "VERDICT" and m.verdict == "kept"])
+        self.answered(proxy, at)
         self.unchanged(job)
         self.assertEqual(digest(self.client.fetch(self.client.submit("after", **JOB).job)[0]), self.calm)
 
@@ -405,7 +423,6 @@ class SmallDisk(unittest.TestCase):
                     accepted.append(client.submit(f"long-{i}", **{**self.BIG, "prompt": f"{i} " + "cat " * 4000}).job)
             self.assertEqual(e.exception.code, "DISK_FULL")
             self.assertGreater(e.exception.message.retry_after_ms, 0)
-            self.assertGreater(len(accepted), 0)
 
             # Acknowledgements and cancels pass.
             client.send("FETCH", job=job, credit=1)
@@ -615,10 +632,8 @@ class Limits(Case):
         self.assertEqual(peer.expect("VERDICT")[1].verdict, "unknown")
 
     def test_a_frame_over_the_limit(self):
-        """ZeroMQ itself drops a connection that announces more than an image's most: the head alone, not 256 MiB, is sent over a bare socket."""
-        import socket
-
-        for port in ("client", "worker"):
+        """ZeroMQ itself drops a connection that announces more than a side's most: the length alone, not the bytes, is sent over a bare socket."""
+        for port, most in (("client", 16 << 20), ("worker", 256 << 20)):
             bare = socket.socket(socket.AF_UNIX)
             bare.settimeout(20)
             bare.connect(getattr(self.farm, f"{port}_endpoint").removeprefix("ipc://"))
@@ -632,7 +647,7 @@ class Limits(Case):
             answer = b""
             while b"HELLO_REQUIRED" not in answer:
                 answer += bare.recv(4096)
-            bare.sendall(b"\x02" + ((256 << 20) + 1).to_bytes(8, "big"))  # a long frame of 256 MiB and 1
+            bare.sendall(b"\x02" + (most + 1).to_bytes(8, "big"))
             while bare.recv(4096):  # to the end: it was not waited for
                 pass
             bare.close()

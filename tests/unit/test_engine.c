@@ -184,7 +184,7 @@ static void test_drain(void **unused)
 static void test_revoked(void **unused)
 {
     (void)unused;
-    Steerfarm__Job jobs[] = {job_of("small", 128, 1), job_of("small", 64, 1),
+    Steerfarm__Job jobs[] = {job_of("small", 256, 1), job_of("small", 64, 1),
                              job_of("small", 64, 2)};
     start(0);
     submit(jobs, 1, 1);

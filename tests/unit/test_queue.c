@@ -65,6 +65,11 @@ static void test_states(void **unused)
         while (slow < IMAGES && model[slow] != wanted)
             slow++;
         assert_int_equal(states_find(&s, from, wanted), slow);
+        uint32_t end = from + random_below(IMAGES - from + 1);
+        assert_int_equal(states_find_to(&s, from, end, wanted), slow < end ? slow : end);
+        for (slow = from; slow < end && model[slow] >= IMAGE_ACKED;)
+            slow++;
+        assert_int_equal(states_find_open(&s, from, end), slow);
     }
     uint32_t counts[IMAGE_STATES] = {0};
     for (int i = 0; i < IMAGES; i++)
@@ -85,11 +90,9 @@ static void test_states(void **unused)
 
 /* ---- turns ---- */
 
-static int takes_all(void *data, const char *model, const char *hash, const char *numerics)
+static int takes_all(void *data, struct lane *l)
 {
-    (void)hash;
-    (void)numerics;
-    return !data || strcmp(data, model) == 0;
+    return !data || strcmp(data, l->model) == 0;
 }
 
 static int take(struct queue *q, const char *model, uint64_t now_ms, struct taken *ret, int room)
@@ -104,7 +107,7 @@ static int take(struct queue *q, const char *model, uint64_t now_ms, struct take
 static void test_turns(void **unused)
 {
     (void)unused;
-    struct queue *q = queue_new();
+    struct queue *q = queue_new(7);
     struct taken taken[16];
     struct job *big = job_add(q, 1, "a", 1000000, 0, 1);
     struct job *small = job_add(q, 2, "a", 2, 0, 1);
@@ -153,7 +156,7 @@ static void test_turns(void **unused)
 static void test_lanes_take_turns(void **unused)
 {
     (void)unused;
-    struct queue *q = queue_new();
+    struct queue *q = queue_new(7);
     struct taken taken[4];
     struct job *jobs[3] = {job_add(q, 1, "a", 1000000, 0, 1), job_add(q, 2, "b", 1000, 0, 1),
                            job_add(q, 3, "c", 1000, 0, 1)};
@@ -261,6 +264,85 @@ static void test_trouble(void **unused)
 
 static struct worker *worker_add(struct sched *s, int number);
 
+/* A worker without the model takes what the one that has it does not, after a while, whatever that
+ * one takes meanwhile. */
+static void test_cold_worker(void **unused)
+{
+    (void)unused;
+    struct sched *s = sched_new(1);
+    struct queue *q = queue_new(7);
+    struct worker *warm = worker_add(s, 2), *cold = worker_add(s, 4);
+    struct taken taken[4];
+    struct job *j = job_add(q, 1, "a", 100, 0, 1);
+    warm->models[0].loaded = 1;
+    struct trouble *t = trouble_get(&j->troubles, 0); /* failed by the warm one */
+    strcpy(t->worker, warm->id);
+    int count = 0;
+    for (uint64_t now = 0; now <= 4000 && !count; now += 100) {
+        count = sched_take(s, q, cold, now, taken, 1);
+        if (count) assert_int_equal(taken[0].index, 0);
+        if (count) assert_true(now >= 2000);
+        struct taken other[1];
+        assert_int_equal(sched_take(s, q, warm, now, other, 1), 1);
+        assert_int_not_equal(other[0].index, 0);
+    }
+    assert_int_equal(count, 1);
+    sched_free(s);
+    queue_free(q);
+}
+
+/* Models that a worker has had to throw out do not count as loaded. */
+static void test_loaded(void **unused)
+{
+    (void)unused;
+    struct sched *s = sched_new(1);
+    struct queue *q = queue_new(7);
+    struct worker *w = worker_add(s, 1); /* offers a and b */
+    w->device_memory = 10;
+    w->models[0].memory_bytes = w->models[1].memory_bytes = 6;
+    assert_non_null(sched_lease(s, w, 0, 0, job_add(q, 1, "a", 1, 0, 1), 0, 0, 1));
+    assert_true(w->models[0].loaded);
+    assert_non_null(sched_lease(s, w, 0, 0, job_add(q, 2, "b", 1, 0, 1), 0, 0, 1));
+    assert_true(!w->models[0].loaded && w->models[1].loaded);
+    sched_free(s);
+    queue_free(q);
+}
+
+/* An image larger than the worker's byte credit goes when it holds nothing else. */
+static void test_large_image(void **unused)
+{
+    (void)unused;
+    struct sched *s = sched_new(1);
+    struct queue *q = queue_new(7);
+    struct worker *w = worker_add(s, 2);
+    struct taken taken[4];
+    struct job *j = job_add(q, 1, "a", 4, 0, 1);
+    w->credit_bytes = 1000;
+    assert_true(j->image_bytes > w->credit_bytes);
+    assert_int_equal(sched_take(s, q, w, 0, taken, 4), 1);
+    assert_non_null(sched_lease(s, w, 0, 0, j, taken[0].index, 0, 1));
+    assert_int_equal(sched_take(s, q, w, 0, taken, 4), 0);
+    sched_free(s);
+    queue_free(q);
+}
+
+static void test_many_lanes(void **unused)
+{
+    (void)unused;
+    struct queue *q = queue_new(7);
+    Steerfarm__Job spec = STEERFARM__JOB__INIT;
+    char model[] = "a";
+    spec.model = model;
+    for (int i = 0; i < 1024; i++) {
+        assert_false(queue_lanes_full(q, &spec));
+        job_add(q, (uint64_t)i + 1, "a", 1, i, 1);
+    }
+    assert_false(queue_lanes_full(q, &spec)); /* there is one for it */
+    spec.priority = 5000;
+    assert_true(queue_lanes_full(q, &spec));
+    queue_free(q);
+}
+
 static void test_blame(void **unused)
 {
     (void)unused;
@@ -309,7 +391,7 @@ static void test_simulation(void **unused)
     enum { JOBS = 40, WORKERS = 4 };
     for (int seed = 1; seed <= 20; seed++) {
         random_state = (uint64_t)seed;
-        struct queue *q = queue_new();
+        struct queue *q = queue_new(7);
         struct sched *s = sched_new(1);
         struct job *jobs[JOBS];
         uint32_t images = 0, ended = 0;
@@ -347,6 +429,8 @@ static void test_simulation(void **unused)
                 ended += done;
             }
         }
+        assert_int_equal(queue_images(q)[IMAGE_ACKED], images);
+        assert_int_equal(queue_images(q)[IMAGE_QUEUED] + queue_images(q)[IMAGE_LEASED], 0);
         for (int i = 0; i < JOBS; i++) {
             assert_true(job_over(jobs[i]));
             assert_int_equal(jobs[i]->states.counts[IMAGE_ACKED], jobs[i]->states.images);
@@ -362,7 +446,9 @@ int main(void)
         cmocka_unit_test(test_states),           cmocka_unit_test(test_turns),
         cmocka_unit_test(test_lanes_take_turns), cmocka_unit_test(test_ids),
         cmocka_unit_test(test_memory),           cmocka_unit_test(test_deadlines),
-        cmocka_unit_test(test_trouble),          cmocka_unit_test(test_blame),
+        cmocka_unit_test(test_trouble),          cmocka_unit_test(test_cold_worker),
+        cmocka_unit_test(test_loaded),           cmocka_unit_test(test_large_image),
+        cmocka_unit_test(test_many_lanes),       cmocka_unit_test(test_blame),
         cmocka_unit_test(test_simulation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -623,7 +623,9 @@ static void test_bad_frames(void **state)
     say_raw(SIDE_CLIENTS, "c", version, 2);
     expect_refused("c", "BAD_VERSION");
     say_raw(SIDE_CLIENTS, "c", junk, 2);
-    expect_refused("c", "BAD_FRAME");
+    const Steerfarm__Refused *m = EXPECT("c", Refused, REFUSED);
+    assert_string_equal(m->code, "BAD_FRAME");
+    assert_int_equal(m->request, TYPE(PING)); /* what it was said to be */
     say_raw(SIDE_WORKERS, "w/1", bare, 2);
     expect_refused("w/1", "BAD_FRAME");
     say_raw(SIDE_CLIENTS, "c", NULL, 0);
@@ -1214,6 +1216,75 @@ static void test_fetch_credit_and_range(void **state)
     assert_int_equal(count_sent("d", TYPE(RESULT)), 4);
 }
 
+/* When nothing of what is fetched can come any more, its fetcher is told, though the job goes on.
+ */
+static void test_fetch_of_a_part(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    farm();
+    credit("w/1", 3, 1);
+    snprintf(id, sizeof id, "%s", submit("c", "k", 6));
+    fetch_range("c", id, 8, 6, 9);
+    expect_refused("c", "BAD_VALUE");
+    fetch_range("c", id, 8, 2, 1);
+    expect_refused("c", "BAD_VALUE");
+    fetch_range("c", id, 8, 0, 2);
+    for (uint32_t i = 0; i < 3; i++) {
+        struct held_lease l = take_assign("w/1");
+        if (i == 2) credit("w/1", 0, 1);
+        if (l.index == 1) {
+            Steerfarm__Fail f = STEERFARM__FAIL__INIT;
+            Steerfarm__Lease lease = lease_message(&l);
+            f.lease = &lease;
+            f.code = f.text = text("RENDER_FAILED");
+            say_worker("w/1", TYPE(FAIL), &f.base);
+            continue;
+        }
+        result("w/1", &l, "x");
+        expect_verdict("w/1", "kept");
+        (void)EXPECT("c", Result, RESULT);
+        settle();
+        assert_int_equal(count_sent("c", TYPE(DONE)), 0);
+        ack("c", id, l.index);
+    }
+    const Steerfarm__Done *d = EXPECT("c", Done, DONE);
+    assert_string_equal(d->status->state, "running");
+    assert_int_equal(d->status->counts->acked, 2);
+    settle();
+    assert_int_equal(count_sent("c", TYPE(DONE)), 1);
+    fetch_range("c", id, 8, 0, 0); /* was acknowledged long ago */
+    (void)EXPECT("c", Done, DONE);
+    fetch_range("c", id, 8, 1, 1); /* has failed */
+    (void)EXPECT("c", Done, DONE);
+    fetch_range("c", id, 8, 3, 3); /* may come */
+    settle();
+    assert_int_equal(count_sent("c", TYPE(DONE)), 3);
+    cancel("c", id, NULL);
+    assert_string_equal(EXPECT("c", Done, DONE)->status->state, "cancelled");
+}
+
+/* To a client that says nothing two copies of a RESULT are sent, not nine. */
+static void test_silent_client(void **state)
+{
+    (void)state;
+    char id[STEER_JOB_ID_BYTES_MAX];
+    Steerfarm__Ping ping = STEERFARM__PING__INIT;
+    farm();
+    spool_images("k", 1, id);
+    fetch("c", id, 4);
+    settle();
+    for (int i = 0; i < 20; i++) {
+        now_ms += 10000;
+        settle();
+    }
+    assert_int_equal(count_sent("c", TYPE(RESULT)), 2);
+    say_client("c", TYPE(PING), &ping.base);
+    now_ms += 100;
+    settle();
+    assert_int_equal(count_sent("c", TYPE(RESULT)), 3);
+}
+
 /* A RESULT is repeated until it is acknowledged, more and more slowly, and not for ever. */
 static void test_client_that_never_reads(void **state)
 {
@@ -1228,7 +1299,9 @@ static void test_client_that_never_reads(void **state)
     settle();
     assert_int_equal(count_sent("c", TYPE(RESULT)), 2);
     for (int i = 0; i < 60; i++) {
+        Steerfarm__Ping ping = STEERFARM__PING__INIT;
         now_ms += 10000;
+        say_client("c", TYPE(PING), &ping.base); /* alive, but the images are left lying */
         settle();
         forget_sent();
     }
@@ -1600,6 +1673,97 @@ static void test_many_acks(void **state)
     assert_int_equal(EXPECT("c", Reply, REPLY)->tag, 9);
 }
 
+/* The list comes in pages, none of which is larger than a message may be. */
+static void test_pages(void **state)
+{
+    (void)state;
+    static char prompt[STEER_PROMPT_BYTES_MAX + 1];
+    char before[STEER_JOB_ID_BYTES_MAX] = "";
+    enum { JOBS = 300 };
+    farm();
+    credit("w/1", 0, 1);
+    memset(prompt, 'x', sizeof prompt - 1);
+    for (int i = 0; i < JOBS; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "k%d", i);
+        say_submit("c", key, prompt, 1, 0);
+        (void)EXPECT("c", Accepted, ACCEPTED);
+        if (i % 50 == 49) forget_sent();
+    }
+    size_t seen = 0, pages = 0;
+    for (int more = 1; more; pages++) {
+        Steerfarm__Query q = STEERFARM__QUERY__INIT;
+        q.kind = STEERFARM__QUERY_KIND__QUERY_JOBS;
+        q.has_limit = 1;
+        q.limit = 1000;
+        q.before = *before ? before : NULL;
+        say_client("c", TYPE(QUERY), &q.base);
+        const Steerfarm__Reply *m = EXPECT("c", Reply, REPLY);
+        assert_true(steerfarm__reply__get_packed_size(m) < STEER_BODY_BYTES_MAX);
+        seen += m->n_jobs;
+        more = m->more;
+        assert_true(!more == !m->next);
+        if (more) snprintf(before, sizeof before, "%s", m->next);
+    }
+    assert_int_equal(seen, JOBS);
+    assert_int_equal(pages, 3);
+}
+
+/* What a newer release adds to a job is kept, as far as there is an end to it. */
+static void test_large_job(void **state)
+{
+    (void)state;
+    static uint8_t unknown[STEER_SPEC_BYTES_MAX];
+    Steerfarm__Submit s = STEERFARM__SUBMIT__INIT;
+    Steerfarm__Job job = STEERFARM__JOB__INIT;
+    ProtobufCMessageUnknownField field = {100, PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED, sizeof unknown,
+                                          unknown};
+    farm();
+    unknown[0] = 0xfd, unknown[1] = 0xff, unknown[2] = 0x03; /* 65533 bytes follow */
+    s.key = text("k");
+    s.job = &job;
+    job.model = text("m");
+    job.prompt = text("a cat");
+    job.base.n_unknown_fields = 1;
+    job.base.unknown_fields = &field;
+    say_client("c", TYPE(SUBMIT), &s.base);
+    expect_refused("c", "BAD_VALUE");
+    field.len = 3;
+    unknown[0] = 2;
+    say_client("c", TYPE(SUBMIT), &s.base);
+    (void)EXPECT("c", Accepted, ACCEPTED);
+}
+
+/* Ranges come in any order, overlap, and may name what is not there. */
+static void test_ack_ranges(void **state)
+{
+    (void)state;
+    static const uint32_t given[][2] = {{5, 5}, {0, 1}, {1, 2}, {9, 9}, {4, 3}, {0, 0}};
+    char id[STEER_JOB_ID_BYTES_MAX];
+    Steerfarm__ResultAck a = STEERFARM__RESULT_ACK__INIT;
+    Steerfarm__Range ranges[6], *list[6];
+    farm();
+    spool_images("k", 6, id);
+    for (int i = 0; i < 6; i++) {
+        ranges[i] = (Steerfarm__Range)STEERFARM__RANGE__INIT;
+        ranges[i].first = given[i][0];
+        ranges[i].last = given[i][1];
+        list[i] = ranges + i;
+    }
+    a.job = id;
+    a.indices = list;
+    a.n_indices = 6;
+    a.has_tag = 1;
+    say_client("c", TYPE(RESULT_ACK), &a.base);
+    (void)EXPECT("c", Reply, REPLY);
+    assert_int_equal(ask_job("c", id)->counts->acked, 4);
+    restart();
+    hello_client("c");
+    fetch("c", id, 8);
+    settle();
+    assert_int_equal(count_sent("c", TYPE(RESULT)), 2);
+}
+
 static void test_jobs_by_state(void **state)
 {
     (void)state;
@@ -1651,6 +1815,8 @@ int main(void)
         TEST(test_pinned_hash),
         TEST(test_replaced),
         TEST(test_fetch_credit_and_range),
+        TEST(test_fetch_of_a_part),
+        TEST(test_silent_client),
         TEST(test_client_that_never_reads),
         TEST(test_no_descriptors),
         TEST(test_client_that_is_gone),
@@ -1666,7 +1832,10 @@ int main(void)
         TEST(test_batch_and_small_spool),
         TEST(test_spool_is_not_overcommitted),
         TEST(test_many_acks),
+        TEST(test_ack_ranges),
         TEST(test_jobs_by_state),
+        TEST(test_pages),
+        TEST(test_large_job),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

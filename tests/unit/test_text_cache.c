@@ -125,8 +125,8 @@ static void test_caching_changes_no_byte(void **unused)
 {
     (void)unused;
     static uint8_t cached[3 * 64 * 64 * 3], uncached[sizeof cached];
-    struct compute *c;
-    struct model *m;
+    struct compute *c = NULL;
+    struct model *m = NULL;
     struct steer_error err = {0};
     struct compute_options o = {.backend = "cpu", .threads = 1};
     char dir[1200];
