@@ -330,7 +330,8 @@ static int configs_read(struct model *m, struct steer_error *err)
 
     /* A folder may say which recipe it wants; otherwise the scheduler's class tells. */
     scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
-    const char *recipe = scheduler && strcmp(scheduler, "LCMScheduler") == 0 ? "lcm" : "sd15";
+    int lcm = scheduler && strcmp(scheduler, "LCMScheduler") == 0;
+    const char *recipe = !lcm ? "sd15" : m->unet.guidance_channels ? "lcm-full" : "lcm";
     snprintf(path, sizeof path, "%s/steer.json", m->dir);
     if (access(path, F_OK) == 0) {
         if ((code = json_file_load(&hint, path, err))) goto done;

@@ -465,6 +465,14 @@ class Drawing(Case):
         self.run_worker("render", "--model", model, "--prompt", "a cat", "--seed", 5, "--images", 2, "--output", self.dir / "q.webp")
         self.assertTrue((self.dir / "q-0001.webp").read_bytes().startswith(b"RIFF"))
 
+    def test_own_recipe(self):
+        """A whole consistency model is told 8.5 unless the job says otherwise, another LCM is not guided."""
+        model = self.folder("consistency")
+        self.assertEqual(self.render(model)["image"][2], self.render(model, "--recipe", "lcm", "--guidance-scale", 8.5)["image"][2])
+        self.assertNotEqual(self.render(model)["image"][2], self.render(model, "--guidance-scale", 1)["image"][2])
+        model = self.folder("tiny")
+        self.assertEqual(self.render(model)["image"][2], self.render(model, "--recipe", "lcm")["image"][2])
+
     def test_default_size(self):
         """Of the U-Net's sample_size, which may be two, and is 64 where a folder older than diffusers 0.9 says less."""
         for config, shape in ((dict(sample_size=3), [24, 24, 3]), (dict(sample_size=[2, 5]), [16, 40, 3]),
