@@ -1687,8 +1687,10 @@ static void test_pages(void **state)
         char key[16];
         snprintf(key, sizeof key, "k%d", i);
         say_submit("c", key, prompt, 1, 0);
-        (void)EXPECT("c", Accepted, ACCEPTED);
-        if (i % 50 == 49) forget_sent();
+        if (i % 50 < 49) continue; /* fifty in one commit */
+        for (int k = 0; k < 50; k++)
+            (void)EXPECT("c", Accepted, ACCEPTED);
+        forget_sent();
     }
     size_t seen = 0, pages = 0;
     for (int more = 1; more; pages++) {
