@@ -44,7 +44,7 @@ static int snapshot_type;           /* when this is sent, what is durable is cop
 
 /* ---- the disk ---- */
 
-static volatile int disk_full;
+static _Atomic int disk_full; /* the store's thread looks at it */
 
 int __real_statvfs(const char *path, struct statvfs *v);
 int __wrap_statvfs(const char *path, struct statvfs *v);
