@@ -74,12 +74,14 @@ def submitter(farm, ledger, stop, number):
 
 
 def fetcher(farm, ledger, stop):
-    client, asked, waiting, tag = farm.client(hello=False), 0.0, {}, 0
+    client, asked, heard, waiting, tag, fetching = farm.client(hello=False), 0.0, 0.0, {}, 0, set()
     while not (stop.is_set() and not ledger.missing()) and time.monotonic() < fetcher.deadline:
-        if time.monotonic() - asked > 0.3:  # ask again for everything: brokers die
-            client.send("HELLO", version_min=1, version_max=1, role=1)
-            fetching = set()
-            asked = time.monotonic()
+        now = time.monotonic()
+        if now - asked > 0.3:  # brokers die; a new one answers HELLO_REQUIRED
+            client.send("PING", tag=0)
+            asked = now
+        if now - heard > 3:
+            heard, fetching = now, set()
         for job in ledger.missing()[:64]:
             if job not in fetching:
                 fetching.add(job)
@@ -89,6 +91,7 @@ def fetcher(farm, ledger, stop):
             continue
         name, m, payload = got
         if name == "RESULT":
+            heard = now
             ledger.deliver(m.job, m, payload)
             tag += 1
             waiting[tag] = (m.job, m.index)
@@ -96,6 +99,10 @@ def fetcher(farm, ledger, stop):
         elif name == "REPLY" and m.tag in waiting:
             with ledger.lock:
                 ledger.acked.add(waiting.pop(m.tag))
+        elif name == "REFUSED" and m.code == "HELLO_REQUIRED":
+            client.send("HELLO", version_min=1, version_max=1, role=1)
+        elif name == "WELCOME":
+            fetching = set()
     client.close()
 
 

@@ -44,6 +44,8 @@ class Client:
     def __init__(self, endpoint, hello=True, identity=None):
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        # A client that only sends, while what it has not read piles up, does not see its connection end: send raises zmq.Again.
+        self.socket.setsockopt(zmq.SNDTIMEO, 5000)
         if identity:
             self.socket.setsockopt(zmq.IDENTITY, identity)
         self.socket.connect(endpoint)
