@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_recipe")
-UNET, VAE, CLIP, BPE, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/text/clip_bpe.c", "worker/sampler.c"
+TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_recipe", "test_sampler")
+UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
+BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
 
 MUTANTS = {
@@ -22,9 +23,9 @@ MUTANTS = {
     "nag: nag_scale taken as phi": (ATTENTION, "w->zt[at + (size_t)c] = zp + phi * (zp - n[c] * in);", "w->zt[at + (size_t)c] = zp + (phi - 1) * (zp - n[c] * in);"),
     "nag: 2-norms": (ATTENTION, "norm_t += fabsf(zt[c]);\n        norm_p += fabsf(zp[c]);", "norm_t += zt[c] * zt[c];\n        norm_p += zp[c] * zp[c];"),
     "vsf: the negative's values without its sign": (ATTENTION, "load(a + c) * wp - alpha * wn", "load(a + c) * wp + alpha * wn"),
-    "attention_head_dim as a width": (UNET, "    memcpy(c.heads, given, sizeof given);", "    for (int i = 0; i < c.blocks; i++)\n        c.heads[i] = c.channels[i] / given[i] > 0 ? c.channels[i] / given[i] : 1;"),
+    "attention_head_dim as a width": (UNET, "        if (attends && c->channels[i] % c->heads[i])", "        c->heads[i] = c->channels[i] / c->heads[i] > 0 ? c->channels[i] / c->heads[i] : 1;\n        if (attends && c->channels[i] % c->heads[i])"),
     "transformer group norm 1e-5": (UNET, "f->c->groups, 1e-6, ACT_NONE", "f->c->groups, 1e-5, ACT_NONE"),
-    "resnet group norm 1e-6": (UNET, 'real(config, "norm_eps", 1e-5)', '1e-6 + 0 * real(config, "norm_eps", 1e-5)'),
+    "resnet group norm 1e-6": (UNET, '"norm_eps", 1e-5, file, err)) ||', '"norm_eps", 1e-5, file, err)) || (c.norm_eps = 1e-6, 0) ||'),
     "layer norm 1e-6": (UNET, 'net_layer_norm(n, x, 1e-5, "%s.norm2"', 'net_layer_norm(n, x, 1e-3, "%s.norm2"'),
     "vae group norm 1e-5": (VAE, "#define VAE_EPS 1e-6", "#define VAE_EPS 1e-4"),
     "geglu by tanh": ("kernels/cpu/vector.h", "return x * 0.5f * (verf(x * 0.70710678f) + 1.f);", "return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);"),
@@ -34,17 +35,17 @@ MUTANTS = {
     "leading spacing as linspace": (SAMPLER, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
     "ddim ends at alpha_bar 1": (SAMPLER, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
     "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
-    "quick_gelu as gelu": (CLIP, '{"quick_gelu", ACT_QUICK_GELU}', '{"quick_gelu", ACT_GELU}'),
+    "quick_gelu as gelu": (CLIP, "{ACT_QUICK_GELU, ACT_GELU,", "{ACT_GELU, ACT_GELU,"),
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),
-    "NFKC for NFC": (BPE, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT"),
-    "no NFC": (BPE, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE"),
-    "ASCII lower case": (BPE, "c = utf8proc_tolower(c);", "c = c < 128 ? utf8proc_tolower(c) : c;"),
-    "U+0130 to one letter": (BPE, "if (c == 0x130) {", "if (c == -1) {"),
+    "NFKC for NFC": (TABLES, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT"),
+    "no NFC": (TABLES, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE"),
+    "ASCII lower case": (TABLES, "c = utf8proc_tolower(c);", "c = c < 128 ? utf8proc_tolower(c) : c;"),
+    "U+0130 to one letter": (TABLES, "if (c == 0x130) {", "if (c == -1) {"),
     "marks as letters": (BPE, "case UTF8PROC_CATEGORY_LO: return KIND_LETTER;", "case UTF8PROC_CATEGORY_MN:\n    case UTF8PROC_CATEGORY_LO: return KIND_LETTER;"),
-    "no contractions": (BPE, "size_t short_form = c == '\\'' ?", "size_t short_form = c == -1 ?"),
+    "no contractions": (BPE, "short_form = c == '\\''  ? contraction(", "short_form = c == -1 ? contraction("),
     "digits in runs": (BPE, "} else if (kind != KIND_NUMBER) {", "} else {"),
     "only ASCII digits": (BPE, "case UTF8PROC_CATEGORY_ND:\n", "case UTF8PROC_CATEGORY_ND: if (c > 127) return KIND_OTHER; return KIND_NUMBER;\n"),
-    "merges that begin with # skipped": (BPE, "(number == 1 && n >= 8 && memcmp(line, \"#version\", 8) == 0)", "(line[0] == '#')"),
+    "merges that begin with # skipped": (TABLES, 'if (!n || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;', "if (!n || line[0] == '#') continue;"),
     "special tokens in the text not seen": (BPE, "const struct special *s = special_at(t, text + i, size - i, normalized);", "const struct special *s = NULL;"),
     "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
 }
