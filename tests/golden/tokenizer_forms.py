@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 from make import tokenizer_make
 
 LENGTH = 24
-TEXTS = ["the red cat on a Dog, 42!", "a <sks> cat <SKS> <sks>on", "x<|endoftext|>y <|startoftext|> <pad>", "##a # ! <x> \u00c9<\u00e9>"]
+TEXTS = ["the red cat on a Dog, 42!", "a <sks> cat <SKS> <sks>on", "x<|endoftext|>y <|startoftext|> <pad>", "###a # ! <x> \u00c9<\u00e9>"]
 
 
 def added(content, **more):

@@ -2,7 +2,6 @@
 /* Preloaded into the real broker: once the file that STEER_TEST_FSYNC_FAIL names exists and holds a
  * number n, the n-th fsync or fdatasync from then on fails with EIO, and only that one. As on
  * Linux, a later one succeeds without the bytes of the first being on the disk. */
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdatomic.h>

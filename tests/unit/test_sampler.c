@@ -71,7 +71,7 @@ static double follow(const json_t *row, const struct recipe *r)
         print_error("begins with %.9g instead of %.9g\n", schedule_init_scale(s), init);
         worst = 4;
     }
-    for (int i = 0; i < calls && !worst; i++)
+    for (int i = 0; i < calls && worst == 0; i++)
         if (fabs(schedule_timestep(s, i) - json_number_value(json_array_get(times, (size_t)i))) >
             TIME_MAX) {
             worst = 3;
@@ -89,7 +89,7 @@ static double follow(const json_t *row, const struct recipe *r)
     }
     for (int i = 0; i < COUNT; i++)
         last[i] = x[i];
-    if (!worst) worst = numbers_distance(json_object_get(row, "x"), last, COUNT);
+    if (worst == 0) worst = numbers_distance(json_object_get(row, "x"), last, COUNT);
     sampler_free(sampler);
     schedule_free(s);
     return worst;
