@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+import zmq
+
 from farm import BIN, GOLDEN, Farm, Program
 from steer_client import Refused
 
@@ -73,8 +75,28 @@ def submitter(farm, ledger, stop, number):
     client.close()
 
 
+class Connection:
+    """A client that is made anew when its pipe stays full: a connection that died with unread messages is not noticed by sending."""
+
+    def __init__(self, farm):
+        self.farm, self.client = farm, farm.client(hello=False)
+
+    def send(self, *args, **fields):
+        try:
+            self.client.send(*args, **fields)
+        except zmq.Again:
+            self.client.close()
+            self.client = self.farm.client(hello=False)
+
+    def receive(self, seconds):
+        return self.client.receive(seconds)
+
+    def close(self):
+        self.client.close()
+
+
 def fetcher(farm, ledger, stop):
-    client, asked, heard, waiting, tag, fetching = farm.client(hello=False), 0.0, 0.0, {}, 0, set()
+    client, asked, heard, waiting, tag, fetching = Connection(farm), 0.0, 0.0, {}, 0, set()
     while not (stop.is_set() and not ledger.missing()) and time.monotonic() < fetcher.deadline:
         now = time.monotonic()
         if now - asked > 0.3:  # brokers die; a new one answers HELLO_REQUIRED
