@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,6 +30,11 @@ def read(*parts):
 put("safetensors", "two", tensor_file({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
                                        "b": {"dtype": "BF16", "shape": [], "data_offsets": [24, 26]}, "__metadata__": {"format": "pt"}}, bytes(26)))
 put("safetensors", "index", json.dumps({"metadata": {}, "weight_map": {"a": "fuzz.safetensors", "b": "../b.safetensors"}}))
+CHECKPOINTS = HERE.parent / "golden" / "checkpoints"
+for name in ("strided.pt", "training.ckpt", "protocol4.pt", "evil.pt"):
+    with zipfile.ZipFile(CHECKPOINTS / name) as archive:
+        put("torch_archive", f"pickle-{name}", archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl"))))
+put("torch_archive", "plain", (CHECKPOINTS / "plain.pt").read_bytes())
 put("json", "python", '{"lower_order_final": true, "lambda_min_clipped": -Infinity, "x": [NaN, Infinity, 1e400, "\\u00e9\\ud83d\\ude00"]}')
 recipes = {p.stem: json.loads(p.read_text()) for p in (ROOT / "worker" / "recipes").glob("*.json")}
 for model, recipe in (("tiny", "lcm"), ("small", "dmd2-sd15"), ("odd", "pndm"), ("consistency", "sd15")):

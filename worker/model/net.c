@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../safetensors.h"
+#include "../tensors.h"
 
 /* Weights by name in an open-addressing table that at most half fills. */
 struct entry {
@@ -133,7 +133,7 @@ static struct stored stored_get(struct params *p, const char *name, int rank, co
         return s;
     }
     s.data = view.data;
-    s.mapped = 1;
+    s.mapped = view.mapped;
     return s;
 }
 

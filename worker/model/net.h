@@ -13,7 +13,7 @@
 #include "compute.h"
 #include "error.h"
 
-struct tensors; /* safetensors.h */
+struct tensors; /* tensors.h */
 struct params;
 
 /* Takes files; they stay mapped until params_free. */
