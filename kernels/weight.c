@@ -255,6 +255,27 @@ static int delta_make(struct delta *ret, const struct weight *w, int part)
     return 0;
 }
 
+/* out[n] += factors[rank] @ down[rank, n], whose rows lie `columns` apart. Multiplied and added one
+ * after another in every lane, so that its bytes are those of a loop, whatever the processor. */
+__attribute__((target_clones("avx512f", "avx2", "default"))) static void
+row_add(float *restrict out, const float *factors, const float *down, size_t rank, size_t columns,
+        size_t n)
+{
+    size_t k = 0;
+    for (; k + 4 <= rank; k += 4) { /* four at a time: out is read and written less often */
+        const float *f = factors + k, *d = down + k * columns;
+        for (size_t i = 0; i < n; i++) {
+            float sum = out[i] + f[0] * d[i];
+            sum += f[1] * d[columns + i];
+            sum += f[2] * d[2 * columns + i];
+            out[i] = sum + f[3] * d[3 * columns + i];
+        }
+    }
+    for (; k < rank; k++)
+        for (size_t i = 0; i < n; i++)
+            out[i] += factors[k] * down[k * columns + i];
+}
+
 /* Adds elements [first, first + count) of up @ down. */
 static void delta_add(float *out, const struct delta *d, size_t first, size_t count)
 {
@@ -263,12 +284,8 @@ static void delta_add(float *out, const struct delta *d, size_t first, size_t co
         size_t row = at / d->columns, column = at % d->columns;
         size_t n = d->columns - column, left = first + count - at;
         if (n > left) n = left;
-        for (size_t k = 0; k < d->rank; k++) {
-            float factor = d->up[row * d->rank + k];
-            const float *down = d->down + k * d->columns + column;
-            for (size_t i = 0; i < n; i++)
-                out[at - first + i] += factor * down[i];
-        }
+        row_add(out + (at - first), d->up + row * d->rank, d->down + column, d->rank, d->columns,
+                n);
         at += n;
     }
 }

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_recipe", "test_sampler")
+TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_recipe", "test_sampler", "test_checkpoint", "test_lora")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
+NAMES, CHECKPOINT, LORA, LORA_FILE = "worker/original_names.c", "worker/checkpoint.c", "worker/lora.c", "worker/lora_file.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
 
 MUTANTS = {
@@ -47,6 +48,13 @@ MUTANTS = {
     "only ASCII digits": (BPE, "case UTF8PROC_CATEGORY_ND:\n", "case UTF8PROC_CATEGORY_ND: if (c > 127) return KIND_OTHER; return KIND_NUMBER;\n"),
     "merges that begin with # skipped": (TABLES, 'if (!n || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;', "if (!n || line[0] == '#') continue;"),
     "special tokens in the text not seen": (BPE, "const struct special *s = special_at(t, text + i, size - i, normalized);", "const struct special *s = NULL;"),
+    "lora: alpha not over the rank": (LORA_FILE, "number(views[ROLE_ALPHA]) / (double)ret->rank", "number(views[ROLE_ALPHA])"),
+    "lora: alpha without its square root": (LORA_FILE, 'json_is_true(config_get(c, part, "use_rslora")) ? sqrt(rank) : rank', "rank"),
+    "lora: every part of a fused layer gets its first rows": (LORA, "first += views[i]->shape[0];", "first += 0 * views[i]->shape[0];"),
+    "flux lora: the last norm's halves as they are": (LORA, "name.form == FORM_SWAPPED, err", "0, err"),
+    "flux file: the last norm's halves as they are": (CHECKPOINT, "if (name->form == FORM_SWAPPED) code", "if (0) code"),
+    "open_clip: the projection not transposed": (CHECKPOINT, "if (name->form == FORM_TRANSPOSED) code", "if (0) code"),
+    "vae file: levels from the wrong end": (NAMES, "case COUNT_VAE_UP: numbers[0] = l->levels - 1 - numbers[0]; break;", "case COUNT_VAE_UP: break;"),
     "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
 }
 

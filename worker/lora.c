@@ -352,6 +352,14 @@ const struct low_rank *loras_find(const struct loras *l, enum lora_target target
     return l->bounds[at].first;
 }
 
+int loras_current(const struct loras *l, struct steer_error *err)
+{
+    int code = 0;
+    for (size_t i = 0; i < l->count && !code; i++)
+        code = tensors_check(l->files[i].tensors, err);
+    return code;
+}
+
 size_t loras_count(const struct loras *l)
 {
     return l->count;

@@ -35,7 +35,9 @@ int loras_check(const struct loras *l, struct steer_error *err) STEER_MUSTCHECK;
 /* What is added to the weight of that name; NULL: nothing. Lives as long as l. */
 const struct low_rank *loras_find(const struct loras *l, enum lora_target target, const char *name);
 
-/* The files, for hashes and for tensors_check. */
+/* Whether the files are still what was opened (tensors_check). */
+int loras_current(const struct loras *l, struct steer_error *err) STEER_MUSTCHECK;
+/* The files, for who wants their bytes. */
 size_t loras_count(const struct loras *l);
 const struct tensors *loras_tensors(const struct loras *l, size_t i);
 

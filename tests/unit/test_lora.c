@@ -227,6 +227,7 @@ static void test_forward(void **unused)
         assert_true(fabsf(with[i] - bias[i] - want[i * 16]) < 1e-5f);
         assert_true(with[i] != without[i]);
     }
+    assert_int_equal(loras_current(l, NULL), 0);
     loras_close(l);
     tensors_close(model);
     tensors_close(merged);

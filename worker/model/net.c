@@ -57,7 +57,10 @@ void params_free(struct params *p)
 int params_error(struct params *p, struct steer_error *err)
 {
     int code = p->error.code;
-    if (!code) return tensors_check(p->files, err);
+    if (!code) {
+        code = tensors_check(p->files, err);
+        return code || !p->loras ? code : loras_current(p->loras, err);
+    }
     if (err) *err = p->error;
     if (code == STEER_NO_MEMORY) p->error = (struct steer_error){0};
     return code;
