@@ -12,7 +12,7 @@
 
 #include "file.h"
 #include "json.h"
-#include "safetensors.h"
+#include "tensors.h"
 
 /* ---- the folder's hash ---- */
 

@@ -113,6 +113,13 @@ static int file_map(struct tensor_file *ret, const char *path, struct steer_erro
     ret->data = map;
     ret->size = (size_t)st.st_size;
     ret->changed = st.st_mtim;
+    /* What a clone of a model's repository has without `git lfs pull`. */
+    static const char pointer[] = "version https://git-lfs.github.com/";
+    if (ret->size >= sizeof pointer && memcmp(map, pointer, sizeof pointer - 1) == 0)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "tensor file %s is a pointer of Git LFS: the file itself is yet to be "
+                          "downloaded (git lfs pull)",
+                          path);
     return 0;
 }
 

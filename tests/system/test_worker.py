@@ -351,6 +351,14 @@ class OddFolders(Case):
 
         self.check(lambda m: edit_tensors(m / VAE, rename))
 
+    def test_torch_archives(self):
+        def archives(m):
+            for path, new in ((m / UNET, "diffusion_pytorch_model.bin"), (m / TEXT, "pytorch_model.bin")):
+                tensors.torch_write(path.with_name(new), tensors.read(path))
+                path.unlink()
+
+        self.check(archives)
+
     def test_position_ids(self):
         def more(t):
             n = next(v[1][0] for k, v in t.items() if "position_embedding" in k)
