@@ -367,7 +367,7 @@ static void block_plain(const struct job *j, struct work *w, int head, int first
 
 static void block_guided(const struct job *j, struct work *w, int first, int count)
 {
-    const float *param = place_image(j->p, j->op->in[7], j->image);
+    const float *param = place_image(j->p, j->op->in[IN_PARAMS], j->image);
     int nag = j->op->method == GUIDANCE_NAG;
     for (int head = 0; head < j->heads; head++) {
         queries_read(j, head, first, count, w->q);
@@ -510,7 +510,7 @@ int ISA(guided_attention)(struct plan *p, struct step *s)
         float *scratch = (float *)p->scratch;
         segment_pack(&j, &j.positive, op->in[1], op->in[2], op->in[3], &scratch);
         segment_pack(&j, &j.negative, op->in[4], op->in[5], op->in[6], &scratch);
-        const float *param = place_image(p, op->in[7], b);
+        const float *param = place_image(p, op->in[IN_PARAMS], b);
         if (op->method == GUIDANCE_VSF) j.negative.bias = -(double)param[GUIDANCE_OFFSET];
         size_t each = thread_floats(j.heads, j.d);
         int blocks = (j.rows + ROWS - 1) / ROWS;

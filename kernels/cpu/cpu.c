@@ -35,13 +35,22 @@ static int winograd_wanted(const struct plan *p, const struct op *op)
 
 /* ---- types ---- */
 
+/* For now: shared keys, an empty negative and a bias. */
+static int attention_by_ref(const struct op *op)
+{
+    if (op->kind == OP_ATTENTION) return op->in[IN_BIAS] >= 0;
+    return op->in[IN_SHARED] >= 0 || op->in[IN_NEGATIVE] < 0;
+}
+
 static int reads_bf16(const struct plan *p, const struct op *op, int tensor)
 {
     switch (op->kind) {
     case OP_LINEAR: return 1;
     case OP_CONV: return tensor == op->in[0] && !winograd_wanted(p, op);
     case OP_ATTENTION:
-    case OP_GUIDED_ATTENTION: return tensor != op->in[op->kind == OP_ATTENTION ? 3 : 7];
+    case OP_GUIDED_ATTENTION:
+        if (attention_by_ref(op)) return 0;
+        return tensor != op->in[IN_POSITIVE + 2] && tensor != op->in[IN_PARAMS];
     case OP_GEGLU: return 1;
     default: return 0;
     }
@@ -52,9 +61,9 @@ static int writes_bf16(const struct op *op)
     switch (op->kind) {
     case OP_LINEAR:
     case OP_GROUP_NORM:
-    case OP_LAYER_NORM:
+    case OP_LAYER_NORM: return op->kind != OP_LAYER_NORM || op->w;
     case OP_ATTENTION:
-    case OP_GUIDED_ATTENTION:
+    case OP_GUIDED_ATTENTION: return !attention_by_ref(op);
     case OP_GEGLU:
     case OP_RESIZE: return 1;
     case OP_CONV: return 1;
@@ -168,6 +177,7 @@ static int prepare(struct plan *p, struct step *s, struct steer_error *err)
     case OP_CONV: return onednn_conv(p, s, winograd_wanted(p, &s->op), err);
     case OP_ATTENTION:
     case OP_GUIDED_ATTENTION:
+        if (attention_by_ref(&s->op)) return ref_prepare(p, s, err);
         s->scratch_bytes = attention_scratch(p, &s->op);
         s->run = s->op.kind == OP_ATTENTION ? k->attention : k->guided_attention;
         break;
@@ -178,6 +188,7 @@ static int prepare(struct plan *p, struct step *s, struct steer_error *err)
         s->run = k->group_norm;
         break;
     case OP_LAYER_NORM:
+        if (!s->op.w) return ref_prepare(p, s, err);
         if (!weight_matrix_f32(s->op.w) || !weight_vector_f32(s->op.w))
             return steer_fail(err, STEER_NO_MEMORY, "no memory for a norm");
         s->run = k->layer_norm;

@@ -320,12 +320,14 @@ static struct tensor record_attend(struct rig *r, const void *what)
     pos.v = narrow(r, input(r, (struct shape){2, 1, a->keys, c}, a->v));
     if (a->masked) pos.mask = input(r, (struct shape){2, 1, 1, a->keys}, a->mask);
     if (a->method == GUIDANCE_NONE)
-        return op_attention(r->g, q, pos.k, pos.v, a->heads, scale, a->causal, pos.mask);
+        return op_attention(r->g, q, pos.k, pos.v, a->heads, scale, a->causal, pos.mask,
+                            TENSOR_NONE);
     neg.k = narrow(r, input(r, (struct shape){2, 1, a->negatives, c}, a->kn));
     neg.v = narrow(r, input(r, (struct shape){2, 1, a->negatives, c}, a->vn));
     if (a->masked) neg.mask = input(r, (struct shape){2, 1, 1, a->negatives}, a->mask_n);
     struct tensor params = input(r, (struct shape){2, 1, 1, GUIDANCE_PARAMS}, a->params);
-    return op_guided_attention(r->g, q, pos, neg, a->heads, scale, a->method, params);
+    return op_guided_attention(r->g, q, pos, neg, TEXT_KEYS_NONE, a->heads, scale, a->method,
+                               GUIDANCE_TEXT, params);
 }
 
 static void attend_fill(struct attend *a, float logits)
