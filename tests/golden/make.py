@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Makes the golden models and tensors of tests/golden: small random weights, and what diffusers 0.42.1,
-transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with those versions:
+transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with those versions, and sentencepiece 0.2.3:
 
     python tests/golden/make.py            what tests/golden/data does not have yet of all cases
     python tests/golden/make.py NAME DIR   one case, elsewhere
@@ -9,18 +9,23 @@ Each case is a model folder (model/) and, per run, a file of reference tensors w
 `steer-worker render --dump-tensors`, and args.txt: the flags of the run.
 """
 
+import io
 import json
 import shutil
+import struct
 import sys
+import tempfile
 from pathlib import Path
 
+import sentencepiece
 import torch
 from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DPMSolverMultistepScheduler,
                        EulerDiscreteScheduler, LCMScheduler, PNDMScheduler, StableDiffusionPipeline,
                        UNet2DConditionModel)
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from sentencepiece import sentencepiece_model_pb2 as spm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Tokenizer
 
 HERE = Path(__file__).parent
 
@@ -45,6 +50,65 @@ def tokenizer_make(folder, length):
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}))
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def charsmap_rules(charsmap):
+    """All {source: replacement} of a precompiled normalizer."""
+    size, = struct.unpack_from("<I", charsmap)
+    units, texts = struct.unpack_from(f"<{size // 4}I", charsmap, 4), charsmap[4 + size:]
+    offset = lambda unit: (unit >> 10) << ((unit & 1 << 9) >> 6)
+    rules, todo = {}, [(offset(units[0]), b"")]
+    while todo:
+        at, key = todo.pop()
+        for byte in range(1, 256):
+            child = at ^ byte
+            if child < len(units) and units[child] & (1 << 31 | 255) == byte:
+                below = child ^ offset(units[child])
+                if units[child] >> 8 & 1:
+                    place = units[below] & (1 << 31) - 1
+                    rules[(key + bytes([byte])).decode()] = texts[place:texts.index(b"\0", place)].decode()
+                todo.append((below, key + bytes([byte])))
+    return rules
+
+
+def spiece_make(texts, kept, **options):
+    """A SentencePiece model, its special pieces where T5 has them. Of nmt_nfkc, whose table has 240 kB, the rules that
+    kept(source) keeps."""
+    def train(**more):
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+            hard_vocab_limit=False, num_threads=1, minloglevel=2, **options, **more)
+        return spm.ModelProto.FromString(model.getvalue())
+    rules = charsmap_rules(train().normalizer_spec.precompiled_charsmap)
+    codes = lambda text: " ".join(f"{ord(c):x}" for c in text)
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as f:
+        f.write("".join(f"{codes(a)}\t{codes(b)}\n" for a, b in sorted(rules.items()) if kept(a)))
+        f.flush()
+        model = train(normalization_rule_tsv=f.name)
+    model.normalizer_spec.ClearField("normalization_rule_tsv")
+    return model
+
+
+CORPUS = ["a red cat on a blue background", "the quick brown dog jumps over the lazy dog", "worst quality, low quality, ugly",
+          "a photograph of an astronaut riding a horse", "two cats, one dog and 3 birds!", "caf\u00e9 na\u00efve \u00fcber stra\u00dfe",
+          "e.g. 1234567890 (fifty-five) [x] <y>", "a man's best friend isn't a cat", "\u4e2d\u6587 \u65e5\u672c\u8a9e \u041f\u0440\u0438\u0432\u0435\u0442"]
+
+
+def unigram_make(folder, length):
+    """T5's tokenizer in its published files. Of the normalizer's 225,000 rules those are kept that are short and plain, but
+    not that U+2581 is a space, which older models do not have."""
+    def kept(source):
+        plain = all(c < "\u0250" or "\u0300" <= c < "\u0370" or "\u2000" <= c < "\u2600" or "\u3000" <= c < "\u3040" or "\uff00" <= c
+                    for c in source)
+        return len(source) <= 2 and source != "\u2581" and (plain or source in ("\u1100\u1161", "\u1161\u11a8", "\u0958", "\u1e9b\u0323", "\ufb01"))
+    folder.mkdir(parents=True)
+    model = spiece_make(CORPUS * 3, kept, vocab_size=200, max_sentencepiece_length=8, user_defined_symbols=["<sks>"])
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "T5Tokenizer", "model_max_length": length, "extra_ids": 100, "eos_token": "</s>", "unk_token": "<unk>",
+         "pad_token": "<pad>"}))
+    return T5Tokenizer.from_pretrained(folder)
 
 
 def lively(model, scale=1.0):
@@ -382,3 +446,5 @@ if __name__ == "__main__":
     else:
         for name in CASES:
             build(name, HERE / "data" / name)
+        if not (HERE / "data" / "t5" / "model" / "tokenizer").exists():
+            unigram_make(HERE / "data" / "t5" / "model" / "tokenizer", 28)
