@@ -23,9 +23,9 @@ from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DPMSolverM
                        EulerDiscreteScheduler, LCMScheduler, PNDMScheduler, StableDiffusionPipeline,
                        UNet2DConditionModel)
 from diffusers.models.attention_processor import Attention
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as spm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 HERE = Path(__file__).parent
 
@@ -440,11 +440,39 @@ def build(name, folder):
         (folder / run / "args.txt").write_text("\n".join(flags) + "\n")
 
 
+def t5_build(folder):
+    """T5's encoder alone: folders with config.json, model.safetensors and expected.safetensors."""
+    if not (folder / "tokenizer").exists():
+        unigram_make(folder / "tokenizer", 28)
+    tok = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    batch = tok(["the red cat on the blue dog", "a"], padding="max_length", max_length=28, truncation=True, return_tensors="pt")
+    for name, more in {"gated": dict(feed_forward_proj="gated-gelu"),
+                       "relu": dict(feed_forward_proj="relu", d_kv=8, num_heads=3, relative_attention_num_buckets=32,
+                                    relative_attention_max_distance=128, layer_norm_epsilon=0.02)}.items():
+        if (folder / name).exists():
+            continue
+        torch.manual_seed(sum(map(ord, name)))
+        config = T5Config(**dict(vocab_size=len(tok) + 3, d_model=24, d_kv=5, d_ff=40, num_layers=3, num_heads=4,
+                                 relative_attention_num_buckets=10, relative_attention_max_distance=17) | more)
+        model = lively(T5EncoderModel(config), 0.8)
+        with torch.no_grad():
+            model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.mul_(4)
+        model.save_pretrained(folder / name)
+        if name == "relu":  # published under either name
+            weights = load_file(folder / name / "model.safetensors")
+            weights["encoder.embed_tokens.weight"] = weights.pop("shared.weight")
+            save_file(weights, folder / name / "model.safetensors", {"format": "pt"})
+        with torch.no_grad():
+            out = {"tokens": batch.input_ids.int(), "mask": batch.attention_mask.float(),
+                   "text.masked": model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state,
+                   "text.plain": model(batch.input_ids).last_hidden_state}
+        save_file({k: v.contiguous() for k, v in out.items()}, folder / name / "expected.safetensors")
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
         for name in CASES:
             build(name, HERE / "data" / name)
-        if not (HERE / "data" / "t5" / "model" / "tokenizer").exists():
-            unigram_make(HERE / "data" / "t5" / "model" / "tokenizer", 28)
+        t5_build(HERE / "data" / "t5" / "model")
