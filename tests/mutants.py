@@ -65,7 +65,7 @@ MUTANTS = {
     "unigram: normalizing without graphemes": (CHARSMAP, "m && end - i < GRAPHEME_BYTES ?", "m && end - i < 1 ?"),
     "unigram: long graphemes whole": (CHARSMAP, "#define GRAPHEME_BYTES     6", "#define GRAPHEME_BYTES     60"),
     "unigram: no normalizer": (UNIGRAM, "charsmap_normalize(t->charsmap, s.text", "charsmap_normalize(NULL, s.text"),
-    "unigram: unknown pieces apart": (UNIGRAM, "while (id == UNIGRAM_UNK && end < size", "while (id < 0 && end < size"),
+    "unigram: unknown pieces apart": (UNIGRAM, "while (id == SPIECE_UNK && end < size", "while (id < 0 && end < size"),
     "unigram: special tokens in the text not seen": (UNIGRAM, "added_at(t, s.text + i, s.size - i, normalized);", "NULL;"),
     "unigram: only U+0020 parts words": (UNIGRAM, "            if (is_space(c) || c == MARK_CHAR) break;", "            if (c == ' ' || c == MARK_CHAR) break;"),
     "unigram: a mark in the text parts nothing": (UNIGRAM, "            if (is_space(c) || c == MARK_CHAR) break;", "            if (is_space(c)) break;"),

@@ -48,7 +48,7 @@ def unigram(name, first, config, text):
 
 forms = read("unigram_forms.json")
 spiece = bytes.fromhex(forms["base"]["spiece.model"])
-saved = {c["name"]: c["files"] for c in forms["cases"]}["as transformers 5 saves it"]["tokenizer.json"].encode()
+saved = json.dumps(forms["saved"]).encode()
 unigram("spiece", spiece, {"model_max_length": 16, "extra_ids": 4}, "a red cat \u2603\u2603 <pad></s>x \uff1c/s> caf\u00e9 cafe\u0301\u0302 \u2581a\u2581")
 unigram("saved", saved, {}, "a <extra_id_3> red <unk> cat")
 unigram("added", spiece, {"extra_ids": 0, "added_tokens_decoder": {"9": {"content": "<\u00e9>", "rstrip": True}, "99": {"content": "at", "lstrip": True}}},
