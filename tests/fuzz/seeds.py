@@ -37,6 +37,8 @@ for model, recipe in (("tiny", "lcm"), ("small", "dmd2-sd15"), ("odd", "pndm"), 
                                      "scheduler": read(model, "model", "scheduler", "scheduler_config.json"), "recipe": recipes[recipe]}))
 for name, recipe in recipes.items():
     put("config", f"recipe-{name}", json.dumps({"recipe": recipe, "scheduler": {"_class_name": "DDIMScheduler"}}))
+for name in ("gated", "relu"):
+    put("config", f"t5-{name}", json.dumps({"t5": read("t5", "model", name, "config.json")}))
 vocab = {c: i for i, c in enumerate(["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "abc</w>", "é</w>", "<|startoftext|>", "<|endoftext|>"])}
 put("tokenizer", "small", json.dumps(vocab) + "\f#version: 0.2\na b\na b</w>\nab c</w>\n\f" + '{"model_max_length": 16, "pad_token": "<|endoftext|>"}'
     + "\fabc a'll  ABC \u0130 \u00e9 <|endoftext|> 12 \u0301")
