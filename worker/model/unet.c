@@ -344,7 +344,7 @@ static struct tensor self_attention(struct forward *f, struct tensor x, int head
     struct tensor k = op_channels(n->graph, qkv, channels, channels);
     struct tensor v = op_channels(n->graph, qkv, 2 * channels, channels);
     double scale = 1 / sqrt((double)channels / heads);
-    struct tensor h = op_attention(n->graph, q, k, v, heads, scale, 0, TENSOR_NONE);
+    struct tensor h = op_attention(n->graph, q, k, v, heads, scale, 0, TENSOR_NONE, TENSOR_NONE);
     return net_linear(n, h, channels, 1, ACT_NONE, "%s.to_out.0", path);
 }
 
@@ -373,16 +373,17 @@ static struct tensor cross_attention(struct forward *f, struct tensor x, int hea
     cross->channels = channels;
     cross->text_channels = text_channels;
     cross->positive = keys_bound(f, f->tokens_positive, channels, "+");
-    cross->negative = (struct text_keys){TENSOR_NONE, TENSOR_NONE, TENSOR_NONE};
+    cross->negative = TEXT_KEYS_NONE;
 
     struct tensor q = net_linear(n, x, channels, 0, ACT_NONE, "%s.to_q", path), h;
     double scale = 1 / sqrt((double)channels / heads);
     if (f->method == GUIDANCE_NONE) {
-        h = op_attention(g, q, cross->positive.k, cross->positive.v, heads, scale, 0, TENSOR_NONE);
+        h = op_attention(g, q, cross->positive.k, cross->positive.v, heads, scale, 0, TENSOR_NONE,
+                         TENSOR_NONE);
     } else {
         cross->negative = keys_bound(f, f->tokens_negative, channels, "-");
-        h = op_guided_attention(g, q, cross->positive, cross->negative, heads, scale, f->method,
-                                f->out->params);
+        h = op_guided_attention(g, q, cross->positive, cross->negative, TEXT_KEYS_NONE, heads,
+                                scale, f->method, GUIDANCE_TEXT, f->out->params);
     }
     f->out->cross_count++;
     return net_linear(n, h, channels, 1, ACT_NONE, "%s.to_out.0", path);
