@@ -332,17 +332,17 @@ static void softmax_shares(const struct job *j, const struct work *w, int r, int
 {
     float most = -INFINITY, mass = 0;
     joined &= j->used;
+    for (int i = 0; i < SEGMENTS; i++)
+        if (joined & 1 << i && w->m[i][r] > most) most = w->m[i][r];
     for (int i = 0; i < SEGMENTS; i++) {
         share[i] = 0;
-        if (joined & 1 << i && w->m[i][r] > most) most = w->m[i][r];
-    }
-    for (int i = 0; i < SEGMENTS; i++) {
         if (!(joined & 1 << i) || w->m[i][r] == -INFINITY) continue;
-        share[i] = expf(w->m[i][r] - most);
+        share[i] = w->m[i][r] == most ? 1 : expf(w->m[i][r] - most);
         mass += share[i] * w->l[i][r];
     }
-    for (int i = 0; i < SEGMENTS && mass > 0; i++)
-        share[i] /= mass;
+    float inverse = mass > 0 ? 1 / mass : 0;
+    for (int i = 0; i < SEGMENTS; i++)
+        share[i] *= inverse;
 }
 
 /* A text's sum becomes its part of the output: its own share, and that of the shared keys. */
