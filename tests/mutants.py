@@ -20,7 +20,7 @@ ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker
 
 MUTANTS = {
     "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(zp + c, load(zp + c) - alpha", "store(zp + c, load(zp + c) * (1 + alpha) - alpha"),
-    "nasa missing in the middle block": (UNET, "    if (f->method == GUIDANCE_NONE) {", "    if (f->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
+    "nasa missing in the middle block": (UNET, "    if (f->size->method == GUIDANCE_NONE) {", "    if (f->size->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
     "nag: nag_scale taken as phi": (ATTENTION, "zp[c] + phi * (zp[c] - zn[c])", "zp[c] + (phi - 1) * (zp[c] - zn[c])"),
     "nag: 2-norms": (ATTENTION, "norm_t += fabsf(zt[c]);\n        norm_p += fabsf(zp[c]);", "norm_t += zt[c] * zt[c];\n        norm_p += zp[c] * zp[c];"),
     "vsf: the negative's values without its sign": (ATTENTION, "float alpha = j->param[GUIDANCE_ALPHA];", "float alpha = (j->op->method == GUIDANCE_VSF ? -1 : 1) * j->param[GUIDANCE_ALPHA];"),

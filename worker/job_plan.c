@@ -60,7 +60,7 @@ int job_plan_make(struct job_plan *ret, const struct model *m, const struct reci
         return steer_fail(err, STEER_BAD_VALUE, "%d steps: recipe \"%s\" expects %d to %d",
                           p.shape.steps, p.recipe.name, p.recipe.steps_min, p.recipe.steps_max);
     p.image.prompt = job->prompt;
-    p.image.negative = job->negative_prompt ? job->negative_prompt : "";
+    p.image.negative = job->negative_prompt;
     p.image.seed = (job->has_seed ? job->seed : 0) + index;
     *ret = p;
     return 0;
@@ -93,7 +93,7 @@ static char *job_json(const Steerfarm__Job *job, const struct job_plan *p, const
     int format = job->output && job->output->has_format ? (int)job->output->format : 0;
     int quality = job->output && job->output->has_quality ? (int)job->output->quality : 90;
     json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:s, s:{s:s, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, s:i, s:o, s:s, "
+        "{s:s, s:s, s:s*, s:s, s:{s:s, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, s:i, s:o, s:s, "
         "s:{s:s, s:i}, s:s, s:s}",
         "model", job->model, "prompt", p->image.prompt, "negative_prompt", p->image.negative,
         "recipe", p->recipe.name, "guidance", "method", guidance_method_name(g->method), "alpha",
@@ -118,7 +118,8 @@ static char *job_parameters(const Steerfarm__Job *job, const struct job_plan *p,
     FILE *f = open_memstream(&text, &size);
     if (!f) return NULL;
     fprintf(f, "%s\n", p->image.prompt);
-    if (*p->image.negative) fprintf(f, "Negative prompt: %s\n", p->image.negative);
+    if (p->image.negative && *p->image.negative)
+        fprintf(f, "Negative prompt: %s\n", p->image.negative);
     fprintf(f, "Steps: %d, Sampler: %s, CFG scale: %g, Seed: %" PRIu64 ", Size: %dx%d, ",
             p->shape.steps, p->recipe.name, g->scale, p->image.seed, p->shape.width,
             p->shape.height);

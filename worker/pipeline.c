@@ -12,14 +12,14 @@
 
 enum plan_kind { PLAN_DENOISE, PLAN_DECODE };
 
-/* A plan and the handles into it. The text encoder's and the projections' plans are of one size and
- * live as long as the pipeline; these are kept in an LRU. */
+/* A plan and the handles into it. The texts' plans are of one size and live as long as the
+ * pipeline; these are kept in an LRU. */
 struct slot {
     enum plan_kind kind;
     int width, height, batch;
     enum guidance_method method;
     struct plan *plan;
-    struct unet_graph denoise;
+    struct denoiser_graph denoise;
     struct vae_graph decode;
     uint64_t used; /* the batch of its last use */
 };
@@ -30,9 +30,11 @@ struct pipeline {
     struct pipeline_limits limits;
     struct slot *slots; /* plans_max of them; one without a plan is empty */
     uint64_t turn;      /* counts batches */
-    struct plan *text_plan, *keys_plan;
-    struct clip_graph text_graph;
-    struct unet_text_graph keys_graph;
+    struct plan *encoder_plans[TEXT_ENCODERS_MAX], *text_plan;
+    struct encoder_graph encoder_graphs[TEXT_ENCODERS_MAX];
+    struct text_graph text_graph;
+    size_t bound_bytes[TEXT_BOUND_MAX]; /* of each output of text_graph */
+    size_t bound_sum;
     struct text_cache *texts;
 };
 
@@ -64,8 +66,9 @@ void pipeline_free(struct pipeline *p)
     for (int i = 0; p->slots && i < p->limits.plans_max; i++)
         plan_free(p->slots[i].plan);
     free(p->slots);
+    for (int i = 0; i < TEXT_ENCODERS_MAX; i++)
+        plan_free(p->encoder_plans[i]);
     plan_free(p->text_plan);
-    plan_free(p->keys_plan);
     text_cache_free(p->texts);
     free(p);
 }
@@ -118,24 +121,41 @@ static int plan_make(struct pipeline *p, struct plan **ret, struct params *param
     return code;
 }
 
+static int encoder_plan(struct pipeline *p, int i, struct steer_error *err)
+{
+    const struct text_encoder *e = p->model->encoders + i;
+    struct net n = {e->params, graph_new()};
+    if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    text_encoder_record(p->encoder_graphs + i, &n, e);
+    int code = plan_make(p, p->encoder_plans + i, n.params, n.graph, NULL, err);
+    graph_free(n.graph);
+    return code;
+}
+
+static int text_plan(struct pipeline *p, struct steer_error *err)
+{
+    struct net n = {p->model->denoiser_params, graph_new()};
+    if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    struct text_graph *g = &p->text_graph;
+    model_record_text(p->model, g, &n);
+    int code = plan_make(p, &p->text_plan, n.params, n.graph, NULL, err);
+    p->bound_sum = 0;
+    for (int i = 0; i < g->bound_count && !code; i++) {
+        struct shape s = graph_shape(n.graph, g->bound[i]);
+        p->bound_bytes[i] = (size_t)s.w * (size_t)s.c * (size_t)s.h *
+                            compute_type_bytes(plan_type(p->text_plan, g->bound[i]));
+        p->bound_sum += p->bound_bytes[i];
+    }
+    graph_free(n.graph);
+    return code;
+}
+
 static int text_plans(struct pipeline *p, struct steer_error *err)
 {
-    struct model *m = p->model;
     int code = 0;
-    if (!p->text_plan) {
-        struct net n = {m->clip_params, graph_new()};
-        if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-        clip_record(&p->text_graph, &n, &m->clip, 1, m->tokens);
-        code = plan_make(p, &p->text_plan, n.params, n.graph, NULL, err);
-        graph_free(n.graph);
-    }
-    if (!code && !p->keys_plan) {
-        struct net n = {m->unet_params, graph_new()};
-        if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-        unet_record_text(&p->keys_graph, &n, &m->layers, m->tokens);
-        code = plan_make(p, &p->keys_plan, n.params, n.graph, NULL, err);
-        graph_free(n.graph);
-    }
+    for (int i = 0; i < p->model->encoders_count && !code; i++)
+        if (!p->encoder_plans[i]) code = encoder_plan(p, i, err);
+    if (!code && !p->text_plan) code = text_plan(p, err);
     return code ? steer_fail_in(err, code, "the text encoder") : 0;
 }
 
@@ -165,7 +185,7 @@ static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
     }
     struct model *m = p->model;
     struct shape size = {batch, height / m->factor, width / m->factor, 0};
-    struct net n = {kind == PLAN_DENOISE ? m->unet_params : m->vae_params, graph_new()};
+    struct net n = {kind == PLAN_DENOISE ? m->denoiser_params : m->vae_params, graph_new()};
     if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     struct slot *s = slot_empty(p, keep), made = {.kind = kind,
                                                   .width = width,
@@ -174,7 +194,7 @@ static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
                                                   .method = method,
                                                   .used = p->turn};
     if (kind == PLAN_DENOISE)
-        unet_record(&made.denoise, &n, &m->unet, size, m->tokens, m->tokens, method);
+        model_record_denoiser(m, &made.denoise, &n, size, method);
     else
         vae_record(&made.decode, &n, &m->vae, size);
     int code = plan_make(p, &made.plan, n.params, n.graph, keep, err);
@@ -190,7 +210,7 @@ static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
 /* CFG; a model that is told its guidance scale needs no second pass for it. */
 static int passes_twice(const struct pipeline *p, const struct render_shape *shape)
 {
-    return shape->cfg && !p->model->unet.guidance_channels;
+    return shape->cfg && !p->model->guidance_channels;
 }
 
 /* The denoiser's plan, and CFG's under the negative text when it is another (NULL: no CFG). */
@@ -230,8 +250,11 @@ int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int bat
         return steer_fail(err, STEER_NO_MEMORY,
                           "the plans of %dx%d do not fit into memory together (--memory)",
                           shape->width, shape->height);
-    *ret = (struct pipeline_plans){p->text_plan, p->keys_plan, denoise->plan,
-                                   second ? second->plan : NULL, decode->plan};
+    *ret = (struct pipeline_plans){.text = p->text_plan,
+                                   .denoise = denoise->plan,
+                                   .second = second ? second->plan : NULL,
+                                   .decode = decode->plan};
+    memcpy(ret->encoders, p->encoder_plans, sizeof p->encoder_plans);
     return 0;
 }
 
@@ -247,64 +270,144 @@ int pipeline_calls(const struct render_shape *shape, int *ret, struct steer_erro
 
 /* ---- texts ---- */
 
-/* The embedding of one text and its keys and values in every layer, from the cache or made. */
-static int text_get(struct pipeline *p, const char *text, const struct plan_watch *watch,
-                    const struct text_entry **ret, size_t *ret_cut, struct render_times *times,
+/* One prompt as all encoders get it. */
+struct prompt {
+    int32_t ids[TEXT_ENCODERS_MAX * TOKENS_MAX]; /* one after another */
+    int used[TEXT_ENCODERS_MAX];                 /* before the padding */
+    int count;                                   /* 0: no text at all */
+    size_t cut;                                  /* the first place where an encoder's text ends */
+};
+
+static int tokenize(const struct model *m, const char *text, struct prompt *ret,
                     struct steer_error *err)
 {
-    struct model *m = p->model;
-    int32_t ids[CLIP_BPE_TOKENS_MAX];
-    uint64_t start = now_us();
-    int code = clip_bpe_encode(m->tokenizer, text, strlen(text), ids, m->tokens, ret_cut, err);
-    uint64_t tokenized = now_us();
-    times->tokenize_us += tokenized - start;
-    if (code) return code;
-    if ((*ret = text_cache_find(p->texts, ids, m->tokens))) return 0;
-    for (int i = 0; i < m->tokens; i++)
-        if (ids[i] >= m->clip.vocab)
-            return steer_fail(err, STEER_BAD_MODEL,
-                              "token %d of \"%.80s\": the text encoder's table has only %d rows",
-                              ids[i], text, m->clip.vocab);
-    if ((code = text_plans(p, err))) return code;
-
-    memcpy(plan_data(p->text_plan, p->text_graph.ids), ids, (size_t)m->tokens * sizeof *ids);
-    if ((code = plan_run(p->text_plan, watch, err))) return code;
-    size_t text_floats = (size_t)m->tokens * (size_t)m->clip.channels;
-    const float *states = plan_data(p->text_plan, p->text_graph.text);
-    memcpy(plan_data(p->keys_plan, p->keys_graph.text), states, text_floats * sizeof *states);
-    if ((code = plan_run(p->keys_plan, watch, err))) return code;
-
-    size_t element = compute_type_bytes(compute_bound_type(p->compute)), keys_bytes = 0;
-    for (int i = 0; i < m->layers.cross_count; i++)
-        keys_bytes += 2 * (size_t)m->tokens * (size_t)m->layers.cross[i].channels * element;
-    struct text_entry *entry;
-    if (text_cache_add(p->texts, ids, m->tokens, text_floats, keys_bytes, &entry))
-        return steer_fail(err, STEER_NO_MEMORY, "out of memory for a prompt's keys and values");
-    memcpy(entry->states, states, text_floats * sizeof *states);
-    char *at = entry->keys;
-    for (int i = 0; i < m->layers.cross_count; i++) {
-        size_t bytes = (size_t)m->tokens * (size_t)m->layers.cross[i].channels * element;
-        memcpy(at, plan_data(p->keys_plan, p->keys_graph.k[i]), bytes);
-        memcpy(at + bytes, plan_data(p->keys_plan, p->keys_graph.v[i]), bytes);
-        at += 2 * bytes;
+    ret->count = 0;
+    ret->cut = 0;
+    for (int i = 0; i < m->encoders_count; i++) {
+        const struct text_encoder *e = m->encoders + i;
+        int32_t *ids = ret->ids + ret->count;
+        struct tokenized t;
+        int code = tokenizer_encode(e->tokenizer, text, strlen(text), ids, e->tokens, &t, err);
+        if (code) return code;
+        for (int k = 0; k < e->tokens; k++)
+            if (ids[k] >= e->vocab)
+                return steer_fail(err, STEER_BAD_MODEL,
+                                  "token %d of \"%.80s\": the table of %s has only %d rows", ids[k],
+                                  text, e->part, e->vocab);
+        ret->used[i] = t.used;
+        ret->count += e->tokens;
+        if (t.cut && (!ret->cut || t.cut < ret->cut)) ret->cut = t.cut;
     }
-    times->text_us += now_us() - tokenized;
+    return 0;
+}
+
+static void mask_fill(struct plan *plan, struct tensor mask, int used, int tokens)
+{
+    if (mask.id < 0) return;
+    float *to = plan_data(plan, mask);
+    for (int i = 0; i < tokens; i++)
+        to[i] = i < used ? 0 : -INFINITY;
+}
+
+/* The text's states, all encoders' side by side, and the pooled state, into the text plan. */
+static int encode(struct pipeline *p, const struct prompt *prompt, const struct plan_watch *watch,
+                  struct steer_error *err)
+{
+    const struct model *m = p->model;
+    const int32_t *ids = prompt->ids;
+    float *states = plan_data(p->text_plan, p->text_graph.states);
+    for (int i = 0, first = 0; i < m->encoders_count; i++) {
+        const struct text_encoder *e = m->encoders + i;
+        const struct encoder_graph *g = p->encoder_graphs + i;
+        struct plan *plan = p->encoder_plans[i];
+        memcpy(plan_data(plan, g->ids), ids, (size_t)e->tokens * sizeof *ids);
+        mask_fill(plan, g->mask, prompt->used[i], e->tokens);
+        int code = plan_run(plan, watch, err);
+        if (code) return code;
+        if (e->states != STATES_NONE) {
+            const float *from = plan_data(plan, g->states);
+            for (int k = 0; k < e->tokens; k++)
+                memcpy(states + (size_t)k * (size_t)m->text.channels + first,
+                       from + (size_t)k * (size_t)e->channels,
+                       (size_t)e->channels * sizeof *states);
+            mask_fill(p->text_plan, p->text_graph.mask, prompt->used[i], e->tokens);
+            first += e->channels;
+        }
+        if (e->pooled != POOLED_NONE) {
+            const float *from = plan_data(plan, g->pooled);
+            size_t row = (size_t)text_encoder_pooled_row(e, ids), n = (size_t)e->pooled_channels;
+            memcpy(plan_data(p->text_plan, p->text_graph.pooled), from + row * n, n * sizeof *from);
+        }
+        ids += e->tokens;
+    }
+    return 0;
+}
+
+/* No text at all where zeros stand for it. */
+static void encode_zeros(struct pipeline *p)
+{
+    const struct text_size *t = &p->model->text;
+    memset(plan_data(p->text_plan, p->text_graph.states), 0,
+           (size_t)t->tokens * (size_t)t->channels * sizeof(float));
+    if (t->pooled_channels)
+        memset(plan_data(p->text_plan, p->text_graph.pooled), 0,
+               (size_t)t->pooled_channels * sizeof(float));
+    mask_fill(p->text_plan, p->text_graph.mask, t->tokens, t->tokens);
+}
+
+/* What the text plan has made of its inputs, kept under the prompt's ids. */
+static int text_keep(struct pipeline *p, const struct prompt *prompt, const struct text_entry **ret,
+                     struct steer_error *err)
+{
+    const struct text_size *t = &p->model->text;
+    size_t states = (size_t)t->tokens * (size_t)t->channels, pooled = (size_t)t->pooled_channels;
+    struct text_entry *entry;
+    if (text_cache_add(p->texts, prompt->ids, prompt->count, states + pooled, p->bound_sum, &entry))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory for what is kept of a prompt");
+    memcpy(entry->states, plan_data(p->text_plan, p->text_graph.states), states * sizeof(float));
+    if (pooled)
+        memcpy(entry->states + states, plan_data(p->text_plan, p->text_graph.pooled),
+               pooled * sizeof(float));
+    char *at = entry->bound;
+    for (int i = 0; i < p->text_graph.bound_count; at += p->bound_bytes[i++])
+        memcpy(at, plan_data(p->text_plan, p->text_graph.bound[i]), p->bound_bytes[i]);
     *ret = entry;
     return 0;
 }
 
-static void keys_bind(struct pipeline *p, struct slot *s, int b, const struct text_entry *entry,
+/* The embedding of one text (NULL: absent) and what the denoiser is bound to, from the cache or
+ * made. */
+static int text_get(struct pipeline *p, const char *text, const struct plan_watch *watch,
+                    const struct text_entry **ret, size_t *ret_cut, struct render_times *times,
+                    struct steer_error *err)
+{
+    struct prompt prompt = {.count = 0};
+    uint64_t start = now_us();
+    int code = 0, zeros = !text && p->model->zero_when_absent;
+    if (!zeros) code = tokenize(p->model, text ? text : "", &prompt, err);
+    uint64_t tokenized = now_us();
+    times->tokenize_us += tokenized - start;
+    *ret_cut = prompt.cut;
+    if (code || (*ret = text_cache_find(p->texts, prompt.ids, prompt.count))) return code;
+    if ((code = text_plans(p, err))) return code;
+    if (zeros)
+        encode_zeros(p);
+    else
+        code = encode(p, &prompt, watch, err);
+    if (!code) code = plan_run(p->text_plan, watch, err);
+    if (!code) code = text_keep(p, &prompt, ret, err);
+    times->text_us += now_us() - tokenized;
+    return code;
+}
+
+static void text_bind(struct pipeline *p, struct slot *s, int b, const struct text_entry *entry,
                       int negative)
 {
-    size_t element = compute_type_bytes(compute_bound_type(p->compute));
-    const char *at = entry->keys;
-    for (int i = 0; i < s->denoise.cross_count; i++) {
-        struct unet_cross *cross = s->denoise.cross + i;
-        struct text_keys keys = negative ? cross->negative : cross->positive;
-        size_t bytes = (size_t)p->model->tokens * (size_t)cross->channels * element;
-        plan_bind(s->plan, keys.k, b, at);
-        plan_bind(s->plan, keys.v, b, at + bytes);
-        at += 2 * bytes;
+    const char *at = entry->bound;
+    for (int i = 0; i < s->denoise.bound_count; at += p->bound_bytes[i++]) {
+        const struct text_pair *pair = s->denoise.bound + i;
+        struct tensor t = negative ? pair->negative : pair->positive;
+        if (t.id >= 0) plan_bind(s->plan, t, b, at);
     }
 }
 
@@ -394,7 +497,7 @@ static int run_prepare(struct run *r, struct steer_error *err)
 /* diffusers' get_guidance_scale_embedding of image i's scale - 1, where the model takes one. */
 static void guidance_embed(struct run *r, struct slot *s, int i)
 {
-    int channels = r->p->model->unet.guidance_channels, half = channels / 2;
+    int channels = r->p->model->guidance_channels, half = channels / 2;
     if (!channels) return;
     float *out = (float *)plan_data(s->plan, s->denoise.guidance) + (size_t)i * (size_t)channels;
     float w = ((float)r->images[i].guidance.scale - 1) * 1000;
@@ -405,6 +508,14 @@ static void guidance_embed(struct run *r, struct slot *s, int i)
         out[k] = sinf(angle);
         out[half + k] = cosf(angle);
     }
+}
+
+static void sizes_fill(struct run *r, struct slot *s, int i)
+{
+    const struct model *m = r->p->model;
+    if (!m->sizes) return;
+    float *out = (float *)plan_data(s->plan, s->denoise.sizes) + (size_t)i * (size_t)m->sizes;
+    m->family->sizes(m, r->shape->width, r->shape->height, out);
 }
 
 /* Noise predictions that are not numbers would become a black picture without a word. */
@@ -432,9 +543,10 @@ static int denoise_pass(struct run *r, struct slot *s, int under_negative, struc
         to_channels_last(in + (size_t)i * r->latents, own->x, r->channels, pixels, scale);
         t[i] = (float)schedule_timestep(r->schedule, r->call);
         guidance_embed(r, s, i);
-        keys_bind(r->p, s, i, under_negative ? own->negative : own->positive, 0);
+        sizes_fill(r, s, i);
+        text_bind(r->p, s, i, under_negative ? own->negative : own->positive, 0);
         if (s->method == GUIDANCE_NONE) continue;
-        keys_bind(r->p, s, i, own->negative, 1);
+        text_bind(r->p, s, i, own->negative, 1);
         const struct guidance *g = &r->images[i].guidance;
         float *params =
             (float *)plan_data(s->plan, s->denoise.params) + (size_t)i * GUIDANCE_PARAMS;
@@ -495,16 +607,26 @@ void dump_free(struct dump *d)
     d->count = 0;
 }
 
+/* tokens.pos of the first tokenizer, tokens_2.pos of the second; an absent text has none. */
 static int dump_text(struct run *r, struct dump *d, const struct text_entry *entry,
                      const char *which, struct steer_error *err)
 {
     const struct model *m = r->p->model;
+    const int32_t *ids = entry->ids;
     char name[24];
-    int64_t tokens[] = {m->tokens}, states[] = {m->tokens, m->clip.channels};
-    snprintf(name, sizeof name, "tokens.%s", which);
-    int code = dump_add(d, name, TYPE_I32, entry->ids, 0, 1, tokens, err);
+    int code = 0;
+    for (int i = 0; i < m->encoders_count && entry->count && !code; i++) {
+        int64_t tokens[] = {m->encoders[i].tokens};
+        snprintf(name, sizeof name, "tokens%s.%s", i ? "_2" : "", which);
+        code = dump_add(d, name, TYPE_I32, ids, 0, 1, tokens, err);
+        ids += m->encoders[i].tokens;
+    }
+    int64_t states[] = {m->text.tokens, m->text.channels}, pooled[] = {m->text.pooled_channels};
     snprintf(name, sizeof name, "text.%s", which);
-    return code ? code : dump_add(d, name, TYPE_F32, entry->states, 0, 2, states, err);
+    if (!code) code = dump_add(d, name, TYPE_F32, entry->states, 0, 2, states, err);
+    if (code || !m->text.pooled_channels) return code;
+    snprintf(name, sizeof name, "pooled.%s", which);
+    return dump_add(d, name, TYPE_F32, entry->states + states[0] * states[1], 0, 1, pooled, err);
 }
 
 static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err)
@@ -565,7 +687,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
     r.cfg = passes_twice(p, shape);
     int code = model_size_check(p->model, shape->width, shape->height, err);
     if (code) return code;
-    r.channels = p->model->unet.in_channels;
+    r.channels = p->model->latent_channels;
     r.h = shape->height / p->model->factor;
     r.w = shape->width / p->model->factor;
     r.latents = (size_t)r.channels * (size_t)r.h * (size_t)r.w;

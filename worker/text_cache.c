@@ -56,7 +56,8 @@ const struct text_entry *text_cache_find(struct text_cache *c, const int32_t *id
 {
     /* A list walk: a few hundred entries at most, each told apart by its first tokens. */
     for (struct text_entry *e = c->newest; e; e = e->older) {
-        if (e->count != count || memcmp(e->ids, ids, (size_t)count * sizeof *ids) != 0) continue;
+        if (e->count != count || (count && memcmp(e->ids, ids, (size_t)count * sizeof *ids) != 0))
+            continue;
         unlink_entry(c, e);
         push_newest(c, e);
         return e;
@@ -65,20 +66,20 @@ const struct text_entry *text_cache_find(struct text_cache *c, const int32_t *id
 }
 
 int text_cache_add(struct text_cache *c, const int32_t *ids, int count, size_t states_floats,
-                   size_t keys_bytes, struct text_entry **ret)
+                   size_t bound_bytes, struct text_entry **ret)
 {
-    /* Keys first: vector loads like them aligned. */
+    /* Keys and values first: vector loads like them aligned. */
     size_t head = (sizeof(struct text_entry) + 63) & ~(size_t)63;
-    size_t keys = (keys_bytes + 63) & ~(size_t)63, states = states_floats * sizeof(float);
-    size_t bytes = (head + keys + states + (size_t)count * sizeof *ids + 63) & ~(size_t)63;
+    size_t bound = (bound_bytes + 63) & ~(size_t)63, states = states_floats * sizeof(float);
+    size_t bytes = (head + bound + states + (size_t)count * sizeof *ids + 63) & ~(size_t)63;
     struct text_entry *e = aligned_alloc(64, bytes);
     if (!e) return STEER_NO_MEMORY;
     char *at = (char *)e;
     *e = (struct text_entry){.count = count, .bytes = bytes};
-    e->keys = at + head;
-    e->states = (float *)(void *)(at + head + keys);
-    e->ids = (int32_t *)(void *)(at + head + keys + states);
-    memcpy(e->ids, ids, (size_t)count * sizeof *ids);
+    e->bound = at + head;
+    e->states = (float *)(void *)(at + head + bound);
+    e->ids = (int32_t *)(void *)(at + head + bound + states);
+    if (count) memcpy(e->ids, ids, (size_t)count * sizeof *ids);
     push_newest(c, e);
     c->bytes += bytes;
     *ret = e;

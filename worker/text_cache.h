@@ -1,5 +1,5 @@
-/* text_cache.h - prompt embeddings and their projected keys and values, least recently used first
- * out, within a bound on bytes.
+/* text_cache.h - prompt embeddings and what the denoiser is bound to of them, least recently used
+ * first out, within a bound on bytes.
  *
  * Between text_cache_pin and text_cache_unpin nothing is evicted, so that a batch can hold what it
  * looked up; the bound is kept again at unpin. */
@@ -12,10 +12,10 @@
 
 struct text_entry {
     struct text_entry *newer, *older; /* the cache's */
-    int32_t *ids;
+    int32_t *ids;                     /* of all encoders in order; none: an absent text */
     int count;
-    float *states; /* [tokens, channels] */
-    char *keys;    /* k and v of each layer in order, in the compute's bound type */
+    float *states; /* [tokens, channels], then the pooled state */
+    char *bound;   /* the text graph's outputs in order, dense, each in its type */
     size_t bytes;
 };
 
@@ -26,7 +26,7 @@ void text_cache_free(struct text_cache *c); /* NULL is fine */
 const struct text_entry *text_cache_find(struct text_cache *c, const int32_t *ids, int count);
 /* A new entry for the caller to fill; one block of memory. */
 int text_cache_add(struct text_cache *c, const int32_t *ids, int count, size_t states_floats,
-                   size_t keys_bytes, struct text_entry **ret) STEER_MUSTCHECK;
+                   size_t bound_bytes, struct text_entry **ret) STEER_MUSTCHECK;
 void text_cache_pin(struct text_cache *c);
 void text_cache_unpin(struct text_cache *c);
 size_t text_cache_bytes(const struct text_cache *c);

@@ -80,7 +80,7 @@ static inline struct tensor bound(struct rig *r, struct shape s, const float *da
         narrow[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
     r->bound[r->inputs] = narrow;
-    r->in[r->inputs] = graph_bound(r->g, "bound", s);
+    r->in[r->inputs] = graph_bound(r->g, "bound", s, 1);
     return r->in[r->inputs++];
 }
 

@@ -242,7 +242,7 @@ static int piece_encode(const struct clip_bpe *t, const uint8_t *text, size_t si
 }
 
 int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids,
-                    int length, size_t *ret_cut, struct steer_error *err)
+                    int length, int *ret_used, size_t *ret_cut, struct steer_error *err)
 {
     const uint8_t *bytes = (const uint8_t *)text;
     if (length < 2 || length > CLIP_BPE_TOKENS_MAX)
@@ -278,6 +278,7 @@ int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int
     int used = out.count < out.most ? out.count : out.most;
     ids[0] = t->bos;
     ids[1 + used] = t->eos;
+    *ret_used = used + 2;
     for (int k = used + 2; k < length; k++)
         ids[k] = t->pad;
     return 0;
