@@ -87,21 +87,6 @@ static void argument(struct child *c, const char *name, const char *value)
     if (value) c->argv[c->argc++] = value;
 }
 
-/* Beside this program, else by PATH. */
-static void program_path(char *to, size_t size, const char *name)
-{
-    char self[1024];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (length > 0) {
-        self[length] = 0;
-        char *slash = strrchr(self, '/');
-        if (slash) *slash = 0;
-        snprintf(to, size, "%s/%s", self, name);
-        if (access(to, X_OK) == 0) return;
-    }
-    snprintf(to, size, "%s", name);
-}
-
 /* The demo model: share/steerfarm/models beside bin, or models/ of the source tree. */
 static const char *models_default(void)
 {
