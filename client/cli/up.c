@@ -53,7 +53,8 @@ static int set_models(void *target, const char *value, struct steer_error *err)
 }
 
 static const struct args_option options[] = {
-    {"models", "DIR", "a folder of model folders; may be repeated (default: the demo model's)",
+    {"models", "DIR",
+     "a folder of model folders and model files; may be repeated (default: the demo model's)",
      set_models},
     {"data", "DIR", "where the broker keeps jobs (default ~/.local/state/steerfarm)", set_data},
     {"threads", "N", "compute threads of the worker", set_threads},

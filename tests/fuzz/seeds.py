@@ -47,6 +47,8 @@ for model, recipe in (("tiny", "lcm"), ("small", "dmd2-sd15"), ("odd", "pndm"), 
                                      "scheduler": read(model, "model", "scheduler", "scheduler_config.json"), "recipe": recipes[recipe]}))
 for name, recipe in recipes.items():
     put("config", f"recipe-{name}", json.dumps({"recipe": recipe, "scheduler": {"_class_name": "DDIMScheduler"}}))
+put("config", "model-file", json.dumps({"model_file": {"base": ".", "unet": "model.json", "vae": ".", "single_file": "model.json", "recipe": "ddim",
+                                                       "loras": [{"file": "model.json", "weight": 0.5}]}}))
 for name in ("gated", "relu"):
     put("config", f"t5-{name}", json.dumps({"t5": read("t5", "model", name, "config.json")}))
 vocab = {c: i for i, c in enumerate(["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "abc</w>", "é</w>", "<|startoftext|>", "<|endoftext|>"])}
