@@ -1,4 +1,5 @@
 steer_test(engine golden steer_worker)
+steer_test(engine batch steer_worker)
 steer_test(engine tokenizer steer_worker)
 steer_test(unit recipe steer_worker)
 steer_test(unit engine steer_worker)
