@@ -12,18 +12,25 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_recipe", "test_sampler")
+TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_attention", "test_recipe", "test_sampler")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
 
 MUTANTS = {
-    "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(a + c, load(a + c) * ip - alpha", "store(a + c, load(a + c) * ip * (1 + alpha) - alpha"),
+    "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(zp + c, load(zp + c) - alpha", "store(zp + c, load(zp + c) * (1 + alpha) - alpha"),
     "nasa missing in the middle block": (UNET, "    if (f->size->method == GUIDANCE_NONE) {", "    if (f->size->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
-    "nag: nag_scale taken as phi": (ATTENTION, "w->zt[at + (size_t)c] = zp + phi * (zp - n[c] * in);", "w->zt[at + (size_t)c] = zp + (phi - 1) * (zp - n[c] * in);"),
+    "nag: nag_scale taken as phi": (ATTENTION, "zp[c] + phi * (zp[c] - zn[c])", "zp[c] + (phi - 1) * (zp[c] - zn[c])"),
     "nag: 2-norms": (ATTENTION, "norm_t += fabsf(zt[c]);\n        norm_p += fabsf(zp[c]);", "norm_t += zt[c] * zt[c];\n        norm_p += zp[c] * zp[c];"),
-    "vsf: the negative's values without its sign": (ATTENTION, "load(a + c) * wp - alpha * wn", "load(a + c) * wp + alpha * wn"),
+    "vsf: the negative's values without its sign": (ATTENTION, "float alpha = j->param[GUIDANCE_ALPHA];", "float alpha = (j->op->method == GUIDANCE_VSF ? -1 : 1) * j->param[GUIDANCE_ALPHA];"),
+    "nasa `mass` as `text`": (ATTENTION, "variant == GUIDANCE_TEXT ? N : N | S", "variant != GUIDANCE_JOINT ? N : N | S"),
+    "nasa `joint` without the image's part": (ATTENTION, "if (method == GUIDANCE_VSF || variant != GUIDANCE_JOINT) share[SHARED] = 0;", "share[SHARED] = 0;"),
+    "vsf without its offset": (ATTENTION, "j.segment[NEGATIVE].offset = -j.param[GUIDANCE_OFFSET];", "j.segment[NEGATIVE].offset = 0;"),
+    "segments merged under a maximum of one": (ATTENTION, "share[i] = w->m[i][r] == most ? 1 : expf(w->m[i][r] - most);", "share[i] = 1;"),
+    "rope: halves turned for pairs": ("kernels/cpu/norm.c", "return x * cosines + lanes_1(x) * sines;", "return x * cosines + lanes_8(x) * sines;"),
+    "modulate by scale for 1 + scale": ("kernels/cpu/norm.c", "a.more = 1;", "a.more = 0;"),
+    "patches: channels last for first": (REF, "op->order == PATCH_CHANNEL_FIRST ?", "op->order == PATCH_CHANNEL_LAST ?"),
     "attention_head_dim as a width": (UNET, "        if (attends && c->channels[i] % c->heads[i])", "        c->heads[i] = c->channels[i] / c->heads[i] > 0 ? c->channels[i] / c->heads[i] : 1;\n        if (attends && c->channels[i] % c->heads[i])"),
     "transformer group norm 1e-5": (UNET, "f->c->groups, 1e-6, ACT_NONE", "f->c->groups, 1e-5, ACT_NONE"),
     "resnet group norm 1e-6": (UNET, '"norm_eps", 1e-5, file, err)) ||', '"norm_eps", 1e-5, file, err)) || (c.norm_eps = 1e-6, 0) ||'),
