@@ -132,7 +132,8 @@ static struct tensor constant_new(struct graph *g, const char *name, struct shap
     if (t.id < 0) return t;
     size_t bytes = (size_t)shape.b * (size_t)shape.h * (size_t)shape.w * (size_t)shape.c *
                    compute_type_bytes(type);
-    void *copy = malloc(bytes);
+    /* data NULL: its maker had no memory either */
+    void *copy = data ? malloc(bytes) : NULL;
     if (!copy) return wrong(g, STEER_NO_MEMORY, "out of memory");
     memcpy(copy, data, bytes);
     g->tensors[t.id].role = ROLE_CONSTANT;

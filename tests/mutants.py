@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_attention", "test_recipe", "test_sampler")
+TESTS = ("test_golden", "test_tokenizer", "test_unigram", "test_t5", "test_kernels", "test_attention", "test_recipe", "test_sampler")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
+T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
 
 MUTANTS = {
@@ -67,6 +68,24 @@ MUTANTS = {
     "only ASCII digits": (BPE, "case UTF8PROC_CATEGORY_ND:\n", "case UTF8PROC_CATEGORY_ND: if (c > 127) return KIND_OTHER; return KIND_NUMBER;\n"),
     "merges that begin with # skipped": (TABLES, 'if (!n || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;', "if (!n || line[0] == '#') continue;"),
     "special tokens in the text not seen": (BPE, "const struct special *s = special_at(t, text + i, size - i, normalized);", "const struct special *s = NULL;"),
+    "t5: logits divided by sqrt(d_kv)": (T5, "c->heads, 1, 0, ret->mask, bias)", "c->heads, 1 / sqrt(c->head_channels), 0, ret->mask, bias)"),
+    "t5: gated-gelu by erf": (T5, '{ACT_GELU_TANH, "gelu_new"}, {ACT_GELU_TANH, "gelu_new"},', '{ACT_GELU, "gelu_new"}, {ACT_GELU_TANH, "gelu_new"},'),
+    "t5: padding seen": (T5, "0, ret->mask, bias)", "0, TENSOR_NONE, bias)"),
+    "t5: distances turned round": (T5, "(int)(i % (size_t)tokens) - (int)(i / (size_t)tokens)", "(int)(i / (size_t)tokens) - (int)(i % (size_t)tokens)"),
+    "t5: the last bucket is no end": (T5, "if (bucket > half - 1) bucket = half - 1;", "if (bucket > half) bucket = half;"),
+    "t5: layer_norm_epsilon 1e-6": (T5, '"layer_norm_epsilon", 1e-6, file, err)) ||', '"layer_norm_epsilon", 1e-6, file, err)) || (c.eps = 1e-6, 0) ||'),
+    "t5: wi_1 activated for wi_0": (T5, 'c->gated ? "wi_0" : "wi"', 'c->gated ? "wi_1" : "wi"'),
+    "unigram: normalizing without graphemes": (CHARSMAP, "m && end - i < GRAPHEME_BYTES ?", "m && end - i < 1 ?"),
+    "unigram: long graphemes whole": (CHARSMAP, "#define GRAPHEME_BYTES     6", "#define GRAPHEME_BYTES     60"),
+    "unigram: no normalizer": (UNIGRAM, "charsmap_normalize(t->charsmap, s.text", "charsmap_normalize(NULL, s.text"),
+    "unigram: unknown pieces apart": (UNIGRAM, "while (id == SPIECE_UNK && end < size", "while (id < 0 && end < size"),
+    "unigram: special tokens in the text not seen": (UNIGRAM, "added_at(t, s.text + i, s.size - i, normalized);", "NULL;"),
+    "unigram: only U+0020 parts words": (UNIGRAM, "            if (is_space(c) || c == MARK_CHAR) break;", "            if (c == ' ' || c == MARK_CHAR) break;"),
+    "unigram: a mark in the text parts nothing": (UNIGRAM, "            if (is_space(c) || c == MARK_CHAR) break;", "            if (is_space(c)) break;"),
+    "unigram: an unknown character is cheap": (PIECES, "t->unk_score -= 10;", "t->unk_score += 1;"),
+    "unigram: the first of two equal pieces": (PIECES, "return x->id > y->id ? -1 : 1;", "return x->id < y->id ? -1 : 1;"),
+    "unigram: extra ids upwards": (PIECES, "for (int i = extra_ids - 1; i >= 0 && !code; i--) {", "for (int i = 0; i < extra_ids && !code; i++) {"),
+    "unigram: a token too few": (UNIGRAM, "{ids, 0, length - 1, 0}", "{ids, 0, length - 2, 0}"),
     "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
 }
 
