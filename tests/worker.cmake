@@ -1,5 +1,7 @@
 steer_test(engine golden steer_worker)
 steer_test(engine tokenizer steer_worker)
+steer_test(unit prompt_syntax steer_worker)
+steer_test(unit prompt_chunks steer_worker)
 steer_test(unit recipe steer_worker)
 steer_test(unit engine steer_worker)
 steer_test(unit text_cache steer_worker)
