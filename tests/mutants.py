@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_tokenizer", "test_kernels", "test_recipe", "test_sampler")
+TESTS = ("test_golden", "test_tokenizer", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_recipe", "test_sampler")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
+SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
 
 MUTANTS = {
@@ -47,6 +48,11 @@ MUTANTS = {
     "only ASCII digits": (BPE, "case UTF8PROC_CATEGORY_ND:\n", "case UTF8PROC_CATEGORY_ND: if (c > 127) return KIND_OTHER; return KIND_NUMBER;\n"),
     "merges that begin with # skipped": (TABLES, 'if (!n || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;', "if (!n || line[0] == '#') continue;"),
     "special tokens in the text not seen": (BPE, "const struct special *s = special_at(t, text + i, size - i, normalized);", "const struct special *s = NULL;"),
+    "[a] as 0.9": (SYNTAX, "SQUARE_FACTOR = 1 / 1.1", "SQUARE_FACTOR = 0.9"),
+    "an open bracket weighs nothing": (SYNTAX, "weigh(p, p->rounds.items[i].piece, ROUND_FACTOR);", ";"),
+    "weights without the mean restored": (CHUNKS, "if (!weighed || !isfinite(ratio)) return;", "return;"),
+    "phrases torn at a chunk's end": (CHUNKS, "#define COMMA_BACKTRACK 20", "#define COMMA_BACKTRACK 0"),
+    "weights left behind when tokens move": (CHUNKS, "weights[out->length + i] = weights[kept + i];", ""),
     "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
 }
 

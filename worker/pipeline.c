@@ -17,6 +17,7 @@ enum plan_kind { PLAN_DENOISE, PLAN_DECODE };
 struct slot {
     enum plan_kind kind;
     int width, height, batch;
+    int chunks, chunks_negative; /* of each text; 0: there is none */
     enum guidance_method method;
     struct plan *plan;
     struct unet_graph denoise;
@@ -78,6 +79,12 @@ static uint64_t now_us(void)
 }
 
 /* ---- plans ---- */
+
+static int text_read(const struct pipeline *p, const char *text, struct prompt_reading reading,
+                     struct prompt_chunks *ret, struct steer_error *err)
+{
+    return prompt_chunks_make(ret, p->model->tokenizer, p->model->tokens, text, reading, err);
+}
 
 /* Gives up a plan that has not been used since turn `before`, the oldest first, but for `keep`. */
 static int slot_drop(struct pipeline *p, const struct slot *keep, uint64_t before)
@@ -148,43 +155,52 @@ static struct slot *slot_empty(struct pipeline *p, const struct slot *keep)
     }
 }
 
-/* keep: a slot that the caller needs beside this one; NULL: none. */
-static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
-                    const struct render_shape *shape, int batch, enum guidance_method method,
+static int slot_fits(const struct slot *s, const struct slot *want)
+{
+    return s->plan && s->kind == want->kind && s->width == want->width &&
+           s->height == want->height && s->batch == want->batch && s->method == want->method &&
+           s->chunks == want->chunks && s->chunks_negative == want->chunks_negative;
+}
+
+/* want: what its plan is for. keep: a slot that the caller needs beside this one; NULL: none. */
+static int slot_get(struct pipeline *p, struct slot **ret, const struct slot *want,
                     const struct slot *keep, struct steer_error *err)
 {
-    int width = shape->width, height = shape->height;
     for (int i = 0; i < p->limits.plans_max; i++) {
         struct slot *s = p->slots + i;
-        if (!s->plan || s->kind != kind || s->width != width || s->height != height ||
-            s->batch != batch || s->method != method)
-            continue;
+        if (!slot_fits(s, want)) continue;
         s->used = p->turn;
         *ret = s;
         return 0;
     }
     struct model *m = p->model;
-    struct shape size = {batch, height / m->factor, width / m->factor, 0};
-    struct net n = {kind == PLAN_DENOISE ? m->unet_params : m->vae_params, graph_new()};
+    struct shape size = {want->batch, want->height / m->factor, want->width / m->factor, 0};
+    struct net n = {want->kind == PLAN_DENOISE ? m->unet_params : m->vae_params, graph_new()};
     if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    struct slot *s = slot_empty(p, keep), made = {.kind = kind,
-                                                  .width = width,
-                                                  .height = height,
-                                                  .batch = batch,
-                                                  .method = method,
-                                                  .used = p->turn};
-    if (kind == PLAN_DENOISE)
-        unet_record(&made.denoise, &n, &m->unet, size, m->tokens, m->tokens, method);
+    struct slot *s = slot_empty(p, keep), made = *want;
+    made.used = p->turn;
+    if (want->kind == PLAN_DENOISE)
+        unet_record(&made.denoise, &n, &m->unet, size, want->chunks * m->tokens,
+                    want->chunks_negative * m->tokens, want->method);
     else
         vae_record(&made.decode, &n, &m->vae, size);
     int code = plan_make(p, &made.plan, n.params, n.graph, keep, err);
     graph_free(n.graph);
     if (code)
         return steer_fail_in(err, code, "%s %dx%d, batch of %d",
-                             kind == PLAN_DENOISE ? "denoising" : "decoding", width, height, batch);
+                             want->kind == PLAN_DENOISE ? "denoising" : "decoding", want->width,
+                             want->height, want->batch);
     *s = made;
     *ret = s;
     return 0;
+}
+
+static int decode_slot(struct pipeline *p, const struct render_shape *shape, struct slot **ret,
+                       const struct slot *keep, struct steer_error *err)
+{
+    struct slot want = {
+        .kind = PLAN_DECODE, .width = shape->width, .height = shape->height, .batch = 1};
+    return slot_get(p, ret, &want, keep, err);
 }
 
 /* CFG; a model that is told its guidance scale needs no second pass for it. */
@@ -193,45 +209,68 @@ static int passes_twice(const struct pipeline *p, const struct render_shape *sha
     return shape->cfg && !p->model->unet.guidance_channels;
 }
 
+/* How many chunks the texts of a batch have. */
+struct text_sizes {
+    int positive, negative;
+};
+
 /* The denoiser's plan, and CFG's under the negative text when it is another (NULL: no CFG). */
-static int denoise_slots(struct pipeline *p, const struct render_shape *shape, int batch,
-                         struct slot **ret, struct slot **ret_second, struct steer_error *err)
+static int denoise_slots(struct pipeline *p, const struct render_shape *shape,
+                         struct text_sizes texts, int batch, struct slot **ret,
+                         struct slot **ret_second, struct steer_error *err)
 {
-    int code = slot_get(p, ret, PLAN_DENOISE, shape, batch, shape->method, NULL, err);
+    struct slot want = {.kind = PLAN_DENOISE,
+                        .width = shape->width,
+                        .height = shape->height,
+                        .batch = batch,
+                        .method = shape->method,
+                        .chunks = texts.positive};
+    if (shape->method != GUIDANCE_NONE) want.chunks_negative = texts.negative;
+    int code = slot_get(p, ret, &want, NULL, err);
     *ret_second = NULL;
-    if (!code && passes_twice(p, shape))
-        code = slot_get(p, ret_second, PLAN_DENOISE, shape, batch, GUIDANCE_NONE, *ret, err);
-    return code;
+    if (code || !passes_twice(p, shape)) return code;
+    want.method = GUIDANCE_NONE;
+    want.chunks = texts.negative;
+    want.chunks_negative = 0;
+    return slot_get(p, ret_second, &want, *ret, err);
 }
 
 /* All plans of a batch, so that the stages find theirs. The decoder's comes first: it needs most
  * memory, and what has no room for it is refused now, not after the denoiser's minutes. Where the
  * others push it out it is made once more. */
-static int plans_load(struct pipeline *p, const struct render_shape *shape, int batch,
-                      struct steer_error *err)
+static int plans_load(struct pipeline *p, const struct render_shape *shape, struct text_sizes texts,
+                      int batch, struct steer_error *err)
 {
     struct slot *denoise, *second, *decode;
     int code = text_plans(p, err);
-    if (!code) code = slot_get(p, &decode, PLAN_DECODE, shape, 1, GUIDANCE_NONE, NULL, err);
-    return code ? code : denoise_slots(p, shape, batch, &denoise, &second, err);
+    if (!code) code = decode_slot(p, shape, &decode, NULL, err);
+    return code ? code : denoise_slots(p, shape, texts, batch, &denoise, &second, err);
 }
 
-int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int batch,
-                   struct pipeline_plans *ret, struct steer_error *err)
+int pipeline_plans(struct pipeline *p, const struct render_shape *shape,
+                   const struct render_image *image, int batch, struct pipeline_plans *ret,
+                   struct steer_error *err)
 {
     struct slot *denoise, *second, *decode;
-    int code;
+    struct prompt_chunks positive = {0}, negative = {0};
+    int code = text_read(p, image->prompt, image->reading, &positive, err);
+    if (!code) code = text_read(p, image->negative, image->reading, &negative, err);
+    struct text_sizes texts = {positive.count, negative.count};
+    prompt_chunks_free(&positive);
+    prompt_chunks_free(&negative);
+    if (code) return code;
     p->turn++;
     if ((code = text_plans(p, err)) ||
-        (code = denoise_slots(p, shape, batch, &denoise, &second, err)) ||
-        (code = slot_get(p, &decode, PLAN_DECODE, shape, 1, GUIDANCE_NONE, denoise, err)))
+        (code = denoise_slots(p, shape, texts, batch, &denoise, &second, err)) ||
+        (code = decode_slot(p, shape, &decode, denoise, err)))
         return code;
     if (!denoise->plan || (second && !second->plan))
         return steer_fail(err, STEER_NO_MEMORY,
                           "the plans of %dx%d do not fit into memory together (--memory)",
                           shape->width, shape->height);
-    *ret = (struct pipeline_plans){p->text_plan, p->keys_plan, denoise->plan,
-                                   second ? second->plan : NULL, decode->plan};
+    *ret = (struct pipeline_plans){
+        texts.positive, p->text_plan, p->keys_plan, denoise->plan, second ? second->plan : NULL,
+        decode->plan};
     return 0;
 }
 
@@ -247,48 +286,72 @@ int pipeline_calls(const struct render_shape *shape, int *ret, struct steer_erro
 
 /* ---- texts ---- */
 
+static int ids_check(const struct model *m, const struct prompt_chunks *c, struct steer_error *err)
+{
+    for (int i = 0; i < c->count * c->length; i++)
+        if (c->ids[i] >= m->clip.vocab)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "token %d of a prompt: the text encoder's table has only %d rows",
+                              c->ids[i], m->clip.vocab);
+    return 0;
+}
+
+/* Encodes chunk i and projects it, into its rows of the entry. */
+static int chunk_encode(struct pipeline *p, const struct prompt_chunks *c, int i,
+                        struct text_entry *entry, const struct plan_watch *watch,
+                        struct steer_error *err)
+{
+    const struct model *m = p->model;
+    size_t tokens = (size_t)c->length, first = (size_t)i * tokens;
+    size_t floats = tokens * (size_t)m->clip.channels;
+    float *states = entry->states + (size_t)i * floats;
+    memcpy(plan_data(p->text_plan, p->text_graph.ids), c->ids + first, tokens * sizeof *c->ids);
+    int code = plan_run(p->text_plan, watch, err);
+    if (code) return code;
+    memcpy(states, plan_data(p->text_plan, p->text_graph.text), floats * sizeof *states);
+    prompt_weigh(states, c->weights + first, c->length, m->clip.channels);
+
+    memcpy(plan_data(p->keys_plan, p->keys_graph.text), states, floats * sizeof *states);
+    if ((code = plan_run(p->keys_plan, watch, err))) return code;
+    size_t element = compute_type_bytes(compute_bound_type(p->compute));
+    char *at = entry->keys;
+    for (int k = 0; k < m->layers.cross_count; k++) {
+        size_t bytes = tokens * (size_t)m->layers.cross[k].channels * element;
+        const struct tensor made[] = {p->keys_graph.k[k], p->keys_graph.v[k]};
+        for (int which = 0; which < 2; which++) {
+            memcpy(at + (size_t)i * bytes, plan_data(p->keys_plan, made[which]), bytes);
+            at += (size_t)c->count * bytes;
+        }
+    }
+    return 0;
+}
+
 /* The embedding of one text and its keys and values in every layer, from the cache or made. */
-static int text_get(struct pipeline *p, const char *text, const struct plan_watch *watch,
-                    const struct text_entry **ret, size_t *ret_cut, struct render_times *times,
-                    struct steer_error *err)
+static int text_get(struct pipeline *p, const struct prompt_chunks *c,
+                    const struct plan_watch *watch, const struct text_entry **ret,
+                    struct render_times *times, struct steer_error *err)
 {
     struct model *m = p->model;
-    int32_t ids[CLIP_BPE_TOKENS_MAX];
+    int count = c->count * c->length, code;
+    if ((*ret = text_cache_find(p->texts, c->ids, c->weights, count))) return 0;
     uint64_t start = now_us();
-    int code = clip_bpe_encode(m->tokenizer, text, strlen(text), ids, m->tokens, ret_cut, err);
-    uint64_t tokenized = now_us();
-    times->tokenize_us += tokenized - start;
-    if (code) return code;
-    if ((*ret = text_cache_find(p->texts, ids, m->tokens))) return 0;
-    for (int i = 0; i < m->tokens; i++)
-        if (ids[i] >= m->clip.vocab)
-            return steer_fail(err, STEER_BAD_MODEL,
-                              "token %d of \"%.80s\": the text encoder's table has only %d rows",
-                              ids[i], text, m->clip.vocab);
-    if ((code = text_plans(p, err))) return code;
+    if ((code = ids_check(m, c, err)) || (code = text_plans(p, err))) return code;
 
-    memcpy(plan_data(p->text_plan, p->text_graph.ids), ids, (size_t)m->tokens * sizeof *ids);
-    if ((code = plan_run(p->text_plan, watch, err))) return code;
-    size_t text_floats = (size_t)m->tokens * (size_t)m->clip.channels;
-    const float *states = plan_data(p->text_plan, p->text_graph.text);
-    memcpy(plan_data(p->keys_plan, p->keys_graph.text), states, text_floats * sizeof *states);
-    if ((code = plan_run(p->keys_plan, watch, err))) return code;
-
-    size_t element = compute_type_bytes(compute_bound_type(p->compute)), keys_bytes = 0;
+    size_t channels = 0, element = compute_type_bytes(compute_bound_type(p->compute));
     for (int i = 0; i < m->layers.cross_count; i++)
-        keys_bytes += 2 * (size_t)m->tokens * (size_t)m->layers.cross[i].channels * element;
+        channels += 2 * (size_t)m->layers.cross[i].channels;
     struct text_entry *entry;
-    if (text_cache_add(p->texts, ids, m->tokens, text_floats, keys_bytes, &entry))
+    if (text_cache_add(p->texts, c->ids, c->weights, count,
+                       (size_t)count * (size_t)m->clip.channels, (size_t)count * channels * element,
+                       &entry))
         return steer_fail(err, STEER_NO_MEMORY, "out of memory for a prompt's keys and values");
-    memcpy(entry->states, states, text_floats * sizeof *states);
-    char *at = entry->keys;
-    for (int i = 0; i < m->layers.cross_count; i++) {
-        size_t bytes = (size_t)m->tokens * (size_t)m->layers.cross[i].channels * element;
-        memcpy(at, plan_data(p->keys_plan, p->keys_graph.k[i]), bytes);
-        memcpy(at + bytes, plan_data(p->keys_plan, p->keys_graph.v[i]), bytes);
-        at += 2 * bytes;
+    for (int i = 0; i < c->count && !code; i++)
+        code = chunk_encode(p, c, i, entry, watch, err);
+    if (code) {
+        text_cache_remove(p->texts, entry);
+        return code;
     }
-    times->text_us += now_us() - tokenized;
+    times->text_us += now_us() - start;
     *ret = entry;
     return 0;
 }
@@ -301,7 +364,7 @@ static void keys_bind(struct pipeline *p, struct slot *s, int b, const struct te
     for (int i = 0; i < s->denoise.cross_count; i++) {
         struct unet_cross *cross = s->denoise.cross + i;
         struct text_keys keys = negative ? cross->negative : cross->positive;
-        size_t bytes = (size_t)p->model->tokens * (size_t)cross->channels * element;
+        size_t bytes = (size_t)entry->count * (size_t)cross->channels * element;
         plan_bind(s->plan, keys.k, b, at);
         plan_bind(s->plan, keys.v, b, at + bytes);
         at += 2 * bytes;
@@ -312,23 +375,25 @@ static void keys_bind(struct pipeline *p, struct slot *s, int b, const struct te
 
 /* An image on its way, with what it owns until it is done. */
 struct run_image {
+    struct render_image *image;
+    struct prompt_chunks texts, texts_negative;
     const struct text_entry *positive, *negative;
     struct random random;
     struct sampler *sampler;
     float *x, *out; /* [C, h, w] */
 };
 
+/* Images that share their forward passes. */
 struct run {
     struct pipeline *p;
     const struct render_shape *shape;
-    struct render_image *images;
-    struct run_image own[STEER_BATCH_MAX];
+    struct text_sizes texts;
+    struct run_image *own[STEER_BATCH_MAX];
     int count, channels, h, w, call, calls;
     int cfg;        /* a second pass */
     size_t latents; /* floats of one image */
     struct schedule *schedule;
     const struct render_watch *watch;
-    int dumped;
 };
 
 static int run_tick(void *data, int done, int operations)
@@ -364,22 +429,17 @@ static int run_prepare(struct run *r, struct steer_error *err)
     int code = schedule_new(&r->schedule, &r->shape->recipe->sampler, r->shape->steps, err);
     if (code) return code;
     r->calls = schedule_calls(r->schedule);
-    /* A dump shows what an absent negative would be too. */
-    int negative = r->cfg || r->shape->method != GUIDANCE_NONE || r->dumped;
     /* Entries in use by this batch must not be evicted by it. */
     text_cache_pin(p->texts);
     for (int i = 0; i < r->count; i++) {
-        struct render_image *image = r->images + i;
-        struct run_image *own = r->own + i;
-        image->times = (struct render_times){0};
-        image->cut = image->cut_negative = 0;
+        struct run_image *own = r->own[i];
+        struct render_times *times = &own->image->times;
         struct plan_watch watch = {run_tick, r};
-        code = text_get(p, image->prompt, &watch, &own->positive, &image->cut, &image->times, err);
-        if (!code && negative)
-            code = text_get(p, image->negative, &watch, &own->negative, &image->cut_negative,
-                            &image->times, err);
+        code = text_get(p, &own->texts, &watch, &own->positive, times, err);
+        if (!code && own->texts_negative.count)
+            code = text_get(p, &own->texts_negative, &watch, &own->negative, times, err);
         if (code) return code;
-        random_seed(&own->random, image->seed);
+        random_seed(&own->random, own->image->seed);
         own->x = malloc(2 * r->latents * sizeof(float));
         if (!own->x ||
             sampler_new(&own->sampler, r->schedule, r->latents, noise_draw, &own->random))
@@ -397,7 +457,7 @@ static void guidance_embed(struct run *r, struct slot *s, int i)
     int channels = r->p->model->unet.guidance_channels, half = channels / 2;
     if (!channels) return;
     float *out = (float *)plan_data(s->plan, s->denoise.guidance) + (size_t)i * (size_t)channels;
-    float w = ((float)r->images[i].guidance.scale - 1) * 1000;
+    float w = ((float)r->own[i]->image->guidance.scale - 1) * 1000;
     float rate = logf(10000) / (float)(half - 1);
     out[channels - 1] = 0; /* of an odd number */
     for (int k = 0; k < half; k++) {
@@ -412,7 +472,7 @@ static int latents_check(const struct run *r, struct steer_error *err)
 {
     for (int i = 0; i < r->count; i++)
         for (size_t k = 0; k < r->latents; k++)
-            if (!isfinite(r->own[i].x[k]))
+            if (!isfinite(r->own[i]->x[k]))
                 return steer_fail(err, STEER_BAD_MODEL,
                                   "latents are not finite after %d denoiser calls: the checkpoint "
                                   "and its scheduler (or the precision) do not fit",
@@ -428,14 +488,14 @@ static int denoise_pass(struct run *r, struct slot *s, int under_negative, struc
           *t = plan_data(s->plan, s->denoise.timestep);
     float scale = (float)schedule_input_scale(r->schedule, r->call);
     for (int i = 0; i < r->count; i++) {
-        struct run_image *own = r->own + i;
+        struct run_image *own = r->own[i];
         to_channels_last(in + (size_t)i * r->latents, own->x, r->channels, pixels, scale);
         t[i] = (float)schedule_timestep(r->schedule, r->call);
         guidance_embed(r, s, i);
         keys_bind(r->p, s, i, under_negative ? own->negative : own->positive, 0);
         if (s->method == GUIDANCE_NONE) continue;
         keys_bind(r->p, s, i, own->negative, 1);
-        const struct guidance *g = &r->images[i].guidance;
+        const struct guidance *g = &r->own[i]->image->guidance;
         float *params =
             (float *)plan_data(s->plan, s->denoise.params) + (size_t)i * GUIDANCE_PARAMS;
         params[GUIDANCE_ALPHA] = (float)g->alpha;
@@ -449,13 +509,13 @@ static int denoise_pass(struct run *r, struct slot *s, int under_negative, struc
     if (code) return code;
     const float *out = plan_data(s->plan, s->denoise.out);
     for (int i = 0; i < r->count; i++) {
-        struct run_image *own = r->own + i;
+        struct run_image *own = r->own[i];
         const float *from = out + (size_t)i * r->latents;
         if (!under_negative) {
             to_channels_first(own->out, from, r->channels, pixels);
             continue;
         }
-        float k = (float)r->images[i].guidance.scale;
+        float k = (float)r->own[i]->image->guidance.scale;
         for (int c = 0; c < r->channels; c++)
             for (int x = 0; x < pixels; x++) {
                 float *o = own->out + (size_t)c * pixels + x, n = from[(size_t)x * r->channels + c];
@@ -500,7 +560,7 @@ static int dump_text(struct run *r, struct dump *d, const struct text_entry *ent
 {
     const struct model *m = r->p->model;
     char name[24];
-    int64_t tokens[] = {m->tokens}, states[] = {m->tokens, m->clip.channels};
+    int64_t tokens[] = {entry->count}, states[] = {entry->count, m->clip.channels};
     snprintf(name, sizeof name, "tokens.%s", which);
     int code = dump_add(d, name, TYPE_I32, entry->ids, 0, 1, tokens, err);
     snprintf(name, sizeof name, "text.%s", which);
@@ -512,26 +572,26 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
     struct slot *guided, *plain;
     const struct render_shape *shape = r->shape;
     int64_t latents[] = {r->channels, r->h, r->w};
-    int code = denoise_slots(r->p, shape, r->count, &guided, &plain, err);
+    int code = denoise_slots(r->p, shape, r->texts, r->count, &guided, &plain, err);
     if (!code && dump)
-        code = dump_add(dump, "latents.start", TYPE_F32, r->own[0].x, 0, 3, latents, err);
+        code = dump_add(dump, "latents.start", TYPE_F32, r->own[0]->x, 0, 3, latents, err);
     if (code) return code;
     float init = (float)schedule_init_scale(r->schedule);
     for (int i = 0; i < r->count && init != 1; i++)
         for (size_t k = 0; k < r->latents; k++)
-            r->own[i].x[k] *= init;
+            r->own[i]->x[k] *= init;
     for (r->call = 0; r->call < r->calls; r->call++) {
         if ((code = denoise_pass(r, guided, 0, err))) return code;
         if (r->cfg && (code = denoise_pass(r, plain, 1, err))) return code;
         if (dump && r->call == 0 &&
-            (code = dump_add(dump, "denoise.out.0", TYPE_F32, r->own[0].out, 0, 3, latents, err)))
+            (code = dump_add(dump, "denoise.out.0", TYPE_F32, r->own[0]->out, 0, 3, latents, err)))
             return code;
         for (int i = 0; i < r->count; i++)
-            if ((code = sampler_step(r->own[i].sampler, r->call, r->own[i].out, r->own[i].x)))
+            if ((code = sampler_step(r->own[i]->sampler, r->call, r->own[i]->out, r->own[i]->x)))
                 return steer_fail(err, code, "sampling failed at call %d", r->call);
     }
     if ((code = latents_check(r, err))) return code;
-    return dump ? dump_add(dump, "latents.final", TYPE_F32, r->own[0].x, 0, 3, latents, err) : 0;
+    return dump ? dump_add(dump, "latents.final", TYPE_F32, r->own[0]->x, 0, 3, latents, err) : 0;
 }
 
 /* One image at a time on one plan: nothing is shared between images, and a decoder's activations
@@ -540,58 +600,111 @@ static int run_decode(struct run *r, struct dump *dump, struct steer_error *err)
 {
     struct slot *s;
     const struct render_shape *shape = r->shape;
-    int code = slot_get(r->p, &s, PLAN_DECODE, shape, 1, GUIDANCE_NONE, NULL, err);
+    int code = decode_slot(r->p, shape, &s, NULL, err);
     struct plan_watch watch = {run_tick, r};
     size_t bytes = (size_t)shape->width * (size_t)shape->height * 3;
     for (int i = 0; i < r->count && !code; i++) {
-        to_channels_last(plan_data(s->plan, s->decode.latents), r->own[i].x, r->channels,
+        to_channels_last(plan_data(s->plan, s->decode.latents), r->own[i]->x, r->channels,
                          r->h * r->w, 1);
         if (!(code = plan_run(s->plan, &watch, err)))
-            memcpy(r->images[i].pixels, plan_data(s->plan, s->decode.image), bytes);
+            memcpy(r->own[i]->image->pixels, plan_data(s->plan, s->decode.image), bytes);
     }
     if (code || !dump) return code;
     int64_t image[] = {3, shape->height, shape->width};
     code = dump_add(dump, "vae.out", TYPE_F32, plan_data(s->plan, s->decode.out), 3, 3, image, err);
     int64_t seen[3] = {image[1], image[2], 3};
-    return code ? code : dump_add(dump, "image", TYPE_U8, r->images[0].pixels, 0, 3, seen, err);
+    return code ? code
+                : dump_add(dump, "image", TYPE_U8, r->own[0]->image->pixels, 0, 3, seen, err);
+}
+
+static int run_all(struct run *r, struct dump *dump, struct steer_error *err)
+{
+    struct pipeline *p = r->p;
+    uint64_t begun = now_us();
+    p->turn++;
+    int code = plans_load(p, r->shape, r->texts, r->count, err);
+    uint64_t loaded = now_us();
+    if (!code) code = run_prepare(r, err);
+    if (!code && dump) code = dump_text(r, dump, r->own[0]->positive, "pos", err);
+    if (!code && dump) code = dump_text(r, dump, r->own[0]->negative, "neg", err);
+    uint64_t start = now_us();
+    if (!code) code = run_denoise(r, dump, err);
+    uint64_t denoised = now_us();
+    if (!code) code = run_decode(r, dump, err);
+    uint64_t decoded = now_us();
+    for (int i = 0; i < r->count; i++) {
+        struct run_image *own = r->own[i];
+        own->image->together = r->count;
+        own->image->times.load_us = loaded - begun;
+        own->image->times.denoise_us = denoised - start;
+        own->image->times.decode_us = decoded - denoised;
+        sampler_free(own->sampler);
+        free(own->x);
+    }
+    text_cache_unpin(p->texts);
+    schedule_free(r->schedule);
+    return code;
+}
+
+static int texts_read(struct pipeline *p, struct run_image *own, int negative,
+                      struct steer_error *err)
+{
+    struct render_image *image = own->image;
+    uint64_t start = now_us();
+    int code = text_read(p, image->prompt, image->reading, &own->texts, err);
+    if (!code && negative)
+        code = text_read(p, image->negative, image->reading, &own->texts_negative, err);
+    image->times = (struct render_times){.tokenize_us = now_us() - start};
+    image->cut = own->texts.cut;
+    image->cut_negative = own->texts_negative.cut;
+    return code;
+}
+
+/* Takes the first image that is left and all that have as many chunks of text as it. */
+static void group_take(struct run *r, struct run_image **left, int *left_count)
+{
+    int kept = 0;
+    r->count = 0;
+    r->texts = (struct text_sizes){left[0]->texts.count, left[0]->texts_negative.count};
+    for (int i = 0; i < *left_count; i++) {
+        struct run_image *own = left[i];
+        if (own->texts.count == r->texts.positive && own->texts_negative.count == r->texts.negative)
+            r->own[r->count++] = own;
+        else
+            left[kept++] = own;
+    }
+    *left_count = kept;
 }
 
 int pipeline_render(struct pipeline *p, const struct render_shape *shape,
                     struct render_image *images, int count, struct dump *dump,
                     const struct render_watch *watch, struct steer_error *err)
 {
-    struct run r = {.p = p, .shape = shape, .images = images, .count = count, .watch = watch};
-    r.dumped = dump != NULL;
-    r.cfg = passes_twice(p, shape);
-    int code = model_size_check(p->model, shape->width, shape->height, err);
+    struct run_image own[STEER_BATCH_MAX] = {0}, *left[STEER_BATCH_MAX];
+    int left_count = count, code = model_size_check(p->model, shape->width, shape->height, err);
     if (code) return code;
-    r.channels = p->model->unet.in_channels;
-    r.h = shape->height / p->model->factor;
-    r.w = shape->width / p->model->factor;
-    r.latents = (size_t)r.channels * (size_t)r.h * (size_t)r.w;
     if (dump) dump->count = 0;
-
-    uint64_t begun = now_us();
-    p->turn++;
-    code = plans_load(p, shape, count, err);
-    uint64_t loaded = now_us();
-    if (!code) code = run_prepare(&r, err);
-    if (!code && dump) code = dump_text(&r, dump, r.own[0].positive, "pos", err);
-    if (!code && dump) code = dump_text(&r, dump, r.own[0].negative, "neg", err);
-    uint64_t start = now_us(), denoised = start;
-    if (!code) code = run_denoise(&r, dump, err);
-    denoised = now_us();
-    if (!code) code = run_decode(&r, dump, err);
-    uint64_t decoded = now_us();
+    /* A dump shows what an absent negative would be too. */
+    int negative = passes_twice(p, shape) || shape->method != GUIDANCE_NONE || dump;
     for (int i = 0; i < count; i++) {
-        images[i].times.load_us = loaded - begun;
-        images[i].times.denoise_us = denoised - start;
-        images[i].times.decode_us = decoded - denoised;
-        sampler_free(r.own[i].sampler);
-        free(r.own[i].x);
+        left[i] = own + i;
+        own[i].image = images + i;
+        if (!code) code = texts_read(p, own + i, negative, err);
     }
-    text_cache_unpin(p->texts);
-    schedule_free(r.schedule);
+    while (left_count && !code) {
+        struct run r = {.p = p, .shape = shape, .watch = watch};
+        r.cfg = passes_twice(p, shape);
+        r.channels = p->model->unet.in_channels;
+        r.h = shape->height / p->model->factor;
+        r.w = shape->width / p->model->factor;
+        r.latents = (size_t)r.channels * (size_t)r.h * (size_t)r.w;
+        group_take(&r, left, &left_count);
+        code = run_all(&r, dump, err);
+    }
+    for (int i = 0; i < count; i++) {
+        prompt_chunks_free(&own[i].texts);
+        prompt_chunks_free(&own[i].texts_negative);
+    }
     if (code && dump) dump_free(dump);
     return code;
 }

@@ -243,6 +243,43 @@ class Guided:
         return attn.to_out[0](z.transpose(1, 2).flatten(2))
 
 
+# ---- long and weighed prompts, written from what A1111's web UI does, on explicit pieces ----
+
+BREAK = None
+
+
+def chunked(tok, pieces, room):
+    """Lists of (id, weight), one a chunk. pieces: (text, weight), or BREAK."""
+    comma = tok.convert_tokens_to_ids(",</w>")
+    chunks, groups = [], [[]]
+    for piece in pieces:
+        groups.append([]) if piece is BREAK else groups[-1].append(piece)
+    for group in groups:
+        rest = [(i, weight) for text, weight in group for i in tok(text, add_special_tokens=False).input_ids]
+        torn = False  # a comma that did not fit before is not seen as one
+        while len(rest) > room:
+            commas = [i for i in range(room) if rest[i][0] == comma and not (torn and i == 0)]
+            torn = rest[room][0] == comma
+            at = commas[-1] + 1 if commas and not torn and room - commas[-1] <= 20 else room
+            chunks.append(rest[:at])
+            rest = rest[at:]
+        chunks.append(rest)
+    return chunks
+
+
+def encode_chunks(tok, text, pieces, length):
+    """Ids and states of all chunks, one behind the other."""
+    ids, states = [], []
+    for chunk in chunked(tok, pieces, length - 2):
+        padding = length - 2 - len(chunk)
+        ids.append([tok.bos_token_id] + [i for i, _ in chunk] + [tok.eos_token_id] + [tok.pad_token_id] * padding)
+        weights = torch.tensor([1.0] + [w for _, w in chunk] + [1.0] * (padding + 1))
+        z = text(torch.tensor([ids[-1]])).last_hidden_state
+        y = z * weights[None, :, None]
+        states.append(y * (z.mean() / y.mean()))
+    return torch.tensor(ids).flatten(), torch.cat(states, 1)
+
+
 def reference(parts, run):
     """The tensors of one run. The pipeline's own loop, step by step."""
     tok, text, unet, vae = (parts[k] for k in ("tokenizer", "text_encoder", "unet", "vae"))
@@ -250,6 +287,10 @@ def reference(parts, run):
     out = {}
 
     def encode(prompt, name):
+        if f"pieces.{name}" in run:
+            ids, states = encode_chunks(tok, text, run[f"pieces.{name}"], length)
+            out[f"tokens.{name}"], out[f"text.{name}"] = ids.int(), states[0]
+            return states
         ids = tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
         out[f"tokens.{name}"] = ids[0].int()
         states = text(ids).last_hidden_state
@@ -314,6 +355,9 @@ DPM = lambda s: DPMSolverMultistepScheduler.from_config(s.config, steps_offset=1
 EULER = lambda s: EulerDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
 TRAILING = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing")
 
+LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
+CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
+
 RUNS = {
     "small": {
         "ddim": dict(SD, recipe="ddim", steps=3, guidance="none", scheduler=DDIM, negative=""),
@@ -332,6 +376,22 @@ RUNS = {
         "vsf-cfg": dict(SD, recipe="ddim", steps=2, guidance="vsf", alpha=0.6, offset=0.1, scheduler=DDIM, size=(24, 40),
                         **{"guidance-scale": 3.0}),
         "both": dict(SD, recipe="ddim", steps=2, guidance="nasa", alpha=0.4, scheduler=DDIM, **{"guidance-scale": 3.0}),
+        # Three chunks of 14 tokens, the first ended by a comma, the second full; the negative text is one.
+        "chunk": dict(LONG, prompt=CHUNKED, recipe="ddim", steps=1, guidance="nasa", alpha=0.3, size=(40, 24),
+                      **{"pieces.pos": [(CHUNKED, 1.0)], "pieces.neg": [(SD["negative"], 1.0)]}),
+        "a1111": dict(LONG, prompt=r"(the red cat:1.4) on [the blue] \(dog\) BREAK ((a dog (red:0.5))), (cat", recipe="ddim", steps=1,
+                      guidance="vsf", alpha=0.5, size=(40, 24), negative="blue (dog:-0.5)", **{
+                          "prompt-syntax": "a1111", "pieces.neg": [("blue ", 1.0), ("dog", -0.5)], "pieces.pos": [
+                              ("the red cat", 1.4), (" on ", 1.0), ("the blue", 1 / 1.1), (" (dog)", 1.0), BREAK, ("a dog ", 1.21),
+                              ("red", 0.605), (", ", 1.0), ("cat", 1.1)]}),
+        "long-cfg": dict(LONG, prompt="(a red cat:1.3)", recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4,
+                         size=(40, 24), negative="a blue dog BREAK the (red) dog", **{
+                             "prompt-syntax": "a1111", "guidance-scale": 3.0, "pieces.pos": [("a red cat", 1.3)],
+                             "pieces.neg": [("a blue dog", 1.0), BREAK, ("the ", 1.0), ("red", 1.1), (" dog", 1.0)]}),
+        "weights": dict(LONG, prompt="(((the cat))) [[on]] (the red:1.2) dog", recipe="ddim", steps=1, guidance="none", negative="",
+                        size=(40, 24), **{"long-prompt": "cut", "prompt-syntax": "a1111", "pieces.pos": [
+                            ("the cat", 1.331), (" ", 1.0), ("on", 1 / 1.21), (" ", 1.0), ("the red", 1.2), (" dog", 1.0)],
+                            "pieces.neg": [("", 1.0)]}),
     },
     "odd": {
         "pndm": dict(SD, recipe="sd15", steps=6, guidance="nasa", alpha=0.2),
@@ -368,7 +428,7 @@ def build(name, folder):
         (folder / run).mkdir()
         save_file(tensors, folder / run / "expected.safetensors")
         flags = []
-        for key in ("prompt", "negative", "recipe", "guidance", "guidance-scale", "alpha", "offset", "phi", "tau", "beta",
+        for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "alpha", "offset", "phi", "tau", "beta",
                     "steps", "seed"):
             if key in spec and spec[key] != "":
                 flags += [f"--{key}", str(spec[key])]

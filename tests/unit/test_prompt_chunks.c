@@ -165,7 +165,7 @@ static void test_breaks(void **unused)
 static void test_weights(void **unused)
 {
     (void)unused;
-    char text[2000];
+    char text[STEER_PROMPT_BYTES_MAX + 64];
     struct prompt_chunks c = make("cat (dog:1.5), [cat] (dog", PROMPT_A1111, 0);
     static const double want[] = {1, 1, 1.5, 1, 1 / 1.1, 1.1, 1};
     const int32_t ids[] = {begin, cat, dog, comma, cat, dog, end};
@@ -210,7 +210,7 @@ static void test_bound(void **unused)
 static void test_cut(void **unused)
 {
     (void)unused;
-    char text[2000];
+    char text[STEER_PROMPT_BYTES_MAX + 64];
     int32_t ids[LENGTH];
     size_t cut;
     struct steer_error err = {0};

@@ -270,9 +270,6 @@ static int a1111_parse(struct parser *p, struct steer_error *err)
         weigh(p, p->rounds.items[i].piece, ROUND_FACTOR);
     for (size_t i = 0; i < p->squares.count; i++)
         weigh(p, p->squares.items[i].piece, SQUARE_FACTOR);
-    p->out->text[p->used] = 0;
-    if (!code) code = weights_check(p->out, err);
-    if (!code) pieces_merge(p->out);
     return code;
 }
 
@@ -289,13 +286,16 @@ int prompt_parse(struct prompt *ret, const char *text, enum prompt_syntax syntax
                        .rounds = {brackets, 0},
                        .squares = {brackets ? brackets + size + 1 : NULL, 0}};
     int code = 0;
-    if (!out.text || !out.source || !out.pieces || !brackets)
+    if (!out.text || !out.source || !out.pieces || !brackets) {
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    else if (syntax == PROMPT_A1111)
-        code = a1111_parse(&p, err);
-    else
-        for (; p.at < size; p.at++)
+    } else {
+        if (syntax == PROMPT_A1111) code = a1111_parse(&p, err);
+        for (; !code && p.at < size; p.at++)
             put(&p, p.at);
+        out.text[p.used] = 0;
+        if (!code) code = weights_check(&out, err);
+        if (!code) pieces_merge(&out);
+    }
     free(brackets);
     if (code) {
         prompt_free(&out);
