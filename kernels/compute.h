@@ -130,9 +130,9 @@ struct shape graph_shape(const struct graph *g, struct tensor t);
  * only, the type of another plan's output. */
 struct tensor graph_input(struct graph *g, const char *name, struct shape shape,
                           enum compute_type type);
-/* Like graph_input, but each image's data is at an address given by plan_bind, in the type and
- * dense [H, W, C] layout that plan_output_type says of the plan that made it. */
-struct tensor graph_bound(struct graph *g, const char *name, struct shape shape);
+/* Like graph_input, but each image's data is at an address given by plan_bind, dense [H, W, C] as
+ * another plan's graph_output of the same as_computed made it. */
+struct tensor graph_bound(struct graph *g, const char *name, struct shape shape, int as_computed);
 /* Keeps t readable after a run, dense [B, H, W, C] (plan_data). as_computed: in the precision that
  * consumers would read (bf16 or f32, see plan_type); otherwise f32, or u8 after op_to_u8. */
 void graph_output(struct graph *g, struct tensor t, const char *name, int as_computed);
@@ -213,9 +213,9 @@ size_t plan_bytes(const struct plan *p);
 /* Where an input is written or an output read: dense [B, H, W, C]. */
 void *plan_data(struct plan *p, struct tensor t);
 enum compute_type plan_type(const struct plan *p, struct tensor t);
-/* Points image b of a graph_bound tensor at data of the type bound_type wants. */
+/* Points image b of a graph_bound tensor at data of its plan_type. */
 void plan_bind(struct plan *p, struct tensor t, int b, const void *data);
-/* The type in which plans of c read graph_bound tensors, and keep as_computed outputs. */
+/* The type of as_computed outputs and bound tensors. */
 enum compute_type compute_bound_type(const struct compute *c);
 
 /* tick is called after each operation (NULL: not); non-zero stops with STEER_CANCELLED. */

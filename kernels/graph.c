@@ -113,10 +113,12 @@ struct tensor graph_input(struct graph *g, const char *name, struct shape shape,
     return t;
 }
 
-struct tensor graph_bound(struct graph *g, const char *name, struct shape shape)
+struct tensor graph_bound(struct graph *g, const char *name, struct shape shape, int as_computed)
 {
     struct tensor t = graph_input(g, name, shape, TYPE_F32);
-    if (t.id >= 0) g->tensors[t.id].role = ROLE_BOUND;
+    if (t.id < 0) return t;
+    g->tensors[t.id].role = ROLE_BOUND;
+    g->tensors[t.id].output = as_computed ? 2 : 1;
     return t;
 }
 

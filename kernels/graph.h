@@ -46,7 +46,7 @@ struct tensor_info {
     enum compute_type type; /* of inputs, and u8 outputs; otherwise f32 and the backend's choice */
     int parent;             /* ROLE_VIEW: the tensor viewed, never itself a view */
     int channel;            /* ROLE_VIEW: first channel in the parent */
-    int output;             /* 0, 1: f32 or u8, 2: as computed */
+    int output;             /* 0; 1: f32 or u8; 2: as computed; of ROLE_BOUND: as made */
     char name[48];          /* of inputs and outputs */
 };
 

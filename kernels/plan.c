@@ -38,7 +38,7 @@ static void places_begin(struct plan *p)
         at->type = t->type;
         at->first = INT32_MAX;
         at->last = -1;
-        if (t->role == ROLE_BOUND || t->output == 2) at->type = compute_bound_type(p->compute);
+        if (t->output == 2) at->type = compute_bound_type(p->compute);
     }
 }
 

@@ -20,7 +20,7 @@ ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker
 
 MUTANTS = {
     "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(a + c, load(a + c) * ip - alpha", "store(a + c, load(a + c) * ip * (1 + alpha) - alpha"),
-    "nasa missing in the middle block": (UNET, "    if (f->method == GUIDANCE_NONE) {", "    if (f->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
+    "nasa missing in the middle block": (UNET, "    if (f->size->method == GUIDANCE_NONE) {", "    if (f->size->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
     "nag: nag_scale taken as phi": (ATTENTION, "w->zt[at + (size_t)c] = zp + phi * (zp - n[c] * in);", "w->zt[at + (size_t)c] = zp + (phi - 1) * (zp - n[c] * in);"),
     "nag: 2-norms": (ATTENTION, "norm_t += fabsf(zt[c]);\n        norm_p += fabsf(zp[c]);", "norm_t += zt[c] * zt[c];\n        norm_p += zp[c] * zp[c];"),
     "vsf: the negative's values without its sign": (ATTENTION, "load(a + c) * wp - alpha * wn", "load(a + c) * wp + alpha * wn"),

@@ -352,7 +352,7 @@ static int hand_on(struct engine *e, struct batch *b, int i, const struct job_pl
     struct done *d = image_end(b, (size_t)i);
     snprintf(d->model_hash, sizeof d->model_hash, "%s", r->model->hash);
     snprintf(d->numerics, sizeof d->numerics, "%s", numerics);
-    job_cut_text(d->warning, sizeof d->warning, image, r->model->tokens);
+    job_cut_text(d->warning, sizeof d->warning, image, r->model->text.tokens);
     steerfarm__timing__init(&d->timing);
     d->timing.has_dispatch_us = d->timing.has_load_us = d->timing.has_tokenize_us =
         d->timing.has_text_us = d->timing.has_denoise_us = d->timing.has_decode_us = 1;

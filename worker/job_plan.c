@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "../proto/job.h"
+#include "prompt_tokens.h"
 
 static const enum guidance_method methods[] = {
     [STEERFARM__METHOD__NONE] = GUIDANCE_NONE,
@@ -51,10 +52,10 @@ static struct prompt_reading reading_of(const Steerfarm__Job *job)
 static int prompt_check(const struct model *m, const struct render_image *image, int negative,
                         struct steer_error *err)
 {
-    struct prompt_chunks chunks = {0};
-    int code = prompt_chunks_make(&chunks, m->tokenizer, m->tokens,
-                                  negative ? image->negative : image->prompt, image->reading, err);
-    prompt_chunks_free(&chunks);
+    struct prompt_tokens tokens = {0};
+    int code = prompt_tokens_read(&tokens, m, negative ? image->negative : image->prompt,
+                                  image->reading, err);
+    prompt_tokens_free(&tokens);
     return code ? steer_fail_in(err, code, "the %s prompt", negative ? "negative" : "positive") : 0;
 }
 
@@ -80,7 +81,7 @@ int job_plan_make(struct job_plan *ret, const struct model *m, const struct reci
         return steer_fail(err, STEER_BAD_VALUE, "%d steps: recipe \"%s\" expects %d to %d",
                           p.shape.steps, p.recipe.name, p.recipe.steps_min, p.recipe.steps_max);
     p.image.prompt = job->prompt;
-    p.image.negative = job->negative_prompt ? job->negative_prompt : "";
+    p.image.negative = job->negative_prompt;
     p.image.reading = reading_of(job);
     p.image.seed = (job->has_seed ? job->seed : 0) + index;
     if ((code = prompt_check(m, &p.image, 0, err)) || (code = prompt_check(m, &p.image, 1, err)))
@@ -129,7 +130,8 @@ static char *job_json(const Steerfarm__Job *job, const struct job_plan *p, const
     int format = job->output && job->output->has_format ? (int)job->output->format : 0;
     int quality = job->output && job->output->has_quality ? (int)job->output->quality : 90;
     json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s, s:{s:s, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, s:i, s:o, "
+        "{s:s, s:s, s:s*, s:s, s:s, s:s, s:{s:s, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, s:i, "
+        "s:o, "
         "s:s, s:{s:s, s:i}, s:s, s:s}",
         "model", job->model, "prompt", p->image.prompt, "negative_prompt", p->image.negative,
         "prompt_syntax", job_prompt_syntax_name((int)job->prompt_syntax), "long_prompt",
@@ -155,7 +157,8 @@ static char *job_parameters(const Steerfarm__Job *job, const struct job_plan *p,
     FILE *f = open_memstream(&text, &size);
     if (!f) return NULL;
     fprintf(f, "%s\n", p->image.prompt);
-    if (*p->image.negative) fprintf(f, "Negative prompt: %s\n", p->image.negative);
+    if (p->image.negative && *p->image.negative)
+        fprintf(f, "Negative prompt: %s\n", p->image.negative);
     fprintf(f, "Steps: %d, Sampler: %s, CFG scale: %g, Seed: %" PRIu64 ", Size: %dx%d, ",
             p->shape.steps, p->recipe.name, g->scale, p->image.seed, p->shape.width,
             p->shape.height);
@@ -163,7 +166,7 @@ static char *job_parameters(const Steerfarm__Job *job, const struct job_plan *p,
             guidance_method_name(g->method));
     /* Its word for brackets that weigh nothing. */
     if (p->image.reading.syntax == PROMPT_PLAIN &&
-        (strpbrk(p->image.prompt, "([") || strpbrk(p->image.negative, "([")))
+        (strpbrk(p->image.prompt, "([") || (p->image.negative && strpbrk(p->image.negative, "(["))))
         fprintf(f, ", Emphasis: None");
     if (g->method == GUIDANCE_NASA || g->method == GUIDANCE_VSF)
         fprintf(f, ", Alpha: %g", g->alpha);

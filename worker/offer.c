@@ -91,7 +91,7 @@ static Steerfarm__Model *offer_new(const struct model *m)
     steerfarm__model__init(o);
     o->name = strdup(m->name);
     o->hash = strdup(m->hash);
-    o->family = strdup("sd15");
+    o->family = strdup(m->family->name);
     o->recipes = calloc(STEER_RECIPES_MAX, sizeof *o->recipes);
     o->precisions = calloc(2, sizeof *o->precisions);
     if (!o->name || !o->hash || !o->family || !o->recipes || !o->precisions) {
@@ -102,10 +102,10 @@ static Steerfarm__Model *offer_new(const struct model *m)
         o->has_text_tokens_max = o->has_memory_bytes = 1;
     o->width = (uint32_t)m->width;
     o->height = (uint32_t)m->height;
-    o->size_multiple = m->factor > 8 ? (uint32_t)m->factor : 8;
+    o->size_multiple = (uint32_t)m->multiple;
     o->side_max = STEER_SIDE_MAX;
     o->pixels_max = STEER_PIXELS_MAX;
-    o->text_tokens_max = (uint32_t)m->tokens;
+    o->text_tokens_max = (uint32_t)m->text.tokens;
     o->memory_bytes = m->file_bytes;
     o->precisions[o->n_precisions++] = STEERFARM__PRECISION__F32;
     if (compute_bf16_native()) o->precisions[o->n_precisions++] = STEERFARM__PRECISION__BF16;

@@ -7,20 +7,21 @@
 #include <string.h>
 #include <time.h>
 
+#include "prompt_tokens.h"
 #include "random.h"
 #include "text_cache.h"
 
 enum plan_kind { PLAN_DENOISE, PLAN_DECODE };
 
-/* A plan and the handles into it. The text encoder's and the projections' plans are of one size and
- * live as long as the pipeline; these are kept in an LRU. */
+/* A plan and the handles into it. The texts' plans are of one size and live as long as the
+ * pipeline; these are kept in an LRU. */
 struct slot {
     enum plan_kind kind;
     int width, height, batch;
-    int chunks, chunks_negative; /* of each text; 0: there is none */
+    struct text_chunks texts; /* 0: this text is not read */
     enum guidance_method method;
     struct plan *plan;
-    struct unet_graph denoise;
+    struct denoiser_graph denoise;
     struct vae_graph decode;
     uint64_t used; /* the batch of its last use */
 };
@@ -31,9 +32,11 @@ struct pipeline {
     struct pipeline_limits limits;
     struct slot *slots; /* plans_max of them; one without a plan is empty */
     uint64_t turn;      /* counts batches */
-    struct plan *text_plan, *keys_plan;
-    struct clip_graph text_graph;
-    struct unet_text_graph keys_graph;
+    struct plan *encoder_plans[TEXT_ENCODERS_MAX], *text_plan;
+    struct encoder_graph encoder_graphs[TEXT_ENCODERS_MAX];
+    struct text_graph text_graph;
+    size_t bound_bytes[TEXT_BOUND_MAX]; /* of each output of text_graph, which is of one chunk */
+    int bound_rows[TEXT_BOUND_MAX];     /* 1: it has rows for tokens, and so grows with chunks */
     struct text_cache *texts;
 };
 
@@ -65,8 +68,9 @@ void pipeline_free(struct pipeline *p)
     for (int i = 0; p->slots && i < p->limits.plans_max; i++)
         plan_free(p->slots[i].plan);
     free(p->slots);
+    for (int i = 0; i < TEXT_ENCODERS_MAX; i++)
+        plan_free(p->encoder_plans[i]);
     plan_free(p->text_plan);
-    plan_free(p->keys_plan);
     text_cache_free(p->texts);
     free(p);
 }
@@ -79,12 +83,6 @@ static uint64_t now_us(void)
 }
 
 /* ---- plans ---- */
-
-static int text_read(const struct pipeline *p, const char *text, struct prompt_reading reading,
-                     struct prompt_chunks *ret, struct steer_error *err)
-{
-    return prompt_chunks_make(ret, p->model->tokenizer, p->model->tokens, text, reading, err);
-}
 
 /* Gives up a plan that has not been used since turn `before`, the oldest first, but for `keep`. */
 static int slot_drop(struct pipeline *p, const struct slot *keep, uint64_t before)
@@ -125,24 +123,40 @@ static int plan_make(struct pipeline *p, struct plan **ret, struct params *param
     return code;
 }
 
+static int encoder_plan(struct pipeline *p, int i, struct steer_error *err)
+{
+    const struct text_encoder *e = p->model->encoders + i;
+    struct net n = {e->params, graph_new()};
+    if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    text_encoder_record(p->encoder_graphs + i, &n, e);
+    int code = plan_make(p, p->encoder_plans + i, n.params, n.graph, NULL, err);
+    graph_free(n.graph);
+    return code;
+}
+
+static int text_plan(struct pipeline *p, struct steer_error *err)
+{
+    struct net n = {p->model->denoiser_params, graph_new()};
+    if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    struct text_graph *g = &p->text_graph;
+    model_record_text(p->model, g, &n);
+    int code = plan_make(p, &p->text_plan, n.params, n.graph, NULL, err);
+    for (int i = 0; i < g->bound_count && !code; i++) {
+        struct shape s = graph_shape(n.graph, g->bound[i]);
+        p->bound_bytes[i] = (size_t)s.w * (size_t)s.c * (size_t)s.h *
+                            compute_type_bytes(plan_type(p->text_plan, g->bound[i]));
+        p->bound_rows[i] = s.w == p->model->text.tokens;
+    }
+    graph_free(n.graph);
+    return code;
+}
+
 static int text_plans(struct pipeline *p, struct steer_error *err)
 {
-    struct model *m = p->model;
     int code = 0;
-    if (!p->text_plan) {
-        struct net n = {m->clip_params, graph_new()};
-        if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-        clip_record(&p->text_graph, &n, &m->clip, 1, m->tokens);
-        code = plan_make(p, &p->text_plan, n.params, n.graph, NULL, err);
-        graph_free(n.graph);
-    }
-    if (!code && !p->keys_plan) {
-        struct net n = {m->unet_params, graph_new()};
-        if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-        unet_record_text(&p->keys_graph, &n, &m->layers, m->tokens);
-        code = plan_make(p, &p->keys_plan, n.params, n.graph, NULL, err);
-        graph_free(n.graph);
-    }
+    for (int i = 0; i < p->model->encoders_count && !code; i++)
+        if (!p->encoder_plans[i]) code = encoder_plan(p, i, err);
+    if (!code && !p->text_plan) code = text_plan(p, err);
     return code ? steer_fail_in(err, code, "the text encoder") : 0;
 }
 
@@ -159,7 +173,7 @@ static int slot_fits(const struct slot *s, const struct slot *want)
 {
     return s->plan && s->kind == want->kind && s->width == want->width &&
            s->height == want->height && s->batch == want->batch && s->method == want->method &&
-           s->chunks == want->chunks && s->chunks_negative == want->chunks_negative;
+           s->texts.positive == want->texts.positive && s->texts.negative == want->texts.negative;
 }
 
 /* want: what its plan is for. keep: a slot that the caller needs beside this one; NULL: none. */
@@ -175,13 +189,12 @@ static int slot_get(struct pipeline *p, struct slot **ret, const struct slot *wa
     }
     struct model *m = p->model;
     struct shape size = {want->batch, want->height / m->factor, want->width / m->factor, 0};
-    struct net n = {want->kind == PLAN_DENOISE ? m->unet_params : m->vae_params, graph_new()};
+    struct net n = {want->kind == PLAN_DENOISE ? m->denoiser_params : m->vae_params, graph_new()};
     if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     struct slot *s = slot_empty(p, keep), made = *want;
     made.used = p->turn;
     if (want->kind == PLAN_DENOISE)
-        unet_record(&made.denoise, &n, &m->unet, size, want->chunks * m->tokens,
-                    want->chunks_negative * m->tokens, want->method);
+        model_record_denoiser(m, &made.denoise, &n, size, want->texts, want->method);
     else
         vae_record(&made.decode, &n, &m->vae, size);
     int code = plan_make(p, &made.plan, n.params, n.graph, keep, err);
@@ -206,17 +219,12 @@ static int decode_slot(struct pipeline *p, const struct render_shape *shape, str
 /* CFG; a model that is told its guidance scale needs no second pass for it. */
 static int passes_twice(const struct pipeline *p, const struct render_shape *shape)
 {
-    return shape->cfg && !p->model->unet.guidance_channels;
+    return shape->cfg && !p->model->guidance_channels;
 }
-
-/* How many chunks the texts of a batch have. */
-struct text_sizes {
-    int positive, negative;
-};
 
 /* The denoiser's plan, and CFG's under the negative text when it is another (NULL: no CFG). */
 static int denoise_slots(struct pipeline *p, const struct render_shape *shape,
-                         struct text_sizes texts, int batch, struct slot **ret,
+                         struct text_chunks texts, int batch, struct slot **ret,
                          struct slot **ret_second, struct steer_error *err)
 {
     struct slot want = {.kind = PLAN_DENOISE,
@@ -224,22 +232,21 @@ static int denoise_slots(struct pipeline *p, const struct render_shape *shape,
                         .height = shape->height,
                         .batch = batch,
                         .method = shape->method,
-                        .chunks = texts.positive};
-    if (shape->method != GUIDANCE_NONE) want.chunks_negative = texts.negative;
+                        .texts = texts};
+    if (shape->method == GUIDANCE_NONE) want.texts.negative = 0;
     int code = slot_get(p, ret, &want, NULL, err);
     *ret_second = NULL;
     if (code || !passes_twice(p, shape)) return code;
     want.method = GUIDANCE_NONE;
-    want.chunks = texts.negative;
-    want.chunks_negative = 0;
+    want.texts = (struct text_chunks){.positive = texts.negative};
     return slot_get(p, ret_second, &want, *ret, err);
 }
 
 /* All plans of a batch, so that the stages find theirs. The decoder's comes first: it needs most
  * memory, and what has no room for it is refused now, not after the denoiser's minutes. Where the
  * others push it out it is made once more. */
-static int plans_load(struct pipeline *p, const struct render_shape *shape, struct text_sizes texts,
-                      int batch, struct steer_error *err)
+static int plans_load(struct pipeline *p, const struct render_shape *shape,
+                      struct text_chunks texts, int batch, struct steer_error *err)
 {
     struct slot *denoise, *second, *decode;
     int code = text_plans(p, err);
@@ -247,20 +254,28 @@ static int plans_load(struct pipeline *p, const struct render_shape *shape, stru
     return code ? code : denoise_slots(p, shape, texts, batch, &denoise, &second, err);
 }
 
+/* How many chunks the texts of an image have. */
+static int image_chunks(const struct pipeline *p, const struct render_image *image,
+                        struct text_chunks *ret, struct steer_error *err)
+{
+    struct prompt_tokens positive = {0}, negative = {0};
+    int code = prompt_tokens_read(&positive, p->model, image->prompt, image->reading, err);
+    if (!code) code = prompt_tokens_read(&negative, p->model, image->negative, image->reading, err);
+    *ret = (struct text_chunks){positive.chunks, negative.chunks};
+    prompt_tokens_free(&positive);
+    prompt_tokens_free(&negative);
+    return code;
+}
+
 int pipeline_plans(struct pipeline *p, const struct render_shape *shape,
                    const struct render_image *image, int batch, struct pipeline_plans *ret,
                    struct steer_error *err)
 {
     struct slot *denoise, *second, *decode;
-    struct prompt_chunks positive = {0}, negative = {0};
-    int code = text_read(p, image->prompt, image->reading, &positive, err);
-    if (!code) code = text_read(p, image->negative, image->reading, &negative, err);
-    struct text_sizes texts = {positive.count, negative.count};
-    prompt_chunks_free(&positive);
-    prompt_chunks_free(&negative);
-    if (code) return code;
+    struct text_chunks texts;
+    int code;
     p->turn++;
-    if ((code = text_plans(p, err)) ||
+    if ((code = image_chunks(p, image, &texts, err)) || (code = text_plans(p, err)) ||
         (code = denoise_slots(p, shape, texts, batch, &denoise, &second, err)) ||
         (code = decode_slot(p, shape, &decode, denoise, err)))
         return code;
@@ -268,9 +283,12 @@ int pipeline_plans(struct pipeline *p, const struct render_shape *shape,
         return steer_fail(err, STEER_NO_MEMORY,
                           "the plans of %dx%d do not fit into memory together (--memory)",
                           shape->width, shape->height);
-    *ret = (struct pipeline_plans){
-        texts.positive, p->text_plan, p->keys_plan, denoise->plan, second ? second->plan : NULL,
-        decode->plan};
+    *ret = (struct pipeline_plans){.chunks = texts.positive,
+                                   .text = p->text_plan,
+                                   .denoise = denoise->plan,
+                                   .second = second ? second->plan : NULL,
+                                   .decode = decode->plan};
+    memcpy(ret->encoders, p->encoder_plans, sizeof p->encoder_plans);
     return 0;
 }
 
@@ -286,88 +304,145 @@ int pipeline_calls(const struct render_shape *shape, int *ret, struct steer_erro
 
 /* ---- texts ---- */
 
-static int ids_check(const struct model *m, const struct prompt_chunks *c, struct steer_error *err)
+static void mask_fill(struct plan *plan, struct tensor mask, int used, int tokens)
 {
-    for (int i = 0; i < c->count * c->length; i++)
-        if (c->ids[i] >= m->clip.vocab)
-            return steer_fail(err, STEER_BAD_MODEL,
-                              "token %d of a prompt: the text encoder's table has only %d rows",
-                              c->ids[i], m->clip.vocab);
-    return 0;
+    if (mask.id < 0) return;
+    float *to = plan_data(plan, mask);
+    for (int i = 0; i < tokens; i++)
+        to[i] = i < used ? 0 : -INFINITY;
 }
 
-/* Encodes chunk i and projects it, into its rows of the entry. */
-static int chunk_encode(struct pipeline *p, const struct prompt_chunks *c, int i,
-                        struct text_entry *entry, const struct plan_watch *watch,
-                        struct steer_error *err)
+/* The weighed states of one chunk, all encoders' side by side, into the text plan; the first
+ * chunk's pooled state is the text's. */
+static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, int chunk,
+                        const struct plan_watch *watch, struct steer_error *err)
 {
     const struct model *m = p->model;
-    size_t tokens = (size_t)c->length, first = (size_t)i * tokens;
-    size_t floats = tokens * (size_t)m->clip.channels;
-    float *states = entry->states + (size_t)i * floats;
-    memcpy(plan_data(p->text_plan, p->text_graph.ids), c->ids + first, tokens * sizeof *c->ids);
-    int code = plan_run(p->text_plan, watch, err);
-    if (code) return code;
-    memcpy(states, plan_data(p->text_plan, p->text_graph.text), floats * sizeof *states);
-    prompt_weigh(states, c->weights + first, c->length, m->clip.channels);
-
-    memcpy(plan_data(p->keys_plan, p->keys_graph.text), states, floats * sizeof *states);
-    if ((code = plan_run(p->keys_plan, watch, err))) return code;
-    size_t element = compute_type_bytes(compute_bound_type(p->compute));
-    char *at = entry->keys;
-    for (int k = 0; k < m->layers.cross_count; k++) {
-        size_t bytes = tokens * (size_t)m->layers.cross[k].channels * element;
-        const struct tensor made[] = {p->keys_graph.k[k], p->keys_graph.v[k]};
-        for (int which = 0; which < 2; which++) {
-            memcpy(at + (size_t)i * bytes, plan_data(p->keys_plan, made[which]), bytes);
-            at += (size_t)c->count * bytes;
+    size_t at = 0; /* among all ids */
+    float *states = plan_data(p->text_plan, p->text_graph.states);
+    for (int i = 0, first = 0; i < m->encoders_count; i++) {
+        const struct text_encoder *e = m->encoders + i;
+        const struct encoder_graph *g = p->encoder_graphs + i;
+        struct plan *plan = p->encoder_plans[i];
+        size_t own = at + (size_t)chunk * (size_t)e->tokens;
+        const int32_t *ids = prompt->ids + own;
+        int used = prompt->used[i][chunk];
+        memcpy(plan_data(plan, g->ids), ids, (size_t)e->tokens * sizeof *ids);
+        mask_fill(plan, g->mask, used, e->tokens);
+        int code = plan_run(plan, watch, err);
+        if (code) return code;
+        if (e->states != STATES_NONE) {
+            float *from = plan_data(plan, g->states);
+            prompt_weigh(from, prompt->weights + own, e->tokens, e->channels);
+            for (int k = 0; k < e->tokens; k++)
+                memcpy(states + (size_t)k * (size_t)m->text.channels + first,
+                       from + (size_t)k * (size_t)e->channels,
+                       (size_t)e->channels * sizeof *states);
+            mask_fill(p->text_plan, p->text_graph.mask, used, e->tokens);
+            first += e->channels;
         }
+        if (e->pooled != POOLED_NONE && !chunk) {
+            const float *from = plan_data(plan, g->pooled);
+            size_t row = (size_t)text_encoder_pooled_row(e, ids), n = (size_t)e->pooled_channels;
+            memcpy(plan_data(p->text_plan, p->text_graph.pooled), from + row * n, n * sizeof *from);
+        }
+        at += (size_t)prompt->chunks * (size_t)e->tokens;
     }
     return 0;
 }
 
-/* The embedding of one text and its keys and values in every layer, from the cache or made. */
-static int text_get(struct pipeline *p, const struct prompt_chunks *c,
+/* No text at all where zeros stand for it. */
+static void encode_zeros(struct pipeline *p)
+{
+    const struct text_size *t = &p->model->text;
+    memset(plan_data(p->text_plan, p->text_graph.states), 0,
+           (size_t)t->tokens * (size_t)t->channels * sizeof(float));
+    if (t->pooled_channels)
+        memset(plan_data(p->text_plan, p->text_graph.pooled), 0,
+               (size_t)t->pooled_channels * sizeof(float));
+    mask_fill(p->text_plan, p->text_graph.mask, t->tokens, t->tokens);
+}
+
+/* Bytes of bound output i in an entry. */
+static size_t bound_size(const struct pipeline *p, int i, int chunks)
+{
+    return p->bound_bytes[i] * (size_t)(p->bound_rows[i] ? chunks : 1);
+}
+
+static int entry_new(struct pipeline *p, const struct prompt_tokens *prompt,
+                     struct text_entry **ret, struct steer_error *err)
+{
+    const struct text_size *t = &p->model->text;
+    size_t states = (size_t)prompt->chunks * (size_t)t->tokens * (size_t)t->channels, bound = 0;
+    for (int i = 0; i < p->text_graph.bound_count; i++)
+        bound += bound_size(p, i, prompt->chunks);
+    if (text_cache_add(p->texts, prompt->ids, prompt->weights, prompt->count,
+                       states + (size_t)t->pooled_channels, bound, ret))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory for what is kept of a prompt");
+    (*ret)->chunks = prompt->chunks;
+    return 0;
+}
+
+/* What the text plan has made of a chunk, behind what it has made of those before. */
+static void chunk_keep(struct pipeline *p, struct text_entry *entry, int chunk)
+{
+    const struct text_size *t = &p->model->text;
+    size_t floats = (size_t)t->tokens * (size_t)t->channels;
+    memcpy(entry->states + (size_t)chunk * floats, plan_data(p->text_plan, p->text_graph.states),
+           floats * sizeof(float));
+    if (t->pooled_channels && !chunk)
+        memcpy(entry->states + (size_t)entry->chunks * floats,
+               plan_data(p->text_plan, p->text_graph.pooled),
+               (size_t)t->pooled_channels * sizeof(float));
+    char *at = entry->bound;
+    for (int i = 0; i < p->text_graph.bound_count; at += bound_size(p, i++, entry->chunks))
+        if (!chunk || p->bound_rows[i])
+            memcpy(at + (size_t)chunk * p->bound_bytes[i],
+                   plan_data(p->text_plan, p->text_graph.bound[i]), p->bound_bytes[i]);
+}
+
+static int entry_fill(struct pipeline *p, const struct prompt_tokens *prompt,
+                      struct text_entry *entry, const struct plan_watch *watch,
+                      struct steer_error *err)
+{
+    int code = 0;
+    for (int chunk = 0; chunk < prompt->chunks && !code; chunk++) {
+        if (prompt->count)
+            code = chunk_encode(p, prompt, chunk, watch, err);
+        else
+            encode_zeros(p);
+        if (!code) code = plan_run(p->text_plan, watch, err);
+        if (!code) chunk_keep(p, entry, chunk);
+    }
+    return code;
+}
+
+/* The embedding of one text and what the denoiser is bound to, from the cache or made. */
+static int text_get(struct pipeline *p, const struct prompt_tokens *prompt,
                     const struct plan_watch *watch, const struct text_entry **ret,
                     struct render_times *times, struct steer_error *err)
 {
-    struct model *m = p->model;
-    int count = c->count * c->length, code;
-    if ((*ret = text_cache_find(p->texts, c->ids, c->weights, count))) return 0;
+    struct text_entry *entry = NULL;
     uint64_t start = now_us();
-    if ((code = ids_check(m, c, err)) || (code = text_plans(p, err))) return code;
-
-    size_t channels = 0, element = compute_type_bytes(compute_bound_type(p->compute));
-    for (int i = 0; i < m->layers.cross_count; i++)
-        channels += 2 * (size_t)m->layers.cross[i].channels;
-    struct text_entry *entry;
-    if (text_cache_add(p->texts, c->ids, c->weights, count,
-                       (size_t)count * (size_t)m->clip.channels, (size_t)count * channels * element,
-                       &entry))
-        return steer_fail(err, STEER_NO_MEMORY, "out of memory for a prompt's keys and values");
-    for (int i = 0; i < c->count && !code; i++)
-        code = chunk_encode(p, c, i, entry, watch, err);
-    if (code) {
+    *ret = text_cache_find(p->texts, prompt->ids, prompt->weights, prompt->count);
+    if (*ret) return 0;
+    int code = text_plans(p, err);
+    if (!code) code = entry_new(p, prompt, &entry, err);
+    if (!code && (code = entry_fill(p, prompt, entry, watch, err)))
         text_cache_remove(p->texts, entry);
-        return code;
-    }
     times->text_us += now_us() - start;
-    *ret = entry;
-    return 0;
+    if (!code) *ret = entry;
+    return code;
 }
 
-static void keys_bind(struct pipeline *p, struct slot *s, int b, const struct text_entry *entry,
+static void text_bind(struct pipeline *p, struct slot *s, int b, const struct text_entry *entry,
                       int negative)
 {
-    size_t element = compute_type_bytes(compute_bound_type(p->compute));
-    const char *at = entry->keys;
-    for (int i = 0; i < s->denoise.cross_count; i++) {
-        struct unet_cross *cross = s->denoise.cross + i;
-        struct text_keys keys = negative ? cross->negative : cross->positive;
-        size_t bytes = (size_t)entry->count * (size_t)cross->channels * element;
-        plan_bind(s->plan, keys.k, b, at);
-        plan_bind(s->plan, keys.v, b, at + bytes);
-        at += 2 * bytes;
+    const char *at = entry->bound;
+    for (int i = 0; i < s->denoise.bound_count; at += bound_size(p, i++, entry->chunks)) {
+        const struct text_pair *pair = s->denoise.bound + i;
+        struct tensor t = negative ? pair->negative : pair->positive;
+        if (t.id >= 0) plan_bind(s->plan, t, b, at);
     }
 }
 
@@ -376,7 +451,7 @@ static void keys_bind(struct pipeline *p, struct slot *s, int b, const struct te
 /* An image on its way, with what it owns until it is done. */
 struct run_image {
     struct render_image *image;
-    struct prompt_chunks texts, texts_negative;
+    struct prompt_tokens text, text_negative;
     const struct text_entry *positive, *negative;
     struct random random;
     struct sampler *sampler;
@@ -387,7 +462,7 @@ struct run_image {
 struct run {
     struct pipeline *p;
     const struct render_shape *shape;
-    struct text_sizes texts;
+    struct text_chunks texts;
     struct run_image *own[STEER_BATCH_MAX];
     int count, channels, h, w, call, calls;
     int cfg;        /* a second pass */
@@ -435,9 +510,9 @@ static int run_prepare(struct run *r, struct steer_error *err)
         struct run_image *own = r->own[i];
         struct render_times *times = &own->image->times;
         struct plan_watch watch = {run_tick, r};
-        code = text_get(p, &own->texts, &watch, &own->positive, times, err);
-        if (!code && own->texts_negative.count)
-            code = text_get(p, &own->texts_negative, &watch, &own->negative, times, err);
+        code = text_get(p, &own->text, &watch, &own->positive, times, err);
+        if (!code && own->text_negative.chunks)
+            code = text_get(p, &own->text_negative, &watch, &own->negative, times, err);
         if (code) return code;
         random_seed(&own->random, own->image->seed);
         own->x = malloc(2 * r->latents * sizeof(float));
@@ -454,7 +529,7 @@ static int run_prepare(struct run *r, struct steer_error *err)
 /* diffusers' get_guidance_scale_embedding of image i's scale - 1, where the model takes one. */
 static void guidance_embed(struct run *r, struct slot *s, int i)
 {
-    int channels = r->p->model->unet.guidance_channels, half = channels / 2;
+    int channels = r->p->model->guidance_channels, half = channels / 2;
     if (!channels) return;
     float *out = (float *)plan_data(s->plan, s->denoise.guidance) + (size_t)i * (size_t)channels;
     float w = ((float)r->own[i]->image->guidance.scale - 1) * 1000;
@@ -465,6 +540,14 @@ static void guidance_embed(struct run *r, struct slot *s, int i)
         out[k] = sinf(angle);
         out[half + k] = cosf(angle);
     }
+}
+
+static void sizes_fill(struct run *r, struct slot *s, int i)
+{
+    const struct model *m = r->p->model;
+    if (!m->sizes) return;
+    float *out = (float *)plan_data(s->plan, s->denoise.sizes) + (size_t)i * (size_t)m->sizes;
+    m->family->sizes(m, r->shape->width, r->shape->height, out);
 }
 
 /* Noise predictions that are not numbers would become a black picture without a word. */
@@ -492,9 +575,10 @@ static int denoise_pass(struct run *r, struct slot *s, int under_negative, struc
         to_channels_last(in + (size_t)i * r->latents, own->x, r->channels, pixels, scale);
         t[i] = (float)schedule_timestep(r->schedule, r->call);
         guidance_embed(r, s, i);
-        keys_bind(r->p, s, i, under_negative ? own->negative : own->positive, 0);
+        sizes_fill(r, s, i);
+        text_bind(r->p, s, i, under_negative ? own->negative : own->positive, 0);
         if (s->method == GUIDANCE_NONE) continue;
-        keys_bind(r->p, s, i, own->negative, 1);
+        text_bind(r->p, s, i, own->negative, 1);
         const struct guidance *g = &r->own[i]->image->guidance;
         float *params =
             (float *)plan_data(s->plan, s->denoise.params) + (size_t)i * GUIDANCE_PARAMS;
@@ -555,16 +639,27 @@ void dump_free(struct dump *d)
     d->count = 0;
 }
 
+/* tokens.pos of the first tokenizer, tokens_2.pos of the second; an absent text has none. */
 static int dump_text(struct run *r, struct dump *d, const struct text_entry *entry,
                      const char *which, struct steer_error *err)
 {
     const struct model *m = r->p->model;
+    const int32_t *ids = entry->ids;
     char name[24];
-    int64_t tokens[] = {entry->count}, states[] = {entry->count, m->clip.channels};
-    snprintf(name, sizeof name, "tokens.%s", which);
-    int code = dump_add(d, name, TYPE_I32, entry->ids, 0, 1, tokens, err);
+    int code = 0;
+    for (int i = 0; i < m->encoders_count && entry->count && !code; i++) {
+        int64_t tokens[] = {(int64_t)entry->chunks * m->encoders[i].tokens};
+        snprintf(name, sizeof name, "tokens%s.%s", i ? "_2" : "", which);
+        code = dump_add(d, name, TYPE_I32, ids, 0, 1, tokens, err);
+        ids += tokens[0];
+    }
+    int64_t states[] = {(int64_t)entry->chunks * m->text.tokens, m->text.channels};
+    int64_t pooled[] = {m->text.pooled_channels};
     snprintf(name, sizeof name, "text.%s", which);
-    return code ? code : dump_add(d, name, TYPE_F32, entry->states, 0, 2, states, err);
+    if (!code) code = dump_add(d, name, TYPE_F32, entry->states, 0, 2, states, err);
+    if (code || !m->text.pooled_channels) return code;
+    snprintf(name, sizeof name, "pooled.%s", which);
+    return dump_add(d, name, TYPE_F32, entry->states + states[0] * states[1], 0, 1, pooled, err);
 }
 
 static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err)
@@ -646,17 +741,18 @@ static int run_all(struct run *r, struct dump *dump, struct steer_error *err)
     return code;
 }
 
-static int texts_read(struct pipeline *p, struct run_image *own, int negative,
+static int texts_read(const struct pipeline *p, struct run_image *own, int negative,
                       struct steer_error *err)
 {
     struct render_image *image = own->image;
+    const struct model *m = p->model;
     uint64_t start = now_us();
-    int code = text_read(p, image->prompt, image->reading, &own->texts, err);
+    int code = prompt_tokens_read(&own->text, m, image->prompt, image->reading, err);
     if (!code && negative)
-        code = text_read(p, image->negative, image->reading, &own->texts_negative, err);
+        code = prompt_tokens_read(&own->text_negative, m, image->negative, image->reading, err);
     image->times = (struct render_times){.tokenize_us = now_us() - start};
-    image->cut = own->texts.cut;
-    image->cut_negative = own->texts_negative.cut;
+    image->cut = own->text.cut;
+    image->cut_negative = own->text_negative.cut;
     return code;
 }
 
@@ -665,10 +761,10 @@ static void group_take(struct run *r, struct run_image **left, int *left_count)
 {
     int kept = 0;
     r->count = 0;
-    r->texts = (struct text_sizes){left[0]->texts.count, left[0]->texts_negative.count};
+    r->texts = (struct text_chunks){left[0]->text.chunks, left[0]->text_negative.chunks};
     for (int i = 0; i < *left_count; i++) {
         struct run_image *own = left[i];
-        if (own->texts.count == r->texts.positive && own->texts_negative.count == r->texts.negative)
+        if (own->text.chunks == r->texts.positive && own->text_negative.chunks == r->texts.negative)
             r->own[r->count++] = own;
         else
             left[kept++] = own;
@@ -694,7 +790,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
     while (left_count && !code) {
         struct run r = {.p = p, .shape = shape, .watch = watch};
         r.cfg = passes_twice(p, shape);
-        r.channels = p->model->unet.in_channels;
+        r.channels = p->model->latent_channels;
         r.h = shape->height / p->model->factor;
         r.w = shape->width / p->model->factor;
         r.latents = (size_t)r.channels * (size_t)r.h * (size_t)r.w;
@@ -702,8 +798,8 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
         code = run_all(&r, dump, err);
     }
     for (int i = 0; i < count; i++) {
-        prompt_chunks_free(&own[i].texts);
-        prompt_chunks_free(&own[i].texts_negative);
+        prompt_tokens_free(&own[i].text);
+        prompt_tokens_free(&own[i].text_negative);
     }
     if (code && dump) dump_free(dump);
     return code;

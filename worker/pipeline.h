@@ -4,7 +4,8 @@
  *     decode -> 8 bits
  *
  * A pipeline belongs to one open model. It keeps plans (per size, batch and guidance) and prompt
- * embeddings with their projected keys and values, both least-recently-used within bounds. Images
+ * embeddings with what the denoiser is bound to of them (keys, values), both least-recently-used
+ * within bounds. Images
  * of a batch share forward passes and nothing else: each is what it would be alone, to the byte.
  * They share the denoiser's, if their texts have equally many chunks; the decoder, whose
  * activations are by far the largest, takes one image at a time. */
@@ -49,7 +50,7 @@ struct render_times {
 };
 
 struct render_image {
-    const char *prompt, *negative; /* negative "" is a text like any other */
+    const char *prompt, *negative; /* negative "" is a text like any other; NULL: absent */
     struct prompt_reading reading; /* of both */
     struct guidance guidance;      /* method as the shape's; the numbers are this image's own */
     uint64_t seed;
@@ -70,7 +71,7 @@ struct dump_tensor {
     int64_t shape[4];
     void *data;
 };
-#define DUMP_TENSORS_MAX 12
+#define DUMP_TENSORS_MAX 16
 struct dump {
     struct dump_tensor tensors[DUMP_TENSORS_MAX];
     int count;
@@ -92,8 +93,9 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
 /* The plans of a shape and of an image's texts, for reports and tuning; they stay until another
  * shape is rendered. STEER_NO_MEMORY when they do not fit together. */
 struct pipeline_plans {
-    int chunks;                    /* of the positive text */
-    struct plan *text, *keys;      /* of one chunk */
+    int chunks; /* of the positive text */
+    /* Of one chunk: each encoder's (NULL after the last), and what the denoiser is bound to. */
+    struct plan *encoders[TEXT_ENCODERS_MAX + 1], *text;
     struct plan *denoise, *second; /* of a batch; second: CFG's other pass, else NULL */
     struct plan *decode;           /* of one image */
 };

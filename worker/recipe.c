@@ -104,7 +104,7 @@ struct reader {
     const json_t *recipe, *folder; /* folder: NULL when its values do not apply */
     const char *recipe_file, *folder_file;
     const char *file; /* of the value found last */
-    int code;
+    int old_rules, code;
     struct steer_error *err;
 };
 
@@ -241,9 +241,13 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_real(r, "beta_start", 1, &c->beta_start);
     read_real(r, "beta_end", 1, &c->beta_end);
     read_int(r, "num_train_timesteps", 1, 2, SAMPLER_TRAIN_STEPS_MAX, &c->num_train_timesteps);
-    /* StableDiffusionPipeline sets a folder's steps_offset to 1, whatever it says. */
-    c->steps_offset = 1;
-    read_int(r, "steps_offset", 0, 0, 1000, &c->steps_offset);
+    c->steps_offset = r->old_rules;
+    read_int(r, "steps_offset", !r->old_rules, 0, 1000, &c->steps_offset);
+    if (!r->old_rules && (c->scheduler == SCHEDULER_DDIM || c->scheduler == SCHEDULER_LCM)) {
+        int clips = c->scheduler == SCHEDULER_DDIM && same_class; /* diffusers' defaults */
+        read_flag(r, "clip_sample", same_class, &clips);
+        if (clips) wrong(r, "clip_sample", "false (true where DDIMScheduler's file leaves it out)");
+    }
     read_flag(r, "set_alpha_to_one", same_class, &c->set_alpha_to_one);
     read_flag(r, "skip_prk_steps", same_class, &c->skip_prk_steps);
     /* The model's own table, whoever samples it, unless the recipe brings another; PNDM has none.
@@ -324,17 +328,44 @@ static void read_guidance(struct reader *r, struct recipe *out)
     if (inner.code && !r->code) r->code = inner.code;
 }
 
-int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
-                const char *scheduler_file, struct steer_error *err)
+/* "family": a name or a list of names; a recipe without fits any. */
+static int family_check(const json_t *family, const char *path, const char *wanted,
+                        struct steer_error *err)
 {
+    char named[128] = "";
+    size_t count = json_is_array(family) ? json_array_size(family) : family != NULL;
+    for (size_t i = 0; i < count; i++) {
+        const char *name =
+            json_string_value(json_is_array(family) ? json_array_get(family, i) : family);
+        if (!name)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "%s: \"family\": expected a family's name or a list of such", path);
+        if (!wanted || strcmp(name, wanted) == 0) return 0;
+        size_t n = strlen(named);
+        snprintf(named + n, sizeof named - n, "%s%s", i ? ", " : "", name);
+    }
+    if (!count || !wanted) return 0;
+    return steer_fail(err, STEER_UNSUPPORTED,
+                      "%s: the recipe is for models of the family %s, and this one is of %s", path,
+                      named, wanted);
+}
+
+int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder *folder,
+                struct steer_error *err)
+{
+    const json_t *scheduler = folder->scheduler;
+    const char *scheduler_file = scheduler ? folder->scheduler_file : NULL;
     char path[PATH_MAX];
     json_t *root = NULL;
     int code = recipe_path(path, sizeof path, name, err);
     if (code || (code = json_file_load(&root, path, err))) return code;
 
-    struct reader r = {root, scheduler, path, scheduler_file, path, 0, err};
-    /* METHOD.md section 1: SD1.5's own values for each method. */
-    struct recipe out = {.steps = 1, .guidance = {GUIDANCE_NONE, .1, 2, 2.5, .375, 0, 1}};
+    struct reader r = {root, scheduler, path, scheduler_file, path, folder->old_rules, 0, err};
+    struct recipe out = {.steps = 1, .guidance = folder->guidance};
+    out.guidance.method = GUIDANCE_NONE;
+    out.guidance.scale = 1;
+    if ((code = family_check(json_object_get(root, "family"), path, folder->family, err)))
+        goto done;
     const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
     snprintf(
         out.name, sizeof out.name, "%.*s",

@@ -35,11 +35,19 @@ int recipe_is_file(const char *name);
 /* The file of that name or path. STEER_UNKNOWN_RECIPE. */
 int recipe_path(char *out, size_t size, const char *name, struct steer_error *err) STEER_MUSTCHECK;
 
+/* What a model folder lends to a recipe. */
+struct recipe_folder {
+    const json_t *scheduler; /* scheduler_config.json; NULL: it has none */
+    const char *scheduler_file;
+    const char *family;       /* a recipe for others is refused; NULL: none is */
+    struct guidance guidance; /* the numbers that the recipe does not say */
+    int old_rules;            /* steps_offset counts as 1 and clip_sample as false */
+};
+
 /* name is one of the shipped recipes or of $STEER_RECIPES, or a path with a '/' or ending in .json.
- * scheduler is the folder's scheduler_config.json, NULL when it has none. STEER_UNKNOWN_RECIPE,
- * STEER_BAD_MODEL or STEER_UNSUPPORTED with one sentence. */
-int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
-                const char *scheduler_file, struct steer_error *err) STEER_MUSTCHECK;
+ * STEER_UNKNOWN_RECIPE, STEER_BAD_MODEL or STEER_UNSUPPORTED with one sentence. */
+int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder *folder,
+                struct steer_error *err) STEER_MUSTCHECK;
 
 /* Calls each for every recipe file that ships or lies in $STEER_RECIPES, in order of name, without
  * the ".json". */

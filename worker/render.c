@@ -123,7 +123,8 @@ static int render_one(struct session *s, const struct render_args *r, uint32_t i
         code = steer_fail(err, STEER_BAD_VALUE, "--output %s: the name is too long", r->output);
     if (!code) code = output_write(path, file, bytes, 1, err);
     if (!code && r->dump && !index) code = dump_write(&dump, r->dump, err);
-    if (!code) report(r, path, &p.image, s->model->tokens, bytes, encode, now_us() - start, list);
+    if (!code)
+        report(r, path, &p.image, s->model->text.tokens, bytes, encode, now_us() - start, list);
     dump_free(&dump);
     job_meta_free(meta);
     free(file);

@@ -39,6 +39,20 @@ static void net_close(struct net *n)
     params_free(n->params);
 }
 
+/* As a family does it: what it adds up to is checked beside the other parts. */
+static void record_unet(const struct unet_config *c)
+{
+    static struct denoiser_graph denoiser;
+    struct denoiser_size size = {
+        1, 9, 13, 77, 77, GUIDANCE_NASA, c->in_channels, c->guidance_channels};
+    if (c->added_channels > 6 * c->added_time_channels) size.sizes = 6;
+    if (c->added_channels && !size.sizes) return;
+    struct net n = net_open();
+    denoiser_graph_begin(&denoiser, n.graph, &size);
+    unet_record(&denoiser, &n, c, &size);
+    net_close(&n);
+}
+
 static void sample(const json_t *all)
 {
     struct recipe recipe;
@@ -47,8 +61,11 @@ static void sample(const json_t *all)
     const json_t *own = json_object_get(all, "recipe"),
                  *scheduler = json_object_get(all, "scheduler");
     if (!json_is_object(own) || json_dump_file(own, "./fuzz.json", 0)) return;
-    if (recipe_load(&recipe, "./fuzz.json", json_is_object(scheduler) ? scheduler : NULL,
-                    "scheduler_config.json", &err)) {
+    struct recipe_folder folder = {.scheduler = json_is_object(scheduler) ? scheduler : NULL,
+                                   .scheduler_file = "scheduler_config.json",
+                                   .family = "sd15",
+                                   .old_rules = json_is_true(json_object_get(all, "old_rules"))};
+    if (recipe_load(&recipe, "./fuzz.json", &folder, &err)) {
         FUZZ_ASSERT(err.text[0]);
         return;
     }
@@ -67,19 +84,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         struct clip_config config;
         if (clip_config_load(&config, part, "clip", NULL) == 0) {
             struct net n = net_open();
-            struct clip_graph graph;
-            clip_record(&graph, &n, &config, 1, config.positions);
+            struct encoder_graph graph;
+            clip_record(&graph, &n, &config, config.positions, STATES_PENULTIMATE,
+                        POOLED_PROJECTED);
             net_close(&n);
         }
     }
     if (json_is_object(part = json_object_get(all, "unet"))) {
         struct unet_config config;
-        if (unet_config_load(&config, part, "unet", NULL) == 0) {
-            struct net n = net_open();
-            static struct unet_graph graph;
-            unet_record(&graph, &n, &config, (struct shape){1, 9, 13, 0}, 77, 77, GUIDANCE_NASA);
-            net_close(&n);
-        }
+        if (unet_config_load(&config, part, "unet", NULL) == 0) record_unet(&config);
     }
     if (json_is_object(part = json_object_get(all, "vae"))) {
         struct vae_config config;

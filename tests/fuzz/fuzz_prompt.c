@@ -6,13 +6,14 @@
 
 #include "fuzz.h"
 #include "limits.h"
+#include "text/clip_bpe.h"
 #include "text/prompt_chunks.h"
 
 enum { LENGTH = 9 };
 
-static struct clip_bpe *tokenizer(void)
+static struct tokenizer *tokenizer(void)
 {
-    static struct clip_bpe *t;
+    static struct tokenizer *t;
     if (t) return t;
     char vocab[4000];
     size_t n = (size_t)snprintf(vocab, sizeof vocab, "{\"<|startoftext|>\":0,\"<|endoftext|>\":1");
@@ -26,7 +27,7 @@ static struct clip_bpe *tokenizer(void)
     fuzz_file("vocab.json", (const uint8_t *)vocab, n);
     fuzz_file("merges.txt", (const uint8_t *)"#version: 0.2\n", 14);
     struct steer_error err = {0};
-    FUZZ_ASSERT(clip_bpe_open(&t, ".", &err) == 0);
+    FUZZ_ASSERT(tokenizer_open(&t, "CLIPTokenizer", ".", &err) == 0);
     return t;
 }
 
@@ -47,7 +48,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         FUZZ_ASSERT(c.cut < size || c.cut <= 1);
         FUZZ_ASSERT(!reading.chunked || !c.cut);
         for (int i = 0; i < c.count * LENGTH; i++) {
-            FUZZ_ASSERT(c.ids[i] >= 0 && c.ids[i] < clip_bpe_vocab(tokenizer()));
+            FUZZ_ASSERT(c.ids[i] >= 0 && c.ids[i] < clip_bpe_vocab(tokenizer_clip(tokenizer())));
             FUZZ_ASSERT(fabsf(c.weights[i]) <= STEER_PROMPT_WEIGHT_MAX);
         }
     }

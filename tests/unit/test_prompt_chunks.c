@@ -15,7 +15,7 @@
 
 enum { LENGTH = 77, ROOM = LENGTH - 2 };
 
-static struct clip_bpe *tokenizer;
+static struct tokenizer *tokenizer;
 static int32_t begin, end, cat, dog, comma;
 
 static int setup(void **unused)
@@ -24,11 +24,11 @@ static int setup(void **unused)
     char path[1024];
     struct steer_error err = {0};
     int32_t ids[5];
-    size_t cut;
+    struct tokenized how;
     snprintf(path, sizeof path, "%s/tests/golden/data/small/model/tokenizer",
              getenv("STEER_SOURCE_DIR"));
-    if (clip_bpe_open(&tokenizer, path, &err) ||
-        clip_bpe_encode(tokenizer, "cat dog,", 8, ids, 5, &cut, &err))
+    if (tokenizer_open(&tokenizer, "CLIPTokenizer", path, &err) ||
+        tokenizer_encode(tokenizer, "cat dog,", 8, ids, 5, &how, &err))
         return -1;
     begin = ids[0];
     cat = ids[1];
@@ -41,7 +41,7 @@ static int setup(void **unused)
 static int teardown(void **unused)
 {
     (void)unused;
-    clip_bpe_close(tokenizer);
+    tokenizer_close(tokenizer);
     return 0;
 }
 
@@ -212,14 +212,14 @@ static void test_cut(void **unused)
     (void)unused;
     char text[STEER_PROMPT_BYTES_MAX + 64];
     int32_t ids[LENGTH];
-    size_t cut;
+    struct tokenized how;
     struct steer_error err = {0};
     const char *long_text = words(ROOM + 20, COMMAS(60));
     struct prompt_chunks c = make(long_text, PROMPT_PLAIN, 0);
     assert_int_equal(
-        clip_bpe_encode(tokenizer, long_text, strlen(long_text), ids, LENGTH, &cut, &err), 0);
+        tokenizer_encode(tokenizer, long_text, strlen(long_text), ids, LENGTH, &how, &err), 0);
     assert_memory_equal(c.ids, ids, sizeof ids);
-    assert_true(c.count == 1 && c.cut == cut && cut == strlen(words(ROOM, COMMAS(60))));
+    assert_true(c.count == 1 && c.cut == how.cut && c.cut == strlen(words(ROOM, COMMAS(60))));
     prompt_chunks_free(&c);
 
     snprintf(text, sizeof text, "%s(\\(dog:1.5) (cat:2)", words(ROOM - 2, no_commas));

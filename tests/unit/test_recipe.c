@@ -18,7 +18,7 @@ static struct recipe load(const char *name)
     struct steer_error err = {0};
     json_t *scheduler =
         json_pack("{s:s}", "_class_name", "PNDMScheduler"); /* sd15 takes the folder's */
-    if (recipe_load(&r, name, scheduler, "scheduler_config.json", &err))
+    if (recipe_load(&r, name, &(struct recipe_folder){.scheduler = scheduler}, &err))
         fail_msg("%s: %s", name, err.text);
     json_decref(scheduler);
     return r;
@@ -66,9 +66,10 @@ static void test_unknown(void **state)
     (void)state;
     struct recipe r;
     struct steer_error err = {0};
-    assert_int_equal(recipe_load(&r, "nonsense", NULL, NULL, &err), STEER_UNKNOWN_RECIPE);
+    const struct recipe_folder none = {.scheduler = NULL};
+    assert_int_equal(recipe_load(&r, "nonsense", &none, &err), STEER_UNKNOWN_RECIPE);
     assert_non_null(strstr(err.text, "nonsense"));
-    assert_int_not_equal(recipe_load(&r, "../../etc/passwd", NULL, NULL, &err), 0);
+    assert_int_not_equal(recipe_load(&r, "../../etc/passwd", &none, &err), 0);
 }
 
 /* What is the model's own and not its scheduler's goes to every recipe that has no table itself. */
@@ -77,17 +78,19 @@ static void test_lent(void **state)
     (void)state;
     struct recipe r;
     struct steer_error err = {0};
-    json_t *folder = json_pack("{s:s, s:b, s:s}", "_class_name", "DDIMScheduler",
-                               "rescale_betas_zero_snr", 1, "timestep_spacing", "trailing");
-    assert_int_equal(recipe_load(&r, "euler", folder, "folder", &err), 0);
+    json_t *scheduler = json_pack("{s:s, s:b, s:s}", "_class_name", "DDIMScheduler",
+                                  "rescale_betas_zero_snr", 1, "timestep_spacing", "trailing");
+    const struct recipe_folder folder = {
+        .scheduler = scheduler, .scheduler_file = "folder", .old_rules = 1};
+    assert_int_equal(recipe_load(&r, "euler", &folder, &err), 0);
     assert_true(r.sampler.rescale_betas_zero_snr);
     assert_int_equal(r.sampler.timestep_spacing, SPACING_LEADING);
-    assert_int_equal(recipe_load(&r, "sbv2-sd15", folder, "folder", &err), 0);
+    assert_int_equal(recipe_load(&r, "sbv2-sd15", &folder, &err), 0);
     assert_false(r.sampler.rescale_betas_zero_snr);
-    json_object_set_new(folder, "trained_betas", json_pack("[f]", .1));
-    assert_int_equal(recipe_load(&r, "euler", folder, "folder", &err), STEER_BAD_MODEL);
+    json_object_set_new(scheduler, "trained_betas", json_pack("[f]", .1));
+    assert_int_equal(recipe_load(&r, "euler", &folder, &err), STEER_BAD_MODEL);
     assert_non_null(strstr(err.text, "trained_betas"));
-    json_decref(folder);
+    json_decref(scheduler);
 }
 
 int main(void)

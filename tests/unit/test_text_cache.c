@@ -12,16 +12,16 @@
 #include "pipeline.h"
 #include "text_cache.h"
 
-enum { TOKENS = 4, FLOATS = 64, KEYS = 256 };
+enum { TOKENS = 4, FLOATS = 64, BOUND = 256 };
 static const float ones[TOKENS] = {1, 1, 1, 1};
 
 static void add(struct text_cache *c, int32_t id)
 {
     int32_t ids[TOKENS] = {id, id + 1, id + 2, id + 3};
     struct text_entry *e;
-    assert_int_equal(text_cache_add(c, ids, ones, TOKENS, FLOATS, KEYS, &e), 0);
-    assert_int_equal((uintptr_t)e->keys % 64, 0);
-    memset(e->keys, id, KEYS); /* what a caller fills; a sanitizer watches the ends */
+    assert_int_equal(text_cache_add(c, ids, ones, TOKENS, FLOATS, BOUND, &e), 0);
+    assert_int_equal((uintptr_t)e->bound % 64, 0);
+    memset(e->bound, id, BOUND); /* what a caller fills; a sanitizer watches the ends */
     memset(e->states, id, FLOATS * sizeof *e->states);
 }
 
@@ -31,7 +31,7 @@ static int has(struct text_cache *c, int32_t id)
     const struct text_entry *e = text_cache_find(c, ids, ones, TOKENS);
     if (!e) return 0;
     assert_memory_equal(e->ids, ids, sizeof ids);
-    assert_int_equal(e->keys[KEYS - 1], (char)id);
+    assert_int_equal(e->bound[BOUND - 1], (char)id);
     return 1;
 }
 
@@ -96,7 +96,7 @@ static void test_key(void **unused)
     add(c, 7);
     assert_null(text_cache_find(c, ids, weights, TOKENS));
     assert_null(text_cache_find(c, ids, ones, TOKENS - 1));
-    assert_int_equal(text_cache_add(c, ids, weights, TOKENS, FLOATS, KEYS, &e), 0);
+    assert_int_equal(text_cache_add(c, ids, weights, TOKENS, FLOATS, BOUND, &e), 0);
     assert_ptr_equal(text_cache_find(c, ids, weights, TOKENS), e);
     assert_ptr_not_equal(text_cache_find(c, ids, ones, TOKENS), e);
     size_t both = text_cache_bytes(c);

@@ -289,7 +289,7 @@ void clip_bpe_frame(const struct clip_bpe *t, int32_t *ids, int used, int length
 }
 
 int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids,
-                    int length, size_t *ret_cut, struct steer_error *err)
+                    int length, int *ret_used, size_t *ret_cut, struct steer_error *err)
 {
     if (length < 2 || length > CLIP_BPE_TOKENS_MAX)
         return steer_fail(err, STEER_INTERNAL, "%d tokens wanted", length);
@@ -298,6 +298,8 @@ int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int
     int code = clip_bpe_tokens(t, text, size, ids + 1, most, &count, &cut, err);
     if (code) return code;
     *ret_cut = count <= most ? 0 : cut ? cut : 1;
-    clip_bpe_frame(t, ids, count < most ? count : most, length);
+    int used = count < most ? count : most;
+    clip_bpe_frame(t, ids, used, length);
+    *ret_used = used + 2;
     return 0;
 }

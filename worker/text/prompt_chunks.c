@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "limits.h"
+#include "clip_bpe.h"
 
 #define COMMA_BACKTRACK 20 /* the web UI's default */
 
@@ -37,20 +37,27 @@ static int chunk_begin(struct filling *f, struct steer_error *err)
     return 0;
 }
 
+static void chunk_end(const struct filling *f, int chunk, int used)
+{
+    struct prompt_chunks *out = f->out;
+    clip_bpe_frame(f->tokenizer, out->ids + (size_t)chunk * (size_t)out->length, used, out->length);
+    out->used[chunk] = used + 2;
+}
+
 /* moved: so many of its last tokens begin the next chunk. */
 static int chunk_next(struct filling *f, int moved, struct steer_error *err)
 {
     struct prompt_chunks *out = f->out;
-    int32_t *ids = out->ids + (size_t)(out->count - 1) * (size_t)out->length;
-    float *weights = out->weights + (size_t)(out->count - 1) * (size_t)out->length;
-    int kept = f->used - moved, code = chunk_begin(f, err);
+    int last = out->count - 1, kept = f->used - moved, code = chunk_begin(f, err);
     if (code) return code;
-    for (int i = 1; i <= moved; i++) {
-        ids[out->length + i] = ids[kept + i];
-        weights[out->length + i] = weights[kept + i];
-        weights[kept + i] = 1;
+    size_t from = (size_t)last * (size_t)out->length + (size_t)kept + 1;
+    size_t to = (size_t)(last + 1) * (size_t)out->length + 1;
+    for (size_t i = 0; i < (size_t)moved; i++) {
+        out->ids[to + i] = out->ids[from + i];
+        out->weights[to + i] = out->weights[from + i];
+        out->weights[from + i] = 1;
     }
-    clip_bpe_frame(f->tokenizer, ids, kept, out->length);
+    chunk_end(f, last, kept);
     f->used = moved;
     return 0;
 }
@@ -115,34 +122,68 @@ static int prompt_fill(struct filling *f, const struct prompt *p, int chunked,
         code = p->pieces[i].is_break ? break_add(f, err)
                                      : piece_add(f, p, p->pieces + i, chunked, ids, err);
     free(ids);
-    clip_bpe_frame(f->tokenizer, out->ids + (size_t)(out->count - 1) * (size_t)out->length, f->used,
-                   out->length);
+    chunk_end(f, out->count - 1, f->used);
     return code;
 }
 
-int prompt_chunks_make(struct prompt_chunks *ret, const struct clip_bpe *t, int length,
+/* The tokenizer's own one chunk. */
+static int text_encode(struct prompt_chunks *out, const struct tokenizer *t, const char *text,
+                       struct steer_error *err)
+{
+    struct tokenized how;
+    int code = tokenizer_encode(t, text, strlen(text), out->ids, out->length, &how, err);
+    if (code) return code;
+    for (int i = 0; i < out->length; i++)
+        out->weights[i] = 1;
+    out->count = 1;
+    out->used[0] = how.used;
+    out->cut = how.cut;
+    return 0;
+}
+
+static int pieces_encode(struct prompt_chunks *out, const struct tokenizer *t, const char *text,
+                         struct prompt_reading reading, struct steer_error *err)
+{
+    struct filling f = {.tokenizer = tokenizer_clip(t), .out = out};
+    struct prompt p = {0};
+    if (!f.tokenizer)
+        return steer_fail(err, STEER_BAD_VALUE,
+                          "chunks and weights are for models whose text encoders are all CLIP's: "
+                          "expected long_prompt cut and prompt_syntax plain");
+    int code = prompt_parse(&p, text, reading.syntax, err);
+    if (!code) code = prompt_fill(&f, &p, reading.chunked, err);
+    prompt_free(&p);
+    return code;
+}
+
+int prompt_chunks_make(struct prompt_chunks *ret, const struct tokenizer *t, int length,
                        const char *text, struct prompt_reading reading, struct steer_error *err)
 {
-    if (length < 2 || length > CLIP_BPE_TOKENS_MAX)
+    if (length < 2 || length > TOKENS_MAX)
         return steer_fail(err, STEER_INTERNAL, "%d tokens wanted", length);
-    struct prompt p = {0};
-    int code = prompt_parse(&p, text, reading.syntax, err);
-    if (code) return code;
     size_t most = (reading.chunked ? STEER_PROMPT_CHUNKS_MAX : 1) * (size_t)length;
     struct prompt_chunks out = {.length = length,
                                 .ids = malloc(most * sizeof *out.ids),
                                 .weights = malloc(most * sizeof *out.weights)};
-    struct filling f = {.tokenizer = t, .out = &out};
-    if (out.ids && out.weights)
-        code = prompt_fill(&f, &p, reading.chunked, err);
-    else
+    int code;
+    if (!out.ids || !out.weights)
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    prompt_free(&p);
+    else if (reading.chunked || reading.syntax != PROMPT_PLAIN)
+        code = pieces_encode(&out, t, text, reading, err);
+    else
+        code = text_encode(&out, t, text, err);
     if (code)
         prompt_chunks_free(&out);
     else
         *ret = out;
     return code;
+}
+
+void prompt_chunks_extend(struct prompt_chunks *c, const struct tokenizer *t, int count)
+{
+    struct filling f = {.tokenizer = tokenizer_clip(t), .out = c};
+    while (c->count < count && !chunk_begin(&f, NULL))
+        chunk_end(&f, c->count - 1, 0);
 }
 
 void prompt_chunks_free(struct prompt_chunks *c)

@@ -18,14 +18,16 @@
  * both means over all that the chunk has. */
 #ifndef WORKER_PROMPT_CHUNKS_H
 #define WORKER_PROMPT_CHUNKS_H
-#include "clip_bpe.h"
+#include "limits.h"
 #include "prompt_syntax.h"
+#include "tokenizer.h"
 
 struct prompt_chunks {
     int count, length;
-    int32_t *ids;   /* [count, length] */
-    float *weights; /* [count, length] */
-    size_t cut;     /* the byte of the prompt at which it was cut; 0: it was not */
+    int32_t *ids;                      /* [count, length] */
+    float *weights;                    /* [count, length] */
+    int used[STEER_PROMPT_CHUNKS_MAX]; /* ids of each chunk before its padding */
+    size_t cut; /* the byte of the prompt at which it was cut; 0: it was not */
 };
 
 struct prompt_reading {
@@ -33,11 +35,14 @@ struct prompt_reading {
     int chunked; /* 0: cut after the first chunk */
 };
 
-/* BAD_TEXT or BAD_VALUE as prompt_parse, and BAD_TEXT for more than STEER_PROMPT_CHUNKS_MAX chunks.
- * The caller frees it with prompt_chunks_free. */
-int prompt_chunks_make(struct prompt_chunks *ret, const struct clip_bpe *t, int length,
+/* BAD_TEXT or BAD_VALUE as prompt_parse, BAD_TEXT for more than STEER_PROMPT_CHUNKS_MAX chunks, and
+ * BAD_VALUE for weights or chunks where the tokenizer is not CLIP's. The caller frees it with
+ * prompt_chunks_free. */
+int prompt_chunks_make(struct prompt_chunks *ret, const struct tokenizer *t, int length,
                        const char *text, struct prompt_reading reading,
                        struct steer_error *err) STEER_MUSTCHECK;
+/* Empty chunks behind the others, up to count of them; c was made chunked, or has as many. */
+void prompt_chunks_extend(struct prompt_chunks *c, const struct tokenizer *t, int count);
 void prompt_chunks_free(struct prompt_chunks *c); /* of a zeroed one too */
 
 /* z to z' in place. Where mean(y) is 0, z' is y. */
