@@ -1,4 +1,5 @@
 steer_test(engine golden steer_worker)
+steer_test(engine batch steer_worker)
 steer_test(engine tokenizer steer_worker)
 steer_test(unit prompt_syntax steer_worker)
 steer_test(unit prompt_chunks steer_worker)
