@@ -3,7 +3,10 @@
  *  1. A file's name says everything needed to find its record, and nothing else is believed of it:
  *     length and CRC come from the record.
  *  2. A file that could not be written whole does not stay.
- *  3. used + reserved never passes the quota through spool_reserve. It may through spool_count_in:
+ *  3. A small file that is done with waits as a spare for another image, its bytes still in it:
+ *     making a file is the most expensive thing that is done with it. Emptying it at once would
+ *     make ext4 write the next image out when it is closed. A start removes all spares.
+ *  4. used + reserved never passes the quota through spool_reserve. It may through spool_count_in:
  *     a finished image that turned out bigger than its reservation is kept all the same. */
 #include "spool.h"
 
@@ -21,11 +24,14 @@
 #include "limits.h"
 #include "wire.h"
 
-#define FANOUT         256
-#define NAME_MAX_BYTES 64
+#define FANOUT          256
+#define SPARES_MAX      256
+#define SPARE_BYTES_MAX (256u << 10)
+#define NAME_MAX_BYTES  64
 
 struct spool {
     int dir_fd;
+    unsigned spares; /* spare/0 .. spare/<spares - 1> are files */
     uint64_t max;
     _Atomic uint64_t used, images, reserved, disk_free, disk_free_min;
 };
@@ -57,9 +63,9 @@ int spool_open(struct spool **ret_spool, const char *dir, uint64_t bytes_max,
         steer_fail(err, code, "%s: cannot be opened: %s", path, strerror(errno));
         goto fail;
     }
-    for (unsigned i = 0; i < FANOUT; i++) {
-        char name[8];
-        snprintf(name, sizeof name, "%02x", i);
+    for (unsigned i = 0; i <= FANOUT; i++) {
+        char name[8] = "spare";
+        if (i < FANOUT) snprintf(name, sizeof name, "%02x", i);
         if (mkdirat(s->dir_fd, name, 0700) != 0 && errno != EEXIST) {
             steer_fail(err, code, "%s/%s: cannot be made: %s", path, name, strerror(errno));
             goto fail;
@@ -87,6 +93,11 @@ static void file_name(char name[NAME_MAX_BYTES], const struct spool_file *f)
     /* The file number's low byte spreads evenly, as numbers are handed out one after another. */
     snprintf(name, NAME_MAX_BYTES, "%02x/%016" PRIx64 "-%08" PRIx32 "-%016" PRIx64,
              (unsigned)(f->file % FANOUT), f->job, f->index, f->file);
+}
+
+static void spare_name(char name[NAME_MAX_BYTES], unsigned i)
+{
+    snprintf(name, NAME_MAX_BYTES, "spare/%02x", i);
 }
 
 /* Reads what file_name wrote after the folder; false for anything else. */
@@ -129,15 +140,33 @@ static int code_of(int e)
     return STEER_IO;
 }
 
+/* A file of that name, opened for writing; a spare one, with its old bytes, when there is one. -1:
+ * errno. */
+static int file_new(struct spool *s, const char *name)
+{
+    char spare[NAME_MAX_BYTES];
+    if (s->spares > 0) {
+        spare_name(spare, --s->spares);
+        if (renameat2(s->dir_fd, spare, s->dir_fd, name, RENAME_NOREPLACE) == 0) {
+            int fd = openat(s->dir_fd, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
+            int e = errno;
+            if (fd < 0) (void)unlinkat(s->dir_fd, name, 0);
+            errno = e;
+            return fd;
+        }
+    }
+    return openat(s->dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+}
+
 int spool_write(struct spool *s, const struct spool_file *f, const void *data,
                 struct steer_error *err)
 {
     char name[NAME_MAX_BYTES];
     file_name(name, f);
-    int fd = openat(s->dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    int fd = file_new(s, name);
     int e = fd < 0 ? errno : 0;
     if (fd >= 0) {
-        if (write_all(fd, data, f->bytes) != 0) e = errno;
+        if (write_all(fd, data, f->bytes) != 0 || ftruncate(fd, (off_t)f->bytes) != 0) e = errno;
         /* Some file systems say only here that there was no room. */
         if (close(fd) != 0 && e == 0) e = errno;
         if (e != 0) (void)unlinkat(s->dir_fd, name, 0); /* 2 */
@@ -195,6 +224,12 @@ void spool_remove(struct spool *s, const struct spool_file *f)
 {
     char name[NAME_MAX_BYTES];
     file_name(name, f);
+    if (f->bytes <= SPARE_BYTES_MAX && s->spares < SPARES_MAX) {
+        char spare[NAME_MAX_BYTES];
+        spare_name(spare, s->spares);
+        if (renameat(s->dir_fd, name, s->dir_fd, spare) == 0) s->spares++;
+        return;
+    }
     (void)unlinkat(s->dir_fd, name, 0);
 }
 
@@ -252,6 +287,12 @@ int spool_check(struct spool *s, struct spool_file *files, size_t count, uint64_
                 uint64_t *ret_removed, struct steer_error *err)
 {
     uint64_t removed = 0;
+    for (unsigned i = 0; i < SPARES_MAX; i++) {
+        char spare[NAME_MAX_BYTES];
+        spare_name(spare, i);
+        (void)unlinkat(s->dir_fd, spare, 0);
+    }
+    s->spares = 0;
     for (size_t i = 0; i < count; i++)
         files[i].usable = false;
     if (count > 0) qsort(files, count, sizeof *files, by_folder);
@@ -293,7 +334,7 @@ int spool_reserve(struct spool *s, uint64_t bytes)
     uint64_t used = atomic_load(&s->used), reserved = atomic_load(&s->reserved), want, total;
     if (__builtin_add_overflow(reserved, bytes, &want) ||
         __builtin_add_overflow(want, used, &total) || total > s->max)
-        return STEER_DISK_FULL; /* 3 */
+        return STEER_DISK_FULL; /* 4 */
     uint64_t disk = atomic_load(&s->disk_free), least = atomic_load(&s->disk_free_min);
     if (disk != UINT64_MAX && (disk < least || disk - least < want)) return STEER_DISK_FULL;
     atomic_fetch_add(&s->reserved, bytes);

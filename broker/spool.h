@@ -43,7 +43,8 @@ int spool_write(struct spool *s, const struct spool_file *f, const void *data,
  * CRC. STEER_BUSY, STEER_NO_MEMORY: the file may well be good. */
 int spool_read(struct spool *s, const struct spool_file *f, uint8_t **ret_data,
                struct steer_error *err) STEER_MUSTCHECK;
-/* Removing what is not there is fine. */
+/* Removing what is not there is fine. Its name is gone at once; up to 256 small files wait as
+ * DIR/spool/spare/N to be the next ones, until the next start. */
 void spool_remove(struct spool *s, const struct spool_file *f);
 /* Sets `usable` of each: the file is there with the right length and, newest first until
  * verify_bytes_max bytes have been read, the right CRC. Removes every file that is not among them

@@ -342,7 +342,8 @@ static void forget_images(struct store *s, struct store_batch *b)
         if (r->type != RECORD_IMAGE_SPOOL) continue;
         struct spool_file f = {.job = r->u.image.record.job,
                                .index = r->u.image.record.index,
-                               .file = r->u.image.file};
+                               .file = r->u.image.file,
+                               .bytes = r->u.image.record.bytes};
         if (r->u.image.written && !b->outcome_unknown) spool_remove(s->spool, &f); /* 2 */
         spool_count_out(s->spool, r->u.image.record.bytes);
     }

@@ -30,16 +30,28 @@ class Ledger:
     def __init__(self):
         self.lock, self.wrong = threading.Lock(), []
         self.accepted, self.delivered, self.acked, self.bytes_of_seed = {}, {}, set(), {}
+        self.waiting = {}  # job: indices not yet delivered. Looked at all the time, so small however much was accepted.
+        self.images = 0
 
     def accept(self, job, images):
         with self.lock:
-            self.accepted[job] = images
+            if job not in self.accepted:
+                self.accepted[job] = images
+                left = set(range(images)) - self.delivered.get(job, set())
+                if left:
+                    self.waiting[job] = left
 
     def deliver(self, job, m, data):
         with self.lock:
             if (job, m.index) in self.acked:
                 self.wrong.append(f"{job} {m.index} came again after its acknowledgement was answered")
-            self.delivered.setdefault(job, set()).add(m.index)
+            delivered = self.delivered.setdefault(job, set())
+            self.images += m.index not in delivered
+            delivered.add(m.index)
+            if job in self.waiting:
+                self.waiting[job].discard(m.index)
+                if not self.waiting[job]:
+                    del self.waiting[job]
             self.picture(m.seed, data, f"{job} {m.index}")
 
     def picture(self, seed, data, what):
@@ -49,11 +61,7 @@ class Ledger:
 
     def missing(self):
         with self.lock:
-            return [j for j, n in self.accepted.items() if len(self.delivered.get(j, ())) < n]
-
-    def images(self):
-        with self.lock:
-            return sum(len(d) for d in self.delivered.values())
+            return list(self.waiting)
 
 
 def submitter(farm, ledger, stop, number):
@@ -189,13 +197,13 @@ def main():
         fetching = run(fetcher, farm, ledger, done)
         time.sleep(1)  # the load is on
         calm_seconds = max(4, SECONDS / 4)
-        before = ledger.images()
+        before = ledger.images
         time.sleep(calm_seconds)
-        calm = (ledger.images() - before) / calm_seconds
+        calm = (ledger.images - before) / calm_seconds
 
         renderer = Renderer(farm)
         victims = {"broker": [farm.broker], "worker": farm.workers, "steer render": [renderer]}
-        kills, before, end = dict.fromkeys(victims, 0), ledger.images(), time.monotonic() + SECONDS
+        kills, before, end = dict.fromkeys(victims, 0), ledger.images, time.monotonic() + SECONDS
         while time.monotonic() < end:
             time.sleep(rng.uniform(0.1, 0.5))
             renderer.look()
@@ -204,7 +212,7 @@ def main():
             victim.kill()
             victim.start()
             kills[name] += 1
-        under_fire = (ledger.images() - before) / SECONDS
+        under_fire = (ledger.images - before) / SECONDS
         last_kill = time.monotonic()
         stop.set()
         for t in submitters:

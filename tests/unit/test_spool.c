@@ -120,6 +120,50 @@ static void test_round_trip(void **state)
     spool_close(s);
 }
 
+/* A file that is done with is used again, and nothing of its old image is in the new one. */
+static void test_files_are_used_again(void **state)
+{
+    (void)state;
+    static const char *const images[] = {"the first and longest image", "short", "",
+                                         "longer again"};
+    struct spool *s = open_spool(0);
+    char path[256];
+    struct stat before, after;
+    for (uint64_t n = 0; n < 4; n++) {
+        struct spool_file f = file_of(n, images[n], strlen(images[n]));
+        assert_int_equal(spool_write(s, &f, images[n], NULL), 0);
+        uint8_t *data = NULL;
+        assert_int_equal(spool_read(s, &f, &data, NULL), 0);
+        assert_memory_equal(data, images[n], strlen(images[n]));
+        free(data);
+        path_of(path, &f);
+        assert_int_equal(stat(path, n ? &after : &before), 0);
+        if (n) assert_int_equal(after.st_ino, before.st_ino);
+        spool_remove(s, &f);
+        assert_false(exists(path));
+    }
+    /* A number that is there is not written over, whatever is spare. */
+    struct spool_file f = file_of(9, "nine", 4);
+    assert_int_equal(spool_write(s, &f, "nine", NULL), 0);
+    struct spool_file other = file_of(10, "ten", 3);
+    assert_int_equal(spool_write(s, &other, "ten", NULL), 0);
+    spool_remove(s, &other);
+    assert_int_equal(spool_write(s, &f, "new!", NULL), STEER_IO);
+    uint8_t *data = NULL;
+    assert_int_equal(spool_read(s, &f, &data, NULL), 0);
+    free(data);
+    spool_close(s);
+
+    /* A start knows no spares: they go. */
+    s = open_spool(0);
+    uint64_t removed;
+    assert_int_equal(spool_check(s, &f, 1, 0, &removed, NULL), 0);
+    assert_true(f.usable);
+    snprintf(path, sizeof path, "test -z \"$(find '%s/spool/spare' -type f)\"", dir);
+    assert_int_equal(system(path), 0);
+    spool_close(s);
+}
+
 static void test_damage_is_seen_when_read(void **state)
 {
     (void)state;
@@ -295,6 +339,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_round_trip, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_files_are_used_again, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damage_is_seen_when_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_full_disk_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_descriptors, set_up, tear_down),
