@@ -65,7 +65,7 @@ MUTANTS = {
     "an open bracket weighs nothing": (SYNTAX, "weigh(p, p->rounds.items[i].piece, ROUND_FACTOR);", ";"),
     "weights without the mean restored": (CHUNKS, "if (!weighed || !isfinite(ratio)) return;", "return;"),
     "phrases torn at a chunk's end": (CHUNKS, "#define COMMA_BACKTRACK 20", "#define COMMA_BACKTRACK 0"),
-    "weights left behind when tokens move": (CHUNKS, "weights[out->length + i] = weights[kept + i];", ""),
+    "weights left behind when tokens move": (CHUNKS, "out->weights[to + i] = out->weights[from + i];", ""),
     "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
 }
 

@@ -312,8 +312,8 @@ static void mask_fill(struct plan *plan, struct tensor mask, int used, int token
         to[i] = i < used ? 0 : -INFINITY;
 }
 
-/* The weighed states of one chunk, all encoders' side by side, into the text plan; the first
- * chunk's pooled state is the text's. */
+/* The weighed states of one chunk, all encoders' side by side, and its pooled state, into the text
+ * plan. */
 static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, int chunk,
                         const struct plan_watch *watch, struct steer_error *err)
 {
@@ -341,7 +341,7 @@ static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, 
             mask_fill(p->text_plan, p->text_graph.mask, used, e->tokens);
             first += e->channels;
         }
-        if (e->pooled != POOLED_NONE && !chunk) {
+        if (e->pooled != POOLED_NONE) {
             const float *from = plan_data(plan, g->pooled);
             size_t row = (size_t)text_encoder_pooled_row(e, ids), n = (size_t)e->pooled_channels;
             memcpy(plan_data(p->text_plan, p->text_graph.pooled), from + row * n, n * sizeof *from);
@@ -383,7 +383,8 @@ static int entry_new(struct pipeline *p, const struct prompt_tokens *prompt,
     return 0;
 }
 
-/* What the text plan has made of a chunk, behind what it has made of those before. */
+/* What the text plan has made of a chunk, behind what it has made of those before; what has no rows
+ * for tokens (the pooled state) is the first chunk's. */
 static void chunk_keep(struct pipeline *p, struct text_entry *entry, int chunk)
 {
     const struct text_size *t = &p->model->text;
