@@ -232,6 +232,9 @@ static void test_cut(void **unused)
     assert_int_equal(used(&c, 0), 1);
     assert_int_equal(c.cut, strlen("(cat) BREAK ("));
     prompt_chunks_free(&c);
+    c = make("cat BREAK BREAK dog", PROMPT_A1111, 0);
+    assert_true(c.count == 1 && c.cut == strlen("cat BREAK BREAK "));
+    prompt_chunks_free(&c);
     c = make("(cat) BREAK ( )", PROMPT_A1111, 0);
     assert_int_equal(c.cut, 0);
     prompt_chunks_free(&c);

@@ -80,9 +80,9 @@ static int token_add(struct filling *f, int32_t id, double weight, struct steer_
 }
 
 /* What follows a BREAK needs a chunk of its own; at the end of a prompt it parts nothing. */
-static int break_add(struct filling *f, struct steer_error *err)
+static int break_add(struct filling *f, int chunked, struct steer_error *err)
 {
-    int code = f->closed ? chunk_next(f, 0, err) : 0;
+    int code = f->closed && chunked ? chunk_next(f, 0, err) : 0;
     f->closed = 1;
     return code;
 }
@@ -119,7 +119,7 @@ static int prompt_fill(struct filling *f, const struct prompt *p, int chunked,
     if (!ids) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     int code = chunk_begin(f, err);
     for (size_t i = 0; i < p->count && !code && !out->cut; i++)
-        code = p->pieces[i].is_break ? break_add(f, err)
+        code = p->pieces[i].is_break ? break_add(f, chunked, err)
                                      : piece_add(f, p, p->pieces + i, chunked, ids, err);
     free(ids);
     chunk_end(f, out->count - 1, f->used);
