@@ -12,19 +12,28 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_tokenizer", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_recipe", "test_sampler")
+TESTS = ("test_golden", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
+         "test_recipe", "test_sampler")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
 SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
+T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
 
 MUTANTS = {
-    "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(a + c, load(a + c) * ip - alpha", "store(a + c, load(a + c) * ip * (1 + alpha) - alpha"),
+    "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(zp + c, load(zp + c) - alpha", "store(zp + c, load(zp + c) * (1 + alpha) - alpha"),
     "nasa missing in the middle block": (UNET, "    if (f->size->method == GUIDANCE_NONE) {", "    if (f->size->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
-    "nag: nag_scale taken as phi": (ATTENTION, "w->zt[at + (size_t)c] = zp + phi * (zp - n[c] * in);", "w->zt[at + (size_t)c] = zp + (phi - 1) * (zp - n[c] * in);"),
+    "nag: nag_scale taken as phi": (ATTENTION, "zp[c] + phi * (zp[c] - zn[c])", "zp[c] + (phi - 1) * (zp[c] - zn[c])"),
     "nag: 2-norms": (ATTENTION, "norm_t += fabsf(zt[c]);\n        norm_p += fabsf(zp[c]);", "norm_t += zt[c] * zt[c];\n        norm_p += zp[c] * zp[c];"),
-    "vsf: the negative's values without its sign": (ATTENTION, "load(a + c) * wp - alpha * wn", "load(a + c) * wp + alpha * wn"),
+    "vsf: the negative's values without its sign": (ATTENTION, "float alpha = j->param[GUIDANCE_ALPHA];", "float alpha = (j->op->method == GUIDANCE_VSF ? -1 : 1) * j->param[GUIDANCE_ALPHA];"),
+    "nasa `mass` as `text`": (ATTENTION, "variant == GUIDANCE_TEXT ? N : N | S", "variant != GUIDANCE_JOINT ? N : N | S"),
+    "nasa `joint` without the image's part": (ATTENTION, "if (method == GUIDANCE_VSF || variant != GUIDANCE_JOINT) share[SHARED] = 0;", "share[SHARED] = 0;"),
+    "vsf without its offset": (ATTENTION, "j.segment[NEGATIVE].offset = -j.param[GUIDANCE_OFFSET];", "j.segment[NEGATIVE].offset = 0;"),
+    "segments merged under a maximum of one": (ATTENTION, "share[i] = w->m[i][r] == most ? 1 : expf(w->m[i][r] - most);", "share[i] = 1;"),
+    "rope: halves turned for pairs": ("kernels/cpu/norm.c", "return x * cosines + lanes_1(x) * sines;", "return x * cosines + lanes_8(x) * sines;"),
+    "modulate by scale for 1 + scale": ("kernels/cpu/norm.c", "a.more = 1;", "a.more = 0;"),
+    "patches: channels last for first": (REF, "op->order == PATCH_CHANNEL_FIRST ?", "op->order == PATCH_CHANNEL_LAST ?"),
     "attention_head_dim as a width": (UNET, "        if (attends && c->channels[i] % c->heads[i])", "        c->heads[i] = c->channels[i] / c->heads[i] > 0 ? c->channels[i] / c->heads[i] : 1;\n        if (attends && c->channels[i] % c->heads[i])"),
     "transformer group norm 1e-5": (UNET, "f->c->groups, 1e-6, ACT_NONE", "f->c->groups, 1e-5, ACT_NONE"),
     "resnet group norm 1e-6": (UNET, '"norm_eps", 1e-5, file, err)) ||', '"norm_eps", 1e-5, file, err)) || (c.norm_eps = 1e-6, 0) ||'),
@@ -66,6 +75,24 @@ MUTANTS = {
     "weights without the mean restored": (CHUNKS, "if (!weighed || !isfinite(ratio)) return;", "return;"),
     "phrases torn at a chunk's end": (CHUNKS, "#define COMMA_BACKTRACK 20", "#define COMMA_BACKTRACK 0"),
     "weights left behind when tokens move": (CHUNKS, "out->weights[to + i] = out->weights[from + i];", ""),
+    "t5: logits divided by sqrt(d_kv)": (T5, "c->heads, 1, 0, ret->mask, bias)", "c->heads, 1 / sqrt(c->head_channels), 0, ret->mask, bias)"),
+    "t5: gated-gelu by erf": (T5, '{ACT_GELU_TANH, "gelu_new"}, {ACT_GELU_TANH, "gelu_new"},', '{ACT_GELU, "gelu_new"}, {ACT_GELU_TANH, "gelu_new"},'),
+    "t5: padding seen": (T5, "0, ret->mask, bias)", "0, TENSOR_NONE, bias)"),
+    "t5: distances turned round": (T5, "(int)(i % (size_t)tokens) - (int)(i / (size_t)tokens)", "(int)(i / (size_t)tokens) - (int)(i % (size_t)tokens)"),
+    "t5: the last bucket is no end": (T5, "if (bucket > half - 1) bucket = half - 1;", "if (bucket > half) bucket = half;"),
+    "t5: layer_norm_epsilon 1e-6": (T5, '"layer_norm_epsilon", 1e-6, file, err)) ||', '"layer_norm_epsilon", 1e-6, file, err)) || (c.eps = 1e-6, 0) ||'),
+    "t5: wi_1 activated for wi_0": (T5, 'c->gated ? "wi_0" : "wi"', 'c->gated ? "wi_1" : "wi"'),
+    "unigram: normalizing without graphemes": (CHARSMAP, "m && end - i < GRAPHEME_BYTES ?", "m && end - i < 1 ?"),
+    "unigram: long graphemes whole": (CHARSMAP, "#define GRAPHEME_BYTES     6", "#define GRAPHEME_BYTES     60"),
+    "unigram: no normalizer": (UNIGRAM, "charsmap_normalize(t->charsmap, s.text", "charsmap_normalize(NULL, s.text"),
+    "unigram: unknown pieces apart": (UNIGRAM, "while (id == SPIECE_UNK && end < size", "while (id < 0 && end < size"),
+    "unigram: special tokens in the text not seen": (UNIGRAM, "added_at(t, s.text + i, s.size - i, normalized);", "NULL;"),
+    "unigram: only U+0020 parts words": (UNIGRAM, "            if (is_space(c) || c == MARK_CHAR) break;", "            if (c == ' ' || c == MARK_CHAR) break;"),
+    "unigram: a mark in the text parts nothing": (UNIGRAM, "            if (is_space(c) || c == MARK_CHAR) break;", "            if (is_space(c)) break;"),
+    "unigram: an unknown character is cheap": (PIECES, "t->unk_score -= 10;", "t->unk_score += 1;"),
+    "unigram: the first of two equal pieces": (PIECES, "return x->id > y->id ? -1 : 1;", "return x->id < y->id ? -1 : 1;"),
+    "unigram: extra ids upwards": (PIECES, "for (int i = extra_ids - 1; i >= 0 && !code; i--) {", "for (int i = 0; i < extra_ids && !code; i++) {"),
+    "unigram: a token too few": (UNIGRAM, "{ids, 0, length - 1, 0}", "{ids, 0, length - 2, 0}"),
     "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Configurations: one JSON object with the parts' objects in it,
  *
- *     {"unet": {...}, "clip": {...}, "vae": {...}, "scheduler": {...}, "recipe": {...}}
+ *     {"unet": {...}, "clip": {...}, "t5": {...}, "vae": {...}, "scheduler": {...}, "recipe":
+ * {...}}
  *
  * What a loader accepts is recorded against a tensor file that has nothing in it, and sampled: any
  * size that a configuration may ask for must be refused or stay bounded. */
@@ -10,6 +11,7 @@
 #include "fuzz.h"
 #include "json.h"
 #include "model/clip.h"
+#include "model/t5.h"
 #include "model/unet.h"
 #include "model/vae.h"
 #include "recipe.h"
@@ -94,6 +96,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             clip_record(&graph, &n, &config, config.positions, STATES_PENULTIMATE,
                         POOLED_PROJECTED);
             net_close(&n);
+        }
+    }
+    if (json_is_object(part = json_object_get(all, "t5"))) {
+        struct t5_config config;
+        if (t5_config_load(&config, part, "t5", NULL) == 0) {
+            struct net n = net_open();
+            struct t5_graph graph;
+            t5_record(&graph, &n, &config, 1, 120, 1);
+            net_close(&n);
+            for (int behind = -300; behind <= 300; behind++) {
+                int bucket = t5_bucket(&config, behind);
+                FUZZ_ASSERT(bucket >= 0 && bucket < config.buckets);
+            }
         }
     }
     if (json_is_object(part = json_object_get(all, "unet"))) {

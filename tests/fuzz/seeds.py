@@ -37,6 +37,8 @@ for model, recipe in (("tiny", "lcm"), ("small", "dmd2-sd15"), ("odd", "pndm"), 
                                      "scheduler": read(model, "model", "scheduler", "scheduler_config.json"), "recipe": recipes[recipe]}))
 for name, recipe in recipes.items():
     put("config", f"recipe-{name}", json.dumps({"recipe": recipe, "scheduler": {"_class_name": "DDIMScheduler"}}))
+for name in ("gated", "relu"):
+    put("config", f"t5-{name}", json.dumps({"t5": read("t5", "model", name, "config.json")}))
 vocab = {c: i for i, c in enumerate(["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "abc</w>", "é</w>", "<|startoftext|>", "<|endoftext|>"])}
 put("tokenizer", "small", json.dumps(vocab) + "\f#version: 0.2\na b\na b</w>\nab c</w>\n\f" + '{"model_max_length": 16, "pad_token": "<|endoftext|>"}'
     + "\fabc a'll  ABC \u0130 \u00e9 <|endoftext|> 12 \u0301")
@@ -44,6 +46,17 @@ whole = {"added_tokens": [{"id": 12, "content": "<SKS>", "normalized": True, "sp
          "model": {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": [["a", "b"], "a b</w>", ["ab", "c</w>"]]}}
 put("prompt", "weights", "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).")
 put("prompt", "words", "\\(a\\) BREAK (b BREAK c:1.2) [d:e:0.5] <lora:x:1> AND")
+def unigram(name, first, config, text):
+    put("unigram", name, struct.pack("<I", len(first)) + first + json.dumps(config).encode() + b"\f" + text.encode())
+
+
+forms = read("unigram_forms.json")
+spiece = bytes.fromhex(forms["base"]["spiece.model"])
+saved = json.dumps(forms["saved"]).encode()
+unigram("spiece", spiece, {"model_max_length": 16, "extra_ids": 4}, "a red cat \u2603\u2603 <pad></s>x \uff1c/s> caf\u00e9 cafe\u0301\u0302 \u2581a\u2581")
+unigram("saved", saved, {}, "a <extra_id_3> red <unk> cat")
+unigram("added", spiece, {"extra_ids": 0, "added_tokens_decoder": {"9": {"content": "<\u00e9>", "rstrip": True}, "99": {"content": "at", "lstrip": True}}},
+        "a <e\u0301>  cat  at")
 put("tokenizer", "whole", json.dumps(whole) + "\f\f" + '{"model_max_length": 1000000000000000019884624838656}' + "\fabc <SKS> <sks> abc")
 
 with tempfile.TemporaryDirectory() as tmp:

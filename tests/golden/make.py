@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Makes the golden models and tensors of tests/golden: small random weights, and what diffusers 0.42.1,
-transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with those versions:
+transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with those versions, and sentencepiece 0.2.3:
 
     python tests/golden/make.py            what tests/golden/data does not have yet of all cases
     python tests/golden/make.py NAME DIR   one case, elsewhere
@@ -9,18 +9,24 @@ Each case is a model folder (model/) and, per run, a file of reference tensors w
 `steer-worker render --dump-tensors`, and args.txt: the flags of the run.
 """
 
+import io
 import json
 import shutil
+import struct
 import sys
+import tempfile
 from pathlib import Path
 
+import sentencepiece
 import torch
 from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline,
                        DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler,
                        StableDiffusionPipeline, UNet2DConditionModel)
 from diffusers.models.attention_processor import Attention
-from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from safetensors.torch import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2 as spm
+from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config,
+                          T5EncoderModel, T5Tokenizer)
 
 HERE = Path(__file__).parent
 
@@ -45,6 +51,65 @@ def tokenizer_make(folder, length, pad="<|endoftext|>"):
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}))
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def charsmap_rules(charsmap):
+    """All {source: replacement} of a precompiled normalizer."""
+    size, = struct.unpack_from("<I", charsmap)
+    units, texts = struct.unpack_from(f"<{size // 4}I", charsmap, 4), charsmap[4 + size:]
+    offset = lambda unit: (unit >> 10) << ((unit & 1 << 9) >> 6)
+    rules, todo = {}, [(offset(units[0]), b"")]
+    while todo:
+        at, key = todo.pop()
+        for byte in range(1, 256):
+            child = at ^ byte
+            if child < len(units) and units[child] & (1 << 31 | 255) == byte:
+                below = child ^ offset(units[child])
+                if units[child] >> 8 & 1:
+                    place = units[below] & (1 << 31) - 1
+                    rules[(key + bytes([byte])).decode()] = texts[place:texts.index(b"\0", place)].decode()
+                todo.append((below, key + bytes([byte])))
+    return rules
+
+
+def spiece_make(texts, kept, **options):
+    """A SentencePiece model, its special pieces where T5 has them. Of nmt_nfkc, whose table has 240 kB, the rules that
+    kept(source) keeps."""
+    def train(**more):
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+            hard_vocab_limit=False, num_threads=1, minloglevel=2, **options, **more)
+        return spm.ModelProto.FromString(model.getvalue())
+    rules = charsmap_rules(train().normalizer_spec.precompiled_charsmap)
+    codes = lambda text: " ".join(f"{ord(c):x}" for c in text)
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as f:
+        f.write("".join(f"{codes(a)}\t{codes(b)}\n" for a, b in sorted(rules.items()) if kept(a)))
+        f.flush()
+        model = train(normalization_rule_tsv=f.name)
+    model.normalizer_spec.ClearField("normalization_rule_tsv")
+    return model
+
+
+CORPUS = ["a red cat on a blue background", "the quick brown dog jumps over the lazy dog", "worst quality, low quality, ugly",
+          "a photograph of an astronaut riding a horse", "two cats, one dog and 3 birds!", "caf\u00e9 na\u00efve \u00fcber stra\u00dfe",
+          "e.g. 1234567890 (fifty-five) [x] <y>", "a man's best friend isn't a cat", "\u4e2d\u6587 \u65e5\u672c\u8a9e \u041f\u0440\u0438\u0432\u0435\u0442"]
+
+
+def unigram_make(folder, length):
+    """T5's tokenizer in its published files. Of the normalizer's 225,000 rules those are kept that are short and plain, but
+    not that U+2581 is a space, which older models do not have."""
+    def kept(source):
+        plain = all(c < "\u0250" or "\u0300" <= c < "\u0370" or "\u2000" <= c < "\u2600" or "\u3000" <= c < "\u3040" or "\uff00" <= c
+                    for c in source)
+        return len(source) <= 2 and source != "\u2581" and (plain or source in ("\u1100\u1161", "\u1161\u11a8", "\u0958", "\u1e9b\u0323", "\ufb01"))
+    folder.mkdir(parents=True)
+    model = spiece_make(CORPUS * 3, kept, vocab_size=200, max_sentencepiece_length=8, user_defined_symbols=["<sks>"])
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "T5Tokenizer", "model_max_length": length, "extra_ids": 100, "eos_token": "</s>", "unk_token": "<unk>",
+         "pad_token": "<pad>"}))
+    return T5Tokenizer.from_pretrained(folder)
 
 
 def lively(model, scale=1.0):
@@ -586,9 +651,39 @@ def build(name, folder):
         (folder / run / "args.txt").write_text("\n".join(flags) + "\n")
 
 
+def t5_build(folder):
+    """T5's encoder alone: folders with config.json, model.safetensors and expected.safetensors."""
+    if not (folder / "tokenizer").exists():
+        unigram_make(folder / "tokenizer", 28)
+    tok = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    batch = tok(["the red cat on the blue dog", "a"], padding="max_length", max_length=28, truncation=True, return_tensors="pt")
+    for name, more in {"gated": dict(feed_forward_proj="gated-gelu"),
+                       "relu": dict(feed_forward_proj="relu", d_kv=8, num_heads=3, relative_attention_num_buckets=32,
+                                    relative_attention_max_distance=128, layer_norm_epsilon=0.02)}.items():
+        if (folder / name).exists():
+            continue
+        torch.manual_seed(sum(map(ord, name)))
+        config = T5Config(**dict(vocab_size=len(tok) + 3, d_model=24, d_kv=5, d_ff=40, num_layers=3, num_heads=4,
+                                 relative_attention_num_buckets=10, relative_attention_max_distance=17) | more)
+        model = lively(T5EncoderModel(config), 0.8)
+        with torch.no_grad():
+            model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.mul_(4)
+        model.save_pretrained(folder / name)
+        if name == "relu":  # published under either name
+            weights = load_file(folder / name / "model.safetensors")
+            weights["encoder.embed_tokens.weight"] = weights.pop("shared.weight")
+            save_file(weights, folder / name / "model.safetensors", {"format": "pt"})
+        with torch.no_grad():
+            out = {"tokens": batch.input_ids.int(), "mask": batch.attention_mask.float(),
+                   "text.masked": model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state,
+                   "text.plain": model(batch.input_ids).last_hidden_state}
+        save_file({k: v.contiguous() for k, v in out.items()}, folder / name / "expected.safetensors")
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
         for name in CASES:
             build(name, HERE / "data" / name)
+        t5_build(HERE / "data" / "t5" / "model")

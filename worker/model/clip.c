@@ -65,7 +65,7 @@ static struct tensor layer(struct net *n, const struct clip_config *c, struct te
     struct tensor q = op_channels(g, h, 0, c->channels);
     struct tensor k = op_channels(g, h, c->channels, c->channels);
     struct tensor v = op_channels(g, h, 2 * c->channels, c->channels);
-    h = op_attention(g, q, k, v, c->heads, scale, 1, TENSOR_NONE);
+    h = op_attention(g, q, k, v, c->heads, scale, 1, TENSOR_NONE, TENSOR_NONE);
     h = net_linear(n, h, c->channels, 1, ACT_NONE, "%s.self_attn.out_proj", path);
     x = op_add(g, x, h);
     h = net_layer_norm(n, x, c->eps, "%s.layer_norm2", path);

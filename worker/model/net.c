@@ -223,12 +223,12 @@ struct tensor net_conv(struct net *n, struct tensor x, int out, int size, int st
     return w ? op_conv(n->graph, x, w, stride, size / 2, per_image, act) : TENSOR_NONE;
 }
 
-static struct weight *norm_weight(struct params *p, const char *name, int channels)
+static struct weight *norm_weight(struct params *p, const char *name, int channels, int bias)
 {
     struct weight *w = find(p, name);
     if (w) return w;
-    struct stored scale = stored_part(p, name, "weight", 1, (int64_t[]){channels});
-    struct stored shift = stored_part(p, name, "bias", 1, (int64_t[]){channels});
+    struct stored scale = stored_part(p, name, "weight", 1, (int64_t[]){channels}), shift = {0};
+    if (bias) shift = stored_part(p, name, "bias", 1, (int64_t[]){channels});
     if (p->error.code) return NULL;
     return made(p, weight_norm(&w, p->compute, scale, shift, channels), name, &w);
 }
@@ -238,7 +238,7 @@ struct tensor net_group_norm(struct net *n, struct tensor x, int groups, double 
 {
     char name[160];
     PATH_OF(name, path);
-    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c);
+    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c, 1);
     return w ? op_group_norm(n->graph, x, w, groups, eps, act) : TENSOR_NONE;
 }
 
@@ -246,8 +246,17 @@ struct tensor net_layer_norm(struct net *n, struct tensor x, double eps, const c
 {
     char name[160];
     PATH_OF(name, path);
-    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c);
+    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c, 1);
     return w ? op_layer_norm(n->graph, x, w, eps) : TENSOR_NONE;
+}
+
+struct tensor net_rms_norm(struct net *n, struct tensor x, int heads, double eps, const char *path,
+                           ...)
+{
+    char name[160];
+    PATH_OF(name, path);
+    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c / heads, 0);
+    return w ? op_rms_norm(n->graph, x, w, heads, eps) : TENSOR_NONE;
 }
 
 static struct weight *table_weight(struct params *p, const char *path, int rows, int channels)
@@ -263,6 +272,8 @@ struct tensor net_embedding(struct net *n, struct tensor ids, int rows, int posi
                             const char *tokens_path, const char *positions_path)
 {
     struct weight *table = table_weight(n->params, tokens_path, rows, channels);
-    struct weight *place = table_weight(n->params, positions_path, positions, channels);
-    return table && place ? op_embedding(n->graph, ids, table, place) : TENSOR_NONE;
+    struct weight *place = NULL;
+    if (positions_path) place = table_weight(n->params, positions_path, positions, channels);
+    if (!table || (positions_path && !place)) return TENSOR_NONE;
+    return op_embedding(n->graph, ids, table, place);
 }

@@ -50,7 +50,11 @@ struct tensor net_group_norm(struct net *n, struct tensor x, int groups, double 
                              enum activation act, const char *path, ...) NET_NAME(6);
 struct tensor net_layer_norm(struct net *n, struct tensor x, double eps, const char *path, ...)
     NET_NAME(4);
-/* tokens.weight [rows, channels] looked up at ids, plus positions.weight [positions, channels]. */
+/* An RMS norm over each of `heads` equal parts of the channels, scaled by `path`.weight. */
+struct tensor net_rms_norm(struct net *n, struct tensor x, int heads, double eps, const char *path,
+                           ...) NET_NAME(5);
+/* tokens.weight [rows, channels] looked up at ids, plus positions.weight [positions, channels]
+ * (positions_path NULL: none). */
 struct tensor net_embedding(struct net *n, struct tensor ids, int rows, int positions, int channels,
                             const char *tokens_path, const char *positions_path);
 

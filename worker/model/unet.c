@@ -375,7 +375,7 @@ static struct tensor self_attention(struct forward *f, struct tensor x, int head
     struct tensor k = op_channels(n->graph, qkv, channels, channels);
     struct tensor v = op_channels(n->graph, qkv, 2 * channels, channels);
     double scale = 1 / sqrt((double)channels / heads);
-    struct tensor h = op_attention(n->graph, q, k, v, heads, scale, 0, TENSOR_NONE);
+    struct tensor h = op_attention(n->graph, q, k, v, heads, scale, 0, TENSOR_NONE, TENSOR_NONE);
     return net_linear(n, h, channels, 1, ACT_NONE, "%s.to_out.0", path);
 }
 
@@ -402,12 +402,12 @@ static struct tensor cross_attention(struct forward *f, struct tensor x, int hea
     struct tensor q = net_linear(n, x, channels, 0, ACT_NONE, "%s.to_q", path), h;
     double scale = 1 / sqrt((double)channels / heads);
     if (f->size->method == GUIDANCE_NONE) {
-        h = op_attention(g, q, k.positive, v.positive, heads, scale, 0, TENSOR_NONE);
+        h = op_attention(g, q, k.positive, v.positive, heads, scale, 0, TENSOR_NONE, TENSOR_NONE);
     } else {
         struct text_keys positive = {k.positive, v.positive, TENSOR_NONE};
         struct text_keys negative = {k.negative, v.negative, TENSOR_NONE};
-        h = op_guided_attention(g, q, positive, negative, heads, scale, f->size->method,
-                                f->out->params);
+        h = op_guided_attention(g, q, positive, negative, TEXT_KEYS_NONE, heads, scale,
+                                f->size->method, GUIDANCE_TEXT, f->out->params);
     }
     return net_linear(n, h, channels, 1, ACT_NONE, "%s.to_out.0", path);
 }

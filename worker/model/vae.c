@@ -188,7 +188,7 @@ static struct tensor mid_attention(struct net *n, const struct vae_config *c, st
     h = net_linear_stack(n, h, s.c, 1, 3, old ? before : today, "%s", path);
     struct tensor q = op_channels(g, h, 0, s.c), k = op_channels(g, h, s.c, s.c);
     struct tensor v = op_channels(g, h, 2 * s.c, s.c);
-    h = op_attention(g, q, k, v, 1, 1 / sqrt((double)s.c), 0, TENSOR_NONE);
+    h = op_attention(g, q, k, v, 1, 1 / sqrt((double)s.c), 0, TENSOR_NONE, TENSOR_NONE);
     h = net_linear(n, h, s.c, 1, ACT_NONE, "%s.%s", path, old ? "proj_attn" : "to_out.0");
     return op_add(g, x, op_reshape(g, h, s.h, s.w));
 }

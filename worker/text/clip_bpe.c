@@ -5,6 +5,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#include "chars.h"
 #include "clip_tables.h"
 
 /* ---- merging one word ---- */
