@@ -133,7 +133,7 @@ class Texts(Case):
         """The first place where one of the encoders stops."""
         out = self.run_worker("render", "--model", self.folder("xl"), "--prompt", "a cat " * 30, "--seed", 1, "--output", self.dir / "cut.png")
         self.assertEqual(out.returncode, 0, out.stderr)
-        self.assertRegex(out.stderr.decode(), r"positive prompt was cut at byte \d+")
+        self.assertRegex(out.stderr.decode(), r"positive prompt does not fit into 14 tokens and was cut at byte \d+")
 
     def test_hash(self):
         """The second encoder's files count as the first one's do."""
