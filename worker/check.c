@@ -149,7 +149,7 @@ static json_t *memory_of(const char *path, const struct machine_args *machine,
     j.job.precision = precision;
     int code = session_open(&s, path, &m, &j, 1, &err);
     if (!code) code = session_plan(&s, 0, &plan, &err);
-    if (!code) code = pipeline_plans(s.pipeline, &plan.shape, 1, &plans, &err);
+    if (!code) code = pipeline_plans(s.pipeline, &plan.shape, &plan.image, 1, &plans, &err);
     json_t *ret = NULL;
     if (code) {
         ret = json_pack("{s:s}", "error", err.text);

@@ -56,6 +56,8 @@ put("tokenizer", "small", json.dumps(vocab) + "\f#version: 0.2\na b\na b</w>\nab
     + "\fabc a'll  ABC \u0130 \u00e9 <|endoftext|> 12 \u0301")
 whole = {"added_tokens": [{"id": 12, "content": "<SKS>", "normalized": True, "special": False}],
          "model": {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": [["a", "b"], "a b</w>", ["ab", "c</w>"]]}}
+put("prompt", "weights", "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).")
+put("prompt", "words", "\\(a\\) BREAK (b BREAK c:1.2) [d:e:0.5] <lora:x:1> AND")
 def unigram(name, first, config, text):
     put("unigram", name, struct.pack("<I", len(first)) + first + json.dumps(config).encode() + b"\f" + text.encode())
 

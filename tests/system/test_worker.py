@@ -321,7 +321,7 @@ class BadJobs(Case):
         self.refused(model, "prompt", prompt="x" * 100000)
         out = self.run_worker("render", "--model", model, "--prompt", "a cat " * 60, "--seed", 1, "--output", self.dir / "cut.png")
         self.assertEqual(out.returncode, 0, out.stderr)
-        self.assertRegex(out.stderr.decode(), r"positive prompt was cut at byte \d+")
+        self.assertRegex(out.stderr.decode(), r"positive prompt .* was cut at byte \d+")
 
     def test_sizes(self):
         model = self.folder()
@@ -672,8 +672,8 @@ class Commands(Case):
     def test_both_texts_cut(self):
         out = self.run_worker("render", "--model", DEMO, "--prompt", "a cat " * 60, "--negative", "a dog " * 60, "--guidance", "nasa", "--output", self.dir / "x.png")
         self.assertEqual(out.returncode, 0, out.stderr)
-        self.assertRegex(out.stderr.decode(), r"positive prompt was cut at byte \d+")
-        self.assertRegex(out.stderr.decode(), r"negative prompt was cut at byte \d+")
+        self.assertRegex(out.stderr.decode(), r"positive prompt .* was cut at byte \d+")
+        self.assertRegex(out.stderr.decode(), r"negative prompt .* was cut at byte \d+")
 
 
 def single_file(model):
