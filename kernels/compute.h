@@ -37,8 +37,8 @@ enum compute_precision { PRECISION_F32, PRECISION_BF16 };
 struct compute_host {
     size_t bytes, bytes_max; /* of packed weights and plans: held, and allowed (0: no limit) */
     size_t bytes_most;       /* ever held at once: what was staged while packing is in it */
-    /* Plans are made to be counted and cannot run: what one would take is counted as always, but no
-     * matrix is read and no page of it touched. */
+    /* Plans are made to be counted and cannot run: what one would take is taken from the budget as
+     * always, but no weight is read and no memory allocated for it. */
     int counting;
     /* Grows while an operation or a packing goes on, so that another thread can tell long work
      * from a hang. */
