@@ -210,13 +210,14 @@ static int dry_run(const struct model *m, struct steer_error *err)
 static int text_size_read(struct model *m, struct steer_error *err)
 {
     const struct text_encoder *first = NULL;
-    m->text = (struct text_size){.masked = m->text.masked};
+    m->text = (struct text_size){0};
     for (int i = 0; i < m->encoders_count; i++) {
         const struct text_encoder *e = m->encoders + i;
         if (e->pooled != POOLED_NONE) m->text.pooled_channels = e->pooled_channels;
         if (e->states == STATES_NONE) continue;
         m->text.channels += e->channels;
         m->text.tokens = e->tokens;
+        m->text.masked = e->masked;
         if (first && first->tokens != e->tokens)
             return steer_fail(err, STEER_BAD_MODEL,
                               "%s: %s takes %d tokens and %s %d: expected the same", m->folder.dir,

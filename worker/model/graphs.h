@@ -25,6 +25,9 @@ struct encoder_graph {
     struct tensor states; /* output [1, 1, tokens, channels] f32; TENSOR_NONE */
     struct tensor pooled; /* output [1, 1, tokens, channels] f32, of which one row counts */
 };
+/* As recording finds it: an encoder fills in what it has. */
+#define ENCODER_GRAPH_NONE                                                                         \
+    ((struct encoder_graph){TENSOR_NONE, TENSOR_NONE, TENSOR_NONE, TENSOR_NONE})
 
 /* One text: what all encoders together give. */
 struct text_size {
