@@ -32,5 +32,7 @@ int family_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
 
 /* Stable Diffusion 1.5, 2.1 and XL: a U-Net under one or two CLIP text encoders. */
 int family_sd_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
+/* PixArt-alpha: a transformer under T5. */
+int family_pixart_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
 
 #endif
