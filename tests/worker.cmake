@@ -1,4 +1,5 @@
 steer_test(engine golden steer_worker)
+steer_test(engine batch steer_worker)
 steer_test(engine t5 steer_worker)
 steer_test(engine tokenizer steer_worker)
 steer_test(engine unigram steer_worker)
