@@ -1,6 +1,7 @@
 steer_test(engine golden steer_worker)
 steer_test(engine batch steer_worker)
 steer_test(engine t5 steer_worker)
+steer_test(engine lower steer_worker)
 steer_test(engine tokenizer steer_worker)
 steer_test(engine unigram steer_worker)
 steer_test(unit recipe steer_worker)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Configurations: one JSON object with the parts' objects in it,
  *
- *     {"unet": {...}, "clip": {...}, "vae": {...}, "scheduler": {...}, "recipe": {...}}
+ *     {"unet": {...}, "pixart": {...}, "clip": {...}, "t5": {...}, "vae": {...},
+ *      "scheduler": {...}, "recipe": {...}}
  *
  * What a loader accepts is recorded against a tensor file that has nothing in it, and sampled: any
  * size that a configuration may ask for must be refused or stay bounded. */
@@ -10,6 +11,8 @@
 #include "fuzz.h"
 #include "json.h"
 #include "model/clip.h"
+#include "model/pixart.h"
+#include "model/t5.h"
 #include "model/unet.h"
 #include "model/vae.h"
 #include "recipe.h"
@@ -59,6 +62,29 @@ static void record_unet(const struct unet_config *c)
     net_close(&n);
 }
 
+static void record_pixart(const struct pixart_config *c)
+{
+    static struct denoiser_graph denoiser;
+    static struct text_graph text;
+    struct denoiser_size size = {1,
+                                 3 * c->patch,
+                                 2 * c->patch,
+                                 77,
+                                 77,
+                                 GUIDANCE_NASA,
+                                 c->in_channels,
+                                 0,
+                                 c->conditions ? PIXART_SIZES : 0};
+    struct text_size states = {77, c->caption_channels ? c->caption_channels : c->cross_channels, 0,
+                               1};
+    struct net n = net_open();
+    denoiser_graph_begin(&denoiser, n.graph, &size);
+    pixart_record(&denoiser, &n, c, &size);
+    text_graph_begin(&text, n.graph, &states);
+    pixart_record_text(&text, &n, c);
+    net_close(&n);
+}
+
 static void sample(const json_t *all)
 {
     struct recipe recipe;
@@ -95,6 +121,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                         POOLED_PROJECTED);
             net_close(&n);
         }
+    }
+    if (json_is_object(part = json_object_get(all, "t5"))) {
+        struct t5_config config;
+        if (t5_config_load(&config, part, "t5", NULL) == 0) {
+            struct net n = net_open();
+            struct encoder_graph graph = ENCODER_GRAPH_NONE;
+            t5_record(&graph, &n, &config, 77, 1);
+            net_close(&n);
+        }
+    }
+    if (json_is_object(part = json_object_get(all, "pixart"))) {
+        struct pixart_config config;
+        if (pixart_config_load(&config, part, "pixart", NULL) == 0) record_pixart(&config);
     }
     if (json_is_object(part = json_object_get(all, "unet"))) {
         struct unet_config config;
