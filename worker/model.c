@@ -12,7 +12,7 @@
 
 #include "file.h"
 #include "json.h"
-#include "safetensors.h"
+#include "tensors.h"
 
 /* ---- the folder's hash ---- */
 
@@ -152,13 +152,13 @@ void model_record_text(const struct model *m, struct text_graph *ret, struct net
 }
 
 void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, struct net *n,
-                           struct shape size, enum guidance_method method)
+                           struct shape size, struct text_chunks texts, enum guidance_method method)
 {
     struct denoiser_size s = {.batch = size.b,
                               .height = size.h,
                               .width = size.w,
-                              .tokens_positive = m->text.tokens,
-                              .tokens_negative = m->text.tokens,
+                              .tokens_positive = texts.positive * m->text.tokens,
+                              .tokens_negative = texts.negative * m->text.tokens,
                               .method = method,
                               .channels = m->latent_channels,
                               .guidance_channels = m->guidance_channels,
@@ -177,6 +177,7 @@ static int dry_record(const struct model *m, enum dry_part part, const struct te
                       struct params *params, const char *name, struct steer_error *err)
 {
     struct shape size = {1, m->height / m->factor, m->width / m->factor, 0};
+    struct text_chunks one = {1, 1};
     struct net n = {params, graph_new()};
     struct encoder_graph encoder;
     struct denoiser_graph denoiser;
@@ -185,7 +186,7 @@ static int dry_record(const struct model *m, enum dry_part part, const struct te
     if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     switch (part) {
     case DRY_ENCODER: text_encoder_record(&encoder, &n, e); break;
-    case DRY_DENOISER: model_record_denoiser(m, &denoiser, &n, size, GUIDANCE_NASA); break;
+    case DRY_DENOISER: model_record_denoiser(m, &denoiser, &n, size, one, GUIDANCE_NASA); break;
     case DRY_TEXT: model_record_text(m, &text, &n); break;
     case DRY_VAE: vae_record(&vae, &n, &m->vae, size); break;
     }
