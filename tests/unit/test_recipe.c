@@ -32,7 +32,8 @@ static void first_call(const char *name, double timestep, double alpha_bar)
     struct steer_error err = {0};
     assert_int_equal(schedule_new(&s, &r.sampler, r.steps_min, &err), 0);
     assert_true(schedule_timestep(s, 0) == timestep);
-    if (alpha_bar > 0) assert_true(fabs(schedule_alpha_bar(s, (int)timestep) / alpha_bar - 1) < 1e-5);
+    if (alpha_bar > 0)
+        assert_true(fabs(schedule_alpha_bar(s, (int)timestep) / alpha_bar - 1) < 1e-5);
     schedule_free(s);
 }
 
