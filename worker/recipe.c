@@ -262,10 +262,14 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_int(r, "original_inference_steps", same_class, 1, SAMPLER_TRAIN_STEPS_MAX,
              &c->original_inference_steps);
     read_real(r, "timestep_scaling", same_class, &c->timestep_scaling);
+    read_real(r, "shift", same_class, &c->shift);
+    if (!(c->shift > 0)) wrong(r, "shift", "more than 0");
     read_real(r, "alpha_bar", 0, &c->alpha_bar);
 
     const json_t *list = value_of(r, "timesteps", 0);
     size_t count = json_array_size(list);
+    if (list && c->scheduler == SCHEDULER_FLOW_MATCH)
+        wrong(r, "timesteps", "none, as FlowMatchEulerDiscreteScheduler spaces its own");
     if (list && (!json_is_array(list) || count < 1 || count > SAMPLER_TIMESTEPS_MAX)) {
         wrong(r, "timesteps", "a list of 1 to 64 time steps");
         return;
@@ -296,13 +300,19 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
         wrong(r, "prediction_type", "epsilon or v_prediction, as PNDMScheduler has them");
     /* What changes the picture and is not here. A folder's file may hold keys of the class that it
      * was made from; those of another class mean nothing. */
+    enum { FLOW = 1 << SCHEDULER_FLOW_MATCH };
     static const struct {
         const char *key;
         unsigned classes;
     } refused[] = {{"thresholding", 1 << SCHEDULER_DDIM | 1 << SCHEDULER_DPM | 1 << SCHEDULER_LCM},
-                   {"use_beta_sigmas", 1 << SCHEDULER_EULER | 1 << SCHEDULER_DPM},
+                   {"use_beta_sigmas", 1 << SCHEDULER_EULER | 1 << SCHEDULER_DPM | FLOW},
                    {"use_flow_sigmas", 1 << SCHEDULER_DPM},
-                   {"use_dynamic_shifting", 1 << SCHEDULER_DPM}};
+                   {"use_dynamic_shifting", 1 << SCHEDULER_DPM | FLOW},
+                   {"shift_terminal", FLOW},
+                   {"invert_sigmas", FLOW},
+                   {"use_karras_sigmas", FLOW},
+                   {"use_exponential_sigmas", FLOW},
+                   {"stochastic_sampling", FLOW}};
     refuse(r, "trained_betas", 1); /* of the model, whoever samples it */
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         if (refused[i].classes >> c->scheduler & 1) refuse(r, refused[i].key, same_class);
@@ -381,7 +391,8 @@ int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder
         code = steer_fail(
             err, STEER_UNSUPPORTED,
             "%s: scheduler \"%s\": expected DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, "
-            "DPMSolverMultistepScheduler, LCMScheduler or RectifiedFlow (choose a recipe that "
+            "DPMSolverMultistepScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler or "
+            "RectifiedFlow (choose a recipe that "
             "names one, with --recipe or in the folder's steer.json)",
             named || !scheduler_file ? path : scheduler_file, class_name ? class_name : "(none)");
         goto done;
