@@ -67,6 +67,7 @@ int model_size_check(const struct model *m, int width, int height,
 /* The graphs (model/graphs.h), whose mistakes are in n's graph and params. size: latent cells. */
 void model_record_text(const struct model *m, struct text_graph *ret, struct net *n);
 void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, struct net *n,
-                           struct shape size, enum guidance_method method);
+                           struct shape size, enum guidance_method method,
+                           enum guidance_variant variant);
 
 #endif

@@ -18,6 +18,7 @@ struct slot {
     enum plan_kind kind;
     int width, height, batch;
     enum guidance_method method;
+    enum guidance_variant variant;
     struct plan *plan;
     struct denoiser_graph denoise;
     struct vae_graph decode;
@@ -174,10 +175,11 @@ static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
                     const struct slot *keep, struct steer_error *err)
 {
     int width = shape->width, height = shape->height;
+    enum guidance_variant variant = method == GUIDANCE_NASA ? shape->variant : GUIDANCE_TEXT;
     for (int i = 0; i < p->limits.plans_max; i++) {
         struct slot *s = p->slots + i;
         if (!s->plan || s->kind != kind || s->width != width || s->height != height ||
-            s->batch != batch || s->method != method)
+            s->batch != batch || s->method != method || s->variant != variant)
             continue;
         s->used = p->turn;
         *ret = s;
@@ -192,9 +194,10 @@ static int slot_get(struct pipeline *p, struct slot **ret, enum plan_kind kind,
                                                   .height = height,
                                                   .batch = batch,
                                                   .method = method,
+                                                  .variant = variant,
                                                   .used = p->turn};
     if (kind == PLAN_DENOISE)
-        model_record_denoiser(m, &made.denoise, &n, size, method);
+        model_record_denoiser(m, &made.denoise, &n, size, method, variant);
     else
         vae_record(&made.decode, &n, &m->vae, size);
     int code = plan_make(p, &made.plan, n.params, n.graph, keep, err);
@@ -275,7 +278,7 @@ struct prompt {
     int32_t ids[TEXT_ENCODERS_MAX * TOKENS_MAX]; /* one after another */
     int used[TEXT_ENCODERS_MAX];                 /* before the padding */
     int count;                                   /* 0: no text at all */
-    size_t cut;                                  /* the first place where an encoder's text ends */
+    size_t cut; /* the first place where the text of an encoder with states ends */
 };
 
 static int tokenize(const struct model *m, const char *text, struct prompt *ret,

@@ -12,6 +12,7 @@
 #include "json.h"
 
 static const char *const methods[] = {"none", "nasa", "nag", "vsf"};
+static const char *const variants[] = {"text", "mass", "joint"};
 
 const char *guidance_method_name(enum guidance_method method)
 {
@@ -23,6 +24,11 @@ int guidance_method_of(const char *name)
     for (int i = 0; i < 4; i++)
         if (strcmp(name, methods[i]) == 0) return i;
     return -1;
+}
+
+const char *guidance_variant_name(enum guidance_variant variant)
+{
+    return variants[variant];
 }
 
 /* ---- where recipes lie ---- */
@@ -321,14 +327,18 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
         wrong(r, "variance_type", "a variance that the model does not predict");
 }
 
-static void read_guidance(struct reader *r, struct recipe *out)
+static void read_guidance(struct reader *r, struct recipe *out, int joint_attention)
 {
     struct reader inner = *r;
     inner.recipe = json_object_get(r->recipe, "guidance");
     inner.folder = NULL;
-    int method = GUIDANCE_NONE;
+    int method = GUIDANCE_NONE, variant = GUIDANCE_TEXT;
     read_choice(&inner, "method", 0, methods, 4, &method);
     out->guidance.method = (enum guidance_method)method;
+    read_choice(&inner, "nasa_variant", 0, variants, 3, &variant);
+    if (!joint_attention && value_of(&inner, "nasa_variant", 0))
+        wrong(&inner, "nasa_variant", "none, for a model without joint attention");
+    out->guidance.variant = (enum guidance_variant)variant;
     read_real(&inner, "alpha", 0, &out->guidance.alpha);
     read_real(&inner, "phi", 0, &out->guidance.phi);
     read_real(&inner, "tau", 0, &out->guidance.tau);
@@ -392,8 +402,8 @@ int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder
             err, STEER_UNSUPPORTED,
             "%s: scheduler \"%s\": expected DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, "
             "DPMSolverMultistepScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler or "
-            "RectifiedFlow (choose a recipe that "
-            "names one, with --recipe or in the folder's steer.json)",
+            "RectifiedFlow (choose a recipe that names one, with --recipe or in the folder's "
+            "steer.json)",
             named || !scheduler_file ? path : scheduler_file, class_name ? class_name : "(none)");
         goto done;
     }
@@ -413,7 +423,7 @@ int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder
     read_int(&r, "steps_max", 0, 1, STEER_STEPS_MAX, &out.steps_max);
     if (out.steps < out.steps_min || out.steps > out.steps_max)
         wrong(&r, "steps", "a number within steps_min and steps_max");
-    read_guidance(&r, &out);
+    read_guidance(&r, &out, folder->joint_attention);
     read_text(&r, "negative_prompt", 0, out.negative_prompt, sizeof out.negative_prompt);
     code = r.code;
     /* What the numbers make together is tried now, and not at the first image. */

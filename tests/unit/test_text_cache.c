@@ -109,7 +109,7 @@ static void render(uint8_t *pixels, struct model *m, struct compute *c, size_t t
     limits.text_bytes_max = text_bytes_max;
     assert_int_equal(pipeline_new(&p, m, c, limits), 0);
     assert_int_equal(model_recipe(m, "ddim", &recipe, &err), 0);
-    struct render_shape shape = {&recipe, SIDE, SIDE, 1, GUIDANCE_NASA, 0};
+    struct render_shape shape = {&recipe, SIDE, SIDE, 1, GUIDANCE_NASA, 0, GUIDANCE_TEXT};
     for (uint64_t i = 0; i < 3; i++) {
         struct render_image image = {.prompt = texts[i],
                                      .negative = "stripes",

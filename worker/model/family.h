@@ -15,6 +15,7 @@ struct family {
     const char *recipe; /* of a folder that names none */
     /* The numbers of each method where a recipe says none (METHOD.md section 1). */
     struct guidance guidance;
+    int joint_attention; /* the image attends texts and itself at once: NASA has variants */
     /* Its pipeline class sets the scheduler's steps_offset to 1 and clip_sample to false, whatever
      * the folder says. */
     int old_scheduler_rules;
