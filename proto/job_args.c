@@ -211,7 +211,7 @@ static int set_label(void *target, const char *value, struct steer_error *err)
 const struct args_option job_args_image[] = {
     {"prompt", "TEXT", "what the picture shows", set_prompt},
     {"negative", "TEXT", "what it must not show", set_negative},
-    {"size", "WxH", "pixels, multiples of 8 (default: the model's)", set_size},
+    {"size", "WxH", "pixels, multiples of 8 (FLUX: 16; default: the model's)", set_size},
     {"seed", "N", "image i is drawn from seed N + i (default: a random one, which the image tells)",
      set_seed},
     {"images", "N", "how many (default 1)", set_images},

@@ -299,7 +299,8 @@ static int tokenize(const struct model *m, const char *text, struct prompt *ret,
                                   text, e->part, e->vocab);
         ret->used[i] = t.used;
         ret->count += e->tokens;
-        if (t.cut && (!ret->cut || t.cut < ret->cut)) ret->cut = t.cut;
+        /* An encoder of a pooled state alone may read less. */
+        if (t.cut && e->states != STATES_NONE && (!ret->cut || t.cut < ret->cut)) ret->cut = t.cut;
     }
     return 0;
 }

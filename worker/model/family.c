@@ -10,7 +10,8 @@
 static const struct {
     const char *part, *class_name;
     int (*open)(struct model *m, struct steer_error *err);
-} openers[] = {{"unet", "UNet2DConditionModel", family_sd_open}};
+} openers[] = {{"unet", "UNet2DConditionModel", family_sd_open},
+               {"transformer", "FluxTransformer2DModel", family_flux_open}};
 
 int family_open(struct model *m, struct steer_error *err)
 {
