@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_tokenizer", "test_unigram", "test_t5", "test_kernels", "test_attention", "test_recipe", "test_sampler")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
+FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
@@ -45,6 +46,18 @@ MUTANTS = {
     "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
     "quick_gelu as gelu": (CLIP, "{ACT_QUICK_GELU, ACT_GELU,", "{ACT_GELU, ACT_GELU,"),
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),
+    "sdxl: time_ids with W before H": (FAMILY, "{height, width, 0, 0, height, width}", "{width, height, 0, 0, width, height}"),
+    "sdxl: the last hidden state": (CLIP, "i == c->layers - 1 && states == STATES_PENULTIMATE", "i == c->layers - 1 && states == STATES_PENULTIMATE && (x = layer(n, c, x, \"text_model.encoder.layers.1\"), 1)"),
+    "sdxl: the encoding of \"\" for an absent negative": (PIPELINE, "zeros = !text && p->model->zero_when_absent;", "zeros = 0;"),
+    "sdxl: zeros for an empty negative": (PIPELINE, "zeros = !text && p->model->zero_when_absent;", "zeros = (!text || !*text) && p->model->zero_when_absent;"),
+    "sdxl: pooled at the last row": (CLIP, "    return ids[row] == c->eos ? row : 0;", "    return tokens - 1;"),
+    "sdxl: the legacy eos_token_id taken at its word": (CLIP, "    if (c->eos == 2) {", "    if (c->eos == -2) {"),
+    "sdxl: pooled without its projection": (FAMILY, "STATES_PENULTIMATE, POOLED_PROJECTED", "STATES_PENULTIMATE, POOLED_LAST"),
+    "sdxl: sizes before the pooled text": (UNET, "        x = op_concat(g, x,\n                      op_sinusoid(g, op_channels(g, f->out->sizes, i, 1), c->added_time_channels,\n                                  c->flip_sin_to_cos, c->freq_shift));", "        x = op_concat(g, op_sinusoid(g, op_channels(g, f->out->sizes, i, 1), c->added_time_channels, c->flip_sin_to_cos, c->freq_shift), x);"),
+    "sdxl: the added embedding's act_fn": (UNET, "ACT_SILU, \"add_embedding.linear_1\"", "c->act, \"add_embedding.linear_1\""),
+    "sdxl: the negative's pooled text under NASA": (PIPELINE, "under_negative ? own->negative : own->positive, 0);", "under_negative || s->method != GUIDANCE_NONE ? own->negative : own->positive, 0);"),
+    "sd2.1 padded with end-of-text": (TABLES, '                 {"pad_token", "<|endoftext|>"}};', '                 {"unk_token", "<|endoftext|>"}};'),
+    "dmd2 on sdxl at 999": ("worker/recipes/dmd2-sdxl-1step.json", "[399]", "[999]"),
     "NFKC for NFC": (TABLES, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT"),
     "no NFC": (TABLES, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE"),
     "ASCII lower case": (TABLES, "c = utf8proc_tolower(c);", "c = c < 128 ? utf8proc_tolower(c) : c;"),

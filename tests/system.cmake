@@ -34,3 +34,6 @@ endforeach()
 # Load for tests/bench/broker.py; not a test.
 add_executable(farm_load bench/farm_load.c)
 target_link_libraries(farm_load PRIVATE steer_flags steer_proto PkgConfig::ZMQ)
+add_test(NAME worker/Families COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_families.py)
+set_tests_properties(worker/Families PROPERTIES TIMEOUT 600 LABELS worker
+  ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")

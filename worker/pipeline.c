@@ -290,7 +290,7 @@ static int tokenize(const struct model *m, const char *text, struct prompt *ret,
         const struct text_encoder *e = m->encoders + i;
         int32_t *ids = ret->ids + ret->count;
         struct tokenized t;
-        int code = tokenizer_encode(e->tokenizer, text, strlen(text), ids, e->tokens, &t, err);
+        int code = text_encoder_tokenize(e, text, ids, &t, err);
         if (code) return code;
         for (int k = 0; k < e->tokens; k++)
             if (ids[k] >= e->vocab)

@@ -60,7 +60,7 @@ static double distance(const struct tensor_view *got, const struct tensor_view *
         d += ((double)x[i] - y[i]) * ((double)x[i] - y[i]);
         n += (double)y[i] * y[i];
     }
-    return sqrt(d / n);
+    return n > 0 ? sqrt(d / n) : sqrt(d); /* the zeros of an absent text */
 }
 
 /* 8-bit images may differ by 1 where the float lies on the edge; hardly anywhere. */

@@ -43,8 +43,14 @@ static void net_close(struct net *n)
 static void record_unet(const struct unet_config *c)
 {
     static struct denoiser_graph denoiser;
-    struct denoiser_size size = {
-        1, 9, 13, 77, 77, GUIDANCE_NASA, c->in_channels, c->guidance_channels};
+    struct denoiser_size size = {.batch = 1,
+                                 .height = 9,
+                                 .width = 13,
+                                 .tokens_positive = 77,
+                                 .tokens_negative = 60,
+                                 .method = GUIDANCE_NASA,
+                                 .channels = c->in_channels,
+                                 .guidance_channels = c->guidance_channels};
     if (c->added_channels > 6 * c->added_time_channels) size.sizes = 6;
     if (c->added_channels && !size.sizes) return;
     struct net n = net_open();

@@ -138,7 +138,7 @@ def reference(parts, run):
     (w, h), out = run["size"], {}
     unpack = lambda x: pipe._unpack_latents(x, h, w, 8)[0]
     encoded = {}
-    for name, prompt in (("pos", run["prompt"]), ("neg", run.get("negative", ""))):
+    for name, prompt in (("pos", run["prompt"]), ("neg", (run.get("negative") or ""))):
         for suffix, tok, length in (("", parts["tokenizer"], 16), ("_2", parts["tokenizer_2"], TOKENS)):
             ids = tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
             out[f"tokens{suffix}.{name}"] = ids[0].int()
@@ -170,7 +170,7 @@ def reference(parts, run):
     scale = run.get("guidance-scale", 1.0)
     transformer.forward, vae.decode = forward, decode
     try:
-        image = pipe(run["prompt"], negative_prompt=run.get("negative", "") if scale != 1 else None, true_cfg_scale=scale, height=h, width=w,
+        image = pipe(run["prompt"], negative_prompt=(run.get("negative") or "") if scale != 1 else None, true_cfg_scale=scale, height=h, width=w,
                      num_inference_steps=run["steps"], generator=torch.Generator("cpu").manual_seed(run["seed"]),
                      max_sequence_length=TOKENS, output_type="pt", callback_on_step_end=step).images
     finally:
@@ -183,8 +183,8 @@ def reference(parts, run):
 
 FLUX = dict(prompt="a red cat on a blue background", negative="the lazy dog, blurry", recipe="flux-schnell", seed=7, steps=2)
 RUNS = {
-    "one": dict(FLUX, steps=1, guidance="none", negative="", size=(64, 32)),
-    "four": dict(FLUX, steps=4, guidance="none", negative="", size=(16, 48), seed=3),
+    "one": dict(FLUX, steps=1, guidance="none", negative=None, size=(64, 32)),
+    "four": dict(FLUX, steps=4, guidance="none", negative=None, size=(16, 48), seed=3),
     "nasa": dict(FLUX, guidance="nasa", alpha=0.5, size=(48, 32)),
     "mass": dict(FLUX, guidance="nasa", alpha=0.7, size=(32, 48), **{"nasa-variant": "mass"}),
     "joint": dict(FLUX, guidance="nasa", alpha=0.3, size=(32, 16), **{"nasa-variant": "joint"}),

@@ -19,20 +19,21 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DPMSolverMultistepScheduler,
-                       EulerDiscreteScheduler, LCMScheduler, PNDMScheduler, StableDiffusionPipeline,
-                       UNet2DConditionModel)
+from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline,
+                       DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler,
+                       StableDiffusionPipeline, UNet2DConditionModel)
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as spm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel,
+                          T5Tokenizer)
 
 HERE = Path(__file__).parent
 
 
 # ---- models ----
 
-def tokenizer_make(folder, length):
+def tokenizer_make(folder, length, pad="<|endoftext|>"):
     """Byte-level BPE with a few merges, in CLIP's files."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
@@ -45,7 +46,7 @@ def tokenizer_make(folder, length):
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
-               "pad_token": "<|endoftext|>"}
+               "pad_token": pad}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}))
@@ -122,11 +123,11 @@ def lively(model, scale=1.0):
     return model.eval()
 
 
-def text_make(tok, length, width, layers, heads, act):
-    return lively(CLIPTextModel(CLIPTextConfig(
+def text_make(tok, length, width, layers, heads, act, cls=CLIPTextModel, **more):
+    return lively(cls(CLIPTextConfig(
         vocab_size=len(tok), hidden_size=width, intermediate_size=2 * width + 8, num_hidden_layers=layers,
         num_attention_heads=heads, max_position_embeddings=length, hidden_act=act, bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id, pad_token_id=tok.eos_token_id)))
+        pad_token_id=tok.pad_token_id, **{"eos_token_id": tok.eos_token_id, **more})))
 
 
 CASES = {}
@@ -250,27 +251,96 @@ def quiet(folder):
         dtypes=dict(text_encoder=torch.float16, unet=torch.float32, vae=torch.float32))
 
 
+@case
+def second(folder):
+    """The shape of SD2.1: padded with "!", gelu, linear projections, head counts that differ, v-prediction."""
+    tok = tokenizer_make(folder / "tokenizer", 17, pad="!")
+    return dict(
+        tokenizer=tok, text_encoder=text_make(tok, 17, 40, 3, 5, "gelu", projection_dim=24),
+        unet=lively(UNet2DConditionModel(
+            sample_size=12, block_out_channels=(12, 18, 30), layers_per_block=(2, 1, 1), norm_num_groups=6,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=40,
+            attention_head_dim=[2, 3, 5], use_linear_projection=True, upcast_attention=True)),
+        vae=lively(AutoencoderKL(
+            block_out_channels=(8, 8, 12, 12), layers_per_block=1, norm_num_groups=4, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)),
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                                set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"),
+        dtypes=dict(text_encoder=torch.float16, unet=torch.bfloat16, vae=torch.float16))
+
+
+def xl_make(folder, length, widths, projection, eos, unet, scheduler, dtype, pad="!"):
+    """The shape of SDXL. eos: what text_encoder_2's configuration says, 2 before it was corrected."""
+    one = tokenizer_make(folder / "tokenizer", length)
+    two = tokenizer_make(folder / "tokenizer_2", length, pad)
+    sizes = 6 * unet["addition_time_embed_dim"]
+    return dict(
+        tokenizer=one, tokenizer_2=two,
+        text_encoder=text_make(one, length, widths[0], 3, 3, "quick_gelu", projection_dim=16),
+        text_encoder_2=text_make(two, length, widths[1], 2, 4, "gelu", CLIPTextModelWithProjection,
+                                 projection_dim=projection, eos_token_id=eos or two.eos_token_id),
+        unet=lively(UNet2DConditionModel(
+            norm_num_groups=4, cross_attention_dim=sum(widths), addition_embed_type="text_time",
+            projection_class_embeddings_input_dim=projection + sizes, use_linear_projection=True, **unet)),
+        vae=lively(AutoencoderKL(
+            block_out_channels=(8, 8, 8, 12), layers_per_block=1, norm_num_groups=4, latent_channels=4,
+            scaling_factor=0.13025, force_upcast=True,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)),
+        scheduler=scheduler, dtypes=dict(text_encoder=dtype, text_encoder_2=dtype, unet=dtype, vae=dtype))
+
+
+EULER_XL = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading")
+
+
+@case
+def xl(folder):
+    """SDXL: no attention in the first block, deeper and deeper transformers, the legacy eos_token_id."""
+    return xl_make(folder, 14, (24, 32), 20, 2, dict(
+        sample_size=8, block_out_channels=(8, 12, 20), layers_per_block=(2, 1, 1), transformer_layers_per_block=[1, 2, 3],
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=[2, 3, 5],
+        addition_time_embed_dim=8), EulerDiscreteScheduler(**EULER_XL), torch.float16)
+
+
+@case
+def xl_odd(folder):
+    """SDXL with zeros for nothing, today's eos_token_id, odd sizes of embeddings, gelu, cosine before sine; no XL default."""
+    parts = xl_make(folder, 11, (12, 40), 9, None, dict(
+        sample_size=(9, 7), block_out_channels=(12, 20), layers_per_block=1, transformer_layers_per_block=[2, 1],
+        reverse_transformer_layers_per_block=[3, 1], down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=[3, 5],
+        addition_time_embed_dim=7, flip_sin_to_cos=False, act_fn="gelu", time_embedding_dim=36),
+        EulerDiscreteScheduler(**EULER_XL, prediction_type="v_prediction"), torch.bfloat16, pad="<|endoftext|>")
+    return dict(parts, index=dict(force_zeros_for_empty_prompt=False))
+
+
+CLASSES = {c.__name__: c for c in (CLIPTokenizer, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel, AutoencoderKL,
+                                   AutoencoderTiny, DDIMScheduler, PNDMScheduler, LCMScheduler, EulerDiscreteScheduler)}
+
+
 def model_load(folder):
     """What model_save left, as the folder's reader would open it."""
     index = json.loads((folder / "model_index.json").read_text())
-    classes = dict(tokenizer=CLIPTokenizer, text_encoder=CLIPTextModel, unet=UNet2DConditionModel,
-                   vae={"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[index["vae"][1]],
-                   scheduler={c.__name__: c for c in (DDIMScheduler, PNDMScheduler, LCMScheduler)}[index["scheduler"][1]])
-    parts = {k: c.from_pretrained(folder / k) for k, c in classes.items()}
-    return {k: p.float().eval() if hasattr(p, "float") else p for k, p in parts.items()}
+    parts = {k: CLASSES[v[1]].from_pretrained(folder / k) for k, v in index.items() if isinstance(v, list) and v[1]}
+    parts = {k: p.float().eval() if hasattr(p, "float") else p for k, p in parts.items()}
+    return dict(parts, index=index)
 
 
 def model_save(parts, folder):
     for name, dtype in parts["dtypes"].items():
         parts[name].to(dtype).save_pretrained(folder / name)
         parts[name].float()  # the reference computes in f32 with what the file holds
-    parts["tokenizer"].save_pretrained(folder / "tokenizer")
-    parts["scheduler"].save_pretrained(folder / "scheduler")
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "feature_extractor": [None, None],
-             "requires_safety_checker": False, "safety_checker": [None, None],
-             "scheduler": ["diffusers", type(parts["scheduler"]).__name__], "text_encoder": ["transformers", "CLIPTextModel"],
-             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-             "vae": ["diffusers", type(parts["vae"]).__name__]}
+    two = "text_encoder_2" in parts
+    index = {"_class_name": "StableDiffusionXLPipeline" if two else "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
+             "feature_extractor": [None, None]}
+    index.update({"image_encoder": [None, None]} if two else {"requires_safety_checker": False, "safety_checker": [None, None]})
+    for name in sorted(parts.keys() - {"dtypes", "index"}):
+        if name not in parts["dtypes"]:
+            parts[name].save_pretrained(folder / name)
+        library = "transformers" if name.startswith(("text", "token")) else "diffusers"
+        index[name] = [library, type(parts[name]).__name__ if library == "diffusers" or "text" in name else "CLIPTokenizer"]
+    index.update(parts.get("index", {}))
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
@@ -307,24 +377,48 @@ class Guided:
         return attn.to_out[0](z.transpose(1, 2).flatten(2))
 
 
+def tokens_of(tok, prompt, length):
+    return tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def text_sd(parts, prompt, name, out):
+    """SD1.5's and SD2.1's embedding, and what the U-Net is told besides: nothing."""
+    tok, text = parts["tokenizer"], parts["text_encoder"]
+    ids = tokens_of(tok, prompt or "", min(tok.model_max_length, text.config.max_position_embeddings))
+    out[f"tokens.{name}"] = ids[0].int()
+    states = text(ids).last_hidden_state
+    out[f"text.{name}"] = states[0]
+    return states, None
+
+
+def text_xl(parts, prompt, name, out):
+    """SDXL's: both encoders' last states but one, and the second's projected pooled state."""
+    zeros = prompt is None and parts["index"].get("force_zeros_for_empty_prompt", True)
+    states, pooled = [], None
+    for suffix in ("", "_2"):
+        tok, text = parts["tokenizer" + suffix], parts["text_encoder" + suffix]
+        ids = tokens_of(tok, prompt or "", tok.model_max_length)
+        if not zeros:
+            out[f"tokens{suffix}.{name}"] = ids[0].int()
+        got = text(ids, output_hidden_states=True)
+        states.append(got.hidden_states[-2])
+        pooled = got[0]
+    states = torch.cat(states, -1)
+    if zeros:
+        states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
+    out[f"text.{name}"], out[f"pooled.{name}"] = states[0], pooled[0]
+    return states, pooled
+
+
 def reference(parts, run):
     """The tensors of one run. The pipeline's own loop, step by step."""
-    tok, text, unet, vae = (parts[k] for k in ("tokenizer", "text_encoder", "unet", "vae"))
-    length = min(tok.model_max_length, text.config.max_position_embeddings)
+    unet, vae = parts["unet"], parts["vae"]
+    two = "text_encoder_2" in parts
     out = {}
-
-    def encode(prompt, name):
-        ids = tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        out[f"tokens.{name}"] = ids[0].int()
-        states = text(ids).last_hidden_state
-        out[f"text.{name}"] = states[0]
-        return states
-
-    pos = encode(run["prompt"], "pos")
-    neg = encode(run.get("negative", ""), "neg")
+    pos, pooled = (text_xl if two else text_sd)(parts, run["prompt"], "pos", out)
+    neg, pooled_neg = (text_xl if two else text_sd)(parts, run.get("negative"), "neg", out)
     state = dict(method=run.get("guidance", "none"), negative=neg, alpha=run.get("alpha", 0.1),
                  offset=run.get("offset", 0.0), phi=run.get("phi", 2), tau=run.get("tau", 2.5), beta=run.get("beta", 0.375))
-    plain = dict(state, method="none")
     unet.set_attn_processor(Guided(state))
     scale = run.get("guidance-scale", 1.0)
     w, h = run["size"]
@@ -337,11 +431,15 @@ def reference(parts, run):
         condition = StableDiffusionPipeline.get_guidance_scale_embedding(
             None, torch.tensor([scale - 1]), unet.config.time_cond_proj_dim)
 
+    def call(x, t, text, pooled):
+        added = dict(text_embeds=pooled, time_ids=torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32)) if two else None
+        return unet(x, t, text, timestep_cond=condition, added_cond_kwargs=added).sample
+
     def denoise(x, t, first):
-        y = unet(x, t, pos, timestep_cond=condition).sample
+        y = call(x, t, pos, pooled)
         if scale != 1.0 and condition is None:
             state.update(method="none")
-            minus = unet(x, t, neg).sample
+            minus = call(x, t, neg, pooled_neg)
             state.update(method=run.get("guidance", "none"))
             y = minus + scale * (y - minus)
         if first:
@@ -351,11 +449,14 @@ def reference(parts, run):
     scheduler = run["scheduler"](parts["scheduler"])
     if run.get("flow"):
         latents = latents + denoise(latents, torch.tensor(1000.0), True)
-    elif run.get("one"):
-        t = run["one"]
-        abar = torch.tensor(run["abar"]) if "abar" in run else scheduler.alphas_cumprod[t]
-        eps = denoise(latents, torch.tensor(t), True)
-        latents = (latents - (1 - abar) ** 0.5 * eps) / abar**0.5
+    elif run.get("at"):  # METHOD.md's rule: from x0 to the next time step with fresh noise
+        for i, t in enumerate(run["at"]):
+            abar = torch.tensor(run["abar"]) if "abar" in run else scheduler.alphas_cumprod[t]
+            eps = denoise(latents, torch.tensor(t), i == 0)
+            latents = (latents - (1 - abar) ** 0.5 * eps) / abar**0.5
+            if i + 1 < len(run["at"]):
+                to = scheduler.alphas_cumprod[run["at"][i + 1]]
+                latents = to**0.5 * latents + (1 - to) ** 0.5 * torch.randn(latents.shape, generator=generator)
     else:
         scheduler.set_timesteps(run["steps"])
         latents = latents * scheduler.init_noise_sigma
@@ -371,6 +472,18 @@ def reference(parts, run):
     return {k: v.contiguous() for k, v in out.items()}
 
 
+def by_pipeline(folder, run, start):
+    """The image of diffusers' own pipeline from the folder, given the same latents."""
+    pipe = DiffusionPipeline.from_pretrained(folder).to(dtype=torch.float32)
+    pipe.scheduler = run["scheduler"](pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    w, h = run["size"]
+    more = dict(timesteps=run["at"]) if "at" in run else dict(num_inference_steps=run["steps"])
+    image = pipe(run["prompt"], negative_prompt=run.get("negative"), guidance_scale=run.get("guidance-scale", 1.0), width=w, height=h,
+                 latents=start[None].clone(), output_type="np", **more).images[0]
+    return torch.from_numpy((image * 255).round()).to(torch.uint8).contiguous()
+
+
 own = lambda s: s
 SD = dict(prompt="the red cat on the blue Dog", negative="a dog, blurry", size=(64, 64), seed=7, scheduler=own)
 DDIM = lambda s: DDIMScheduler.from_config(s.config, clip_sample=False, steps_offset=1)
@@ -378,19 +491,23 @@ DPM = lambda s: DPMSolverMultistepScheduler.from_config(s.config, steps_offset=1
 EULER = lambda s: EulerDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
 TRAILING = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing")
 
+AS_IT_IS = dict(SD, guidance="none", scheduler=own, whole=True)
+ZEROED = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing", prediction_type="sample")
+LCM = lambda s: LCMScheduler.from_config(s.config)
+
 RUNS = {
     "small": {
-        "ddim": dict(SD, recipe="ddim", steps=3, guidance="none", scheduler=DDIM, negative=""),
+        "ddim": dict(SD, recipe="ddim", steps=3, guidance="none", scheduler=DDIM, negative=None),
         "cfg": dict(SD, recipe="ddim", steps=2, guidance="none", scheduler=DDIM, **{"guidance-scale": 4.0}),
         "euler": dict(SD, recipe="euler", steps=4, guidance="nasa", alpha=0.2, scheduler=EULER),
         "dpm": dict(SD, recipe="dpmsolver++", steps=5, guidance="vsf", alpha=0.5, offset=0.3, scheduler=DPM),
         "trailing": dict(SD, recipe="euler-trailing", steps=2, guidance="nag", phi=3, tau=1.2, beta=0.4,
                          scheduler=TRAILING, size=(104, 72)),
         "instaflow": dict(SD, recipe="instaflow", steps=1, flow=True, guidance="nasa", alpha=0.3, seed=2**32 + 5),
-        "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, one=999, guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
-        "dpm20": dict(SD, recipe="dpmsolver++", steps=20, guidance="none", scheduler=DPM, negative="", size=(40, 40)),
+        "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, at=[999], guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
+        "dpm20": dict(SD, recipe="dpmsolver++", steps=20, guidance="none", scheduler=DPM, negative=None, size=(40, 40)),
         "euler1": dict(SD, recipe="euler", steps=1, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
-        "dmd2": dict(SD, recipe="dmd2-sd15", steps=1, one=999, abar=0.0047, guidance="nasa", alpha=0.04, size=(40, 24)),
+        "dmd2": dict(SD, recipe="dmd2-sd15", steps=1, at=[999], abar=0.0047, guidance="nasa", alpha=0.04, size=(40, 24)),
         "nag-cfg": dict(SD, recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4, scheduler=DDIM, size=(40, 24),
                         **{"guidance-scale": 3.0}),
         "vsf-cfg": dict(SD, recipe="ddim", steps=2, guidance="vsf", alpha=0.6, offset=0.1, scheduler=DDIM, size=(24, 40),
@@ -410,8 +527,37 @@ RUNS = {
     "quiet": {
         "ddim": dict(SD, recipe="ddim", steps=1, guidance="nasa", alpha=0.3, scheduler=DDIM, size=(40, 24)),
     },
+    "second": {
+        "teacher-cfg": dict(AS_IT_IS, recipe="sd21", steps=3, size=(104, 72), **{"guidance-scale": 7.5}),
+        "plain": dict(AS_IT_IS, recipe="sd21", steps=2, size=(24, 40), negative=None),
+        "sbv2": dict(SD, recipe="sbv2-sd21", steps=1, at=[999], guidance="nasa", alpha=0.3, size=(40, 24), told=("alpha",)),
+        "turbo": dict(SD, recipe="euler-trailing", steps=2, guidance="nasa", alpha=0.2, scheduler=TRAILING, size=(40, 40), told=("alpha",)),
+        "vsf": dict(SD, recipe="ddim", steps=1, guidance="vsf", alpha=0.4, offset=0.2, scheduler=DDIM, size=(40, 24)),
+    },
+    "xl": {
+        "teacher-cfg": dict(AS_IT_IS, recipe="sdxl", steps=3, size=(104, 72), **{"guidance-scale": 5.0}),
+        "absent-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(40, 24), negative=None, **{"guidance-scale": 5.0}),
+        "empty-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(40, 24), negative="", **{"guidance-scale": 5.0}),
+        "plain": dict(AS_IT_IS, recipe="sdxl", steps=1, size=(24, 40), negative=None),
+        "dmd2": dict(SD, recipe="dmd2-sdxl-1step", steps=1, at=[399], guidance="nasa", alpha=0.5, size=(40, 56), told=("alpha",)),
+        "dmd2-4": dict(SD, recipe="dmd2-sdxl-4step", steps=4, at=[999, 749, 499, 249], guidance="nasa", alpha=0.5, size=(40, 24),
+                       told=("alpha",)),
+        "dmd2-cfg": dict(AS_IT_IS, recipe="dmd2-sdxl-1step", steps=1, at=[399], size=(24, 24), scheduler=LCM,
+                         **{"guidance-scale": 1.5}),
+        "lightning": dict(SD, recipe="euler-trailing", steps=2, guidance="nag", phi=2, tau=2.5, beta=0.5, scheduler=TRAILING,
+                          size=(24, 56), told=("phi", "tau", "beta")),
+        "lightning-1": dict(SD, recipe="sdxl-lightning-1step", steps=1, guidance="nasa", alpha=0.5, scheduler=ZEROED, size=(24, 24),
+                            told=("alpha",)),
+        "vsf": dict(SD, recipe="sdxl", steps=1, guidance="vsf", alpha=0.5, offset=0.1, size=(40, 40)),
+        "both-cfg": dict(SD, recipe="sdxl", steps=2, guidance="nasa", alpha=0.4, size=(24, 24), **{"guidance-scale": 3.0}),
+    },
+    "xl_odd": {
+        "absent-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(72, 40), negative=None, **{"guidance-scale": 4.0}),
+        "long": dict(SD, recipe="sdxl", steps=1, guidance="nasa", alpha=0.5, size=(56, 72),
+                     prompt="the red cat on the blue Dog, the red cat on the blue Dog", told=("alpha",)),
+    },
     "consistency": {
-        "told": dict(SD, recipe="lcm", steps=3, guidance="none", negative="", prompt="a ## red cat ##", **{"guidance-scale": 8.5}),
+        "told": dict(SD, recipe="lcm", steps=3, guidance="none", negative=None, prompt="a ## red cat ##", **{"guidance-scale": 8.5}),
         "told-nasa": dict(SD, recipe="lcm", steps=1, guidance="nasa", alpha=0.3, size=(40, 24), **{"guidance-scale": 2.0}),
     },
 }
@@ -423,7 +569,7 @@ def run_write(folder, spec, tensors):
     flags = []
     for key in ("prompt", "negative", "recipe", "guidance", "guidance-scale", "nasa-variant", "alpha", "offset", "phi", "tau", "beta",
                 "steps", "seed"):
-        if key in spec and spec[key] != "":
+        if spec.get(key) is not None and key not in spec.get("told", ()):  # told: the recipe's own
             flags += [f"--{key}", str(spec[key])]
     flags += ["--size", "{}x{}".format(*spec["size"])]
     (folder / "args.txt").write_text("\n".join(flags) + "\n")
@@ -440,7 +586,12 @@ def build(name, folder):
         if (folder / run).exists():
             continue
         with torch.no_grad():
-            run_write(folder / run, spec, reference(parts, spec))
+            tensors = reference(parts, spec)
+            if spec.get("whole"):
+                image = by_pipeline(folder / "model", spec, tensors["latents.start"])
+                assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
+                tensors["image"] = image
+        run_write(folder / run, spec, tensors)
 
 
 def t5_build(folder):

@@ -30,7 +30,7 @@ static void first_call(const char *name, double timestep, double alpha_bar)
     struct recipe r = load(name);
     struct schedule *s = NULL;
     struct steer_error err = {0};
-    assert_int_equal(schedule_new(&s, &r.sampler, 1, &err), 0);
+    assert_int_equal(schedule_new(&s, &r.sampler, r.steps_min, &err), 0);
     assert_true(schedule_timestep(s, 0) == timestep);
     if (alpha_bar > 0) assert_true(fabs(schedule_alpha_bar(s, (int)timestep) - alpha_bar) < 5e-7);
     schedule_free(s);
@@ -43,6 +43,10 @@ static void test_one_step_checkpoints(void **state)
     first_call("dmd2-sd15", 999, 0.0047);     /* the constant of its authors' script */
     first_call("sbv2-sd15", 999, 0.00466009); /* diffusers' table, scaled_linear, at 999 */
     first_call("demo", 999, 0.00466009);
+    first_call("sbv2-sd21", 999, 0.00466009);
+    first_call("dmd2-sdxl-1step", 399, 0.426086364);
+    first_call("dmd2-sdxl-4step", 999, 0.00466009);
+    first_call("hyper-sdxl-1step", 800, 0);
 }
 
 static void each(void *data, const char *name)
@@ -58,7 +62,7 @@ static void test_all_load(void **state)
     int count = 0;
     (void)state;
     recipe_list(each, &count);
-    assert_true(count >= 11);
+    assert_true(count >= 20);
 }
 
 static void test_unknown(void **state)
@@ -70,6 +74,32 @@ static void test_unknown(void **state)
     assert_int_equal(recipe_load(&r, "nonsense", &none, &err), STEER_UNKNOWN_RECIPE);
     assert_non_null(strstr(err.text, "nonsense"));
     assert_int_not_equal(recipe_load(&r, "../../etc/passwd", &none, &err), 0);
+}
+
+/* A recipe's numbers win over the family's, which stand for what it leaves out. */
+static void test_family(void **state)
+{
+    (void)state;
+    struct recipe r;
+    struct steer_error err = {0};
+    json_t *scheduler = json_pack("{s:s}", "_class_name", "EulerDiscreteScheduler");
+    struct recipe_folder folder = {.scheduler = scheduler,
+                                   .scheduler_file = "folder",
+                                   .family = "sdxl",
+                                   .guidance = {GUIDANCE_VSF, .5, 3, 2.25, .25, .125, 4}};
+    assert_int_equal(recipe_load(&r, "euler-trailing", &folder, &err), 0);
+    assert_int_equal(r.guidance.method, GUIDANCE_NASA);
+    assert_true(r.guidance.alpha == .5 && r.guidance.phi == 3 && r.guidance.tau == 2.25);
+    assert_true(r.guidance.beta == .25 && r.guidance.offset == .125 && r.guidance.scale == 1);
+    assert_int_equal(recipe_load(&r, "sdxl", &folder, &err), 0);
+    assert_int_equal(r.guidance.method, GUIDANCE_NONE);
+    assert_true(r.guidance.scale == 5);
+    assert_int_equal(recipe_load(&r, "sbv2-sd21", &folder, &err), STEER_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "sd21"));
+    folder.family = "sd21";
+    assert_int_equal(recipe_load(&r, "sbv2-sd21", &folder, &err), 0);
+    assert_true(r.guidance.alpha == .3);
+    json_decref(scheduler);
 }
 
 /* What is the model's own and not its scheduler's goes to every recipe that has no table itself. */
@@ -95,8 +125,8 @@ static void test_lent(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_one_step_checkpoints),
-                                       cmocka_unit_test(test_all_load),
-                                       cmocka_unit_test(test_unknown), cmocka_unit_test(test_lent)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_step_checkpoints), cmocka_unit_test(test_all_load),
+        cmocka_unit_test(test_unknown), cmocka_unit_test(test_family), cmocka_unit_test(test_lent)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,6 +33,8 @@ int family_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
 
 /* Stable Diffusion 1.5, 2.1 and XL: a U-Net under one or two CLIP text encoders. */
 int family_sd_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
+/* PixArt-alpha: a transformer under T5. */
+int family_pixart_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
 /* FLUX.1-schnell: a transformer with joint attention under CLIP and T5. */
 int family_flux_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
 

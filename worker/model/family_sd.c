@@ -71,10 +71,10 @@ static int parts_fit(const struct model *m, const struct unet_config *c, const c
     int two = m->encoders_count == 2;
     if (two != (c->added_channels > 0))
         return steer_fail(err, STEER_BAD_MODEL,
-                          "%s: \"addition_embed_type\" is %s: the U-Net is %s of Stable Diffusion "
-                          "XL, but %s a \"text_encoder_2\"",
-                          file, two ? "null" : "\"text_time\"", two ? "not one" : "one",
-                          two ? "the folder has" : "the folder has not");
+                          "%s: \"addition_embed_type\" is %s: the U-Net is %s Stable Diffusion XL, "
+                          "but the folder has %s \"text_encoder_2\"",
+                          file, two ? "null" : "\"text_time\"", two ? "not one of" : "one of",
+                          two ? "a" : "no");
     if (!two && c->text_channels != a->channels)
         return steer_fail(err, STEER_BAD_MODEL,
                           "%s: the U-Net's cross_attention_dim is %d and the text encoder's "

@@ -24,6 +24,7 @@ struct text_encoder {
     int vocab, positions;
     int tokens; /* of a text as it gets it; 0 until opening asks tokenizer and encoder for it */
     int masked; /* padding is not seen */
+    int lower;  /* texts are put in lower case and stripped first (text/lower.h) */
     /* Set by text_encoder_open. */
     struct tokenizer *tokenizer;
     struct params *params;
@@ -39,6 +40,9 @@ int text_encoder_open(struct text_encoder *e, const struct folder *f, struct com
                       struct steer_error *err) STEER_MUSTCHECK;
 void text_encoder_close(struct text_encoder *e); /* of a zeroed or half-opened one too */
 
+/* tokenizer_encode of e->tokens ids. */
+int text_encoder_tokenize(const struct text_encoder *e, const char *text, int32_t *ids,
+                          struct tokenized *ret, struct steer_error *err) STEER_MUSTCHECK;
 void text_encoder_record(struct encoder_graph *ret, struct net *n, const struct text_encoder *e);
 /* The row of encoder_graph.pooled that is the text's. */
 int text_encoder_pooled_row(const struct text_encoder *e, const int32_t *ids);
