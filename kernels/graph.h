@@ -64,7 +64,7 @@ struct tensor_info {
         type;      /* of inputs, constants, u8 outputs; else f32 and the backend's choice */
     int parent;    /* ROLE_VIEW: the tensor viewed, never itself a view */
     int channel;   /* ROLE_VIEW: first channel in the parent */
-    int output;    /* 0, 1: f32 or u8, 2: as computed; of ROLE_BOUND: as made */
+    int output;    /* 0; 1: f32 or u8; 2: as computed; of ROLE_BOUND: as made */
     void *data;    /* ROLE_CONSTANT: owned by the graph, NULL in plans */
     char name[48]; /* of inputs, constants and outputs */
 };

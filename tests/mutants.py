@@ -28,7 +28,7 @@ MUTANTS = {
     "nasa `mass` as `text`": (ATTENTION, "variant == GUIDANCE_TEXT ? N : N | S", "variant != GUIDANCE_JOINT ? N : N | S"),
     "nasa `joint` without the image's part": (ATTENTION, "if (method == GUIDANCE_VSF || variant != GUIDANCE_JOINT) share[SHARED] = 0;", "share[SHARED] = 0;"),
     "vsf without its offset": (ATTENTION, "j.segment[NEGATIVE].offset = -j.param[GUIDANCE_OFFSET];", "j.segment[NEGATIVE].offset = 0;"),
-    "segments merged under a maximum of one": (ATTENTION, "share[i] = expf(w->m[i][r] - most);", "share[i] = 1;"),
+    "segments merged under a maximum of one": (ATTENTION, "share[i] = w->m[i][r] == most ? 1 : expf(w->m[i][r] - most);", "share[i] = 1;"),
     "rope: halves turned for pairs": ("kernels/cpu/norm.c", "return x * cosines + lanes_1(x) * sines;", "return x * cosines + lanes_8(x) * sines;"),
     "modulate by scale for 1 + scale": ("kernels/cpu/norm.c", "a.more = 1;", "a.more = 0;"),
     "patches: channels last for first": (REF, "op->order == PATCH_CHANNEL_FIRST ?", "op->order == PATCH_CHANNEL_LAST ?"),

@@ -123,7 +123,8 @@ static void test_attention(void **unused)
         /* rows keys negatives shared heads D */
         {1, 1, 1, 1, 1, 8},       {5, 3, 7, 5, 2, 40},       {48, 64, 64, 64, 3, 32},
         {49, 77, 77, 49, 5, 40},  {100, 65, 24, 100, 2, 64}, {117, 129, 77, 30, 2, 160},
-        {64, 200, 1, 65, 1, 512}, {30, 77, 120, 200, 4, 17}, {500, 40, 9, 500, 3, 128},
+        {64, 200, 1, 65, 1, 512}, {30, 77, 120, 200, 4, 17}, {100, 40, 9, 300, 2, 128},
+        {1000, 20, 9, 40, 2, 8}, /* so many rows that NAG groups their blocks */
     };
     for (int f = 0; f < FORMS; f++) {
         struct worst worst, sharp; /* sharp: softmaxes that are nearly one-hot */
