@@ -12,9 +12,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_kernels", "test_attention", "test_recipe", "test_sampler")
+TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_kernels", "test_attention", "test_recipe",
+         "test_sampler", "test_lower")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
+PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
 FLUX = "worker/model/flux.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
@@ -59,6 +61,26 @@ MUTANTS = {
     "sdxl: the negative's pooled text under NASA": (PIPELINE, "under_negative ? own->negative : own->positive, 0);", "under_negative || s->method != GUIDANCE_NONE ? own->negative : own->positive, 0);"),
     "sd2.1 padded with end-of-text": (TABLES, '                 {"pad_token", "<|endoftext|>"}};', '                 {"unk_token", "<|endoftext|>"}};'),
     "dmd2 on sdxl at 999": ("worker/recipes/dmd2-sdxl-1step.json", "[399]", "[999]"),
+    "pixart: cross-attention normalised": (PIXART, "cross_attention(f, x, path));", 'cross_attention(f, norm(f, x, path, "norm2"), path));'),
+    "pixart: cross-attention gated": (PIXART, "op_add(g, x, cross_attention(", "op_gated_add(g, x, part[GATE], cross_attention("),
+    "pixart: padding seen": (PIXART, "scale, 0, f->mask.positive,", "scale, 0, TENSOR_NONE,"),
+    "pixart: the positive's mask for both": (PIXART, "{k.negative, v.negative, f->mask.negative}", "{k.negative, v.negative, f->mask.positive}"),
+    "pixart: rows before columns": (PIXART, "position_fill(at, half, x, trained, w, ", "position_fill(at, half, y, trained, h, "),
+    "pixart: 1024's positions one to a number": (PIXART, "c.sample_size >= 128 ? c.sample_size / 64 : 1", "1"),
+    "pixart: positions not stretched": (PIXART, "(float)((double)places / places_trained)", "(float)(places / places)"),
+    "pixart: the variance for the noise": (PIXART, "op_channels(g, x, 0, c->in_channels)", "op_channels(g, x, c->in_channels, c->in_channels)"),
+    "pixart: scale before shift": (PIXART, "enum { SHIFT, SCALE, GATE,", "enum { SCALE, SHIFT, GATE,"),
+    "pixart: patches put back channels first": (PIXART, "c->patch, PATCH_CHANNEL_LAST", "c->patch, PATCH_CHANNEL_FIRST"),
+    "pixart: captions through gelu by erf": (PIXART, "ACT_GELU_TANH, \"caption_projection", "ACT_GELU, \"caption_projection"),
+    "pixart: modulation without SiLU": (PIXART, "op_activation(g, time, ACT_SILU), 6", "time, 6"),
+    "pixart: the last modulation after SiLU": (PIXART, "op_add(g, time, op_channels(g, own, 0,", "op_add(g, op_activation(g, time, ACT_SILU), op_channels(g, own, 0,"),
+    "pixart: width before height": (FAMILY_PIXART, "out[0] = (float)height;\n    out[1] = (float)width;", "out[0] = (float)width;\n    out[1] = (float)height;"),
+    "pixart: width over height": (FAMILY_PIXART, "(double)height / width", "(double)width / height"),
+    "pixart: 77 tokens": (FAMILY_PIXART, "TOKENS = 120", "TOKENS = 77"),
+    "pixart: capitals": (FAMILY_PIXART, "e->lower = 1;", "e->lower = 0;"),
+    "pixart: no final sigma": (LOWER, "c == SIGMA && ends_word", "c == -1 && ends_word"),
+    "yoso-pixart by eps": ("worker/recipes/yoso-pixart.json", "v_prediction\",", "epsilon\","),
+    "dmd-pixart at 999": ("worker/recipes/dmd-pixart.json", "[400]", "[999]"),
     "NFKC for NFC": (TABLES, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT"),
     "no NFC": (TABLES, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE"),
     "ASCII lower case": (TABLES, "c = utf8proc_tolower(c);", "c = c < 128 ? utf8proc_tolower(c) : c;"),

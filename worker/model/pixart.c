@@ -40,6 +40,9 @@ static int config_check(const struct pixart_config *c, const char *file, struct 
         return steer_fail(err, STEER_UNSUPPORTED,
                           "%s: \"out_channels\" is %d: expected in_channels, %d, or twice as many",
                           file, c->out_channels, c->in_channels);
+    if (channels > PIXART_CHANNELS_MAX)
+        return steer_fail(err, STEER_UNSUPPORTED, "%s: %d heads of %d channels: over %d channels",
+                          file, c->heads, c->head_channels, PIXART_CHANNELS_MAX);
     if (channels % 4 || (c->conditions && channels % 3))
         return steer_fail(err, STEER_BAD_MODEL,
                           "%s: %d heads of %d channels are %d: expected a multiple of %d, %s", file,

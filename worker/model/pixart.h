@@ -11,7 +11,8 @@
 
 #include "graphs.h"
 
-#define PIXART_LAYERS_MAX 256
+#define PIXART_LAYERS_MAX   256
+#define PIXART_CHANNELS_MAX 16384
 
 /* height and width in pixels, and height / width. */
 enum { PIXART_SIZES = 3 };
