@@ -99,7 +99,7 @@ MUTANTS = {
     "t5: layer_norm_epsilon 1e-6": (T5, '"layer_norm_epsilon", 1e-6, file, err)) ||', '"layer_norm_epsilon", 1e-6, file, err)) || (c.eps = 1e-6, 0) ||'),
     "t5: wi_1 activated for wi_0": (T5, 'c->gated ? "wi_0" : "wi"', 'c->gated ? "wi_1" : "wi"'),
     "flux: the negative's rows under the positive pooled state": (FLUX, "vec = conditions(f, time, pooled.negative);", "vec = conditions(f, time, pooled.positive);"),
-    "flux: the last norm's shift before its scale": (FLUX, "part(f, m, 1), part(f, m, 0)", "part(f, m, 0), part(f, m, 1)"),
+    "flux: the last norm's shift before its scale": (FLUX, "part(&f, m, 1), part(&f, m, 0)", "part(&f, m, 0), part(&f, m, 1)"),
     "flux: gelu by erf in single blocks": (FLUX, 'ACT_GELU_TANH, "%s.proj_mlp"', 'ACT_GELU, "%s.proj_mlp"'),
     "flux: norms with 1e-5": (FLUX, "#define EPS 1e-6", "#define EPS 1e-5"),
     "flux: columns turned as rows": (FLUX, "{0, at / w, at % w}", "{0, at % w, at / w}"),

@@ -24,7 +24,7 @@ static void images_make(struct render_image *images, uint8_t *pixels, size_t byt
         images[i] = (struct render_image){
             .prompt = texts[i],
             .negative = negatives[i],
-            .guidance = {GUIDANCE_NASA, .1 * i, 2, 2.5, .4, 0, 1.5 + i},
+            .guidance = {GUIDANCE_NASA, .1 * i, 2, 2.5, .4, 0, 1.5 + i, GUIDANCE_TEXT},
             .seed = (uint64_t)i,
             .pixels = pixels + (size_t)i * bytes,
         };

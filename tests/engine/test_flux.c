@@ -209,11 +209,11 @@ static double linears(struct guidance g)
 static void test_cost(void **unused)
 {
     (void)unused;
-    enum { CHANNELS = 36, LAYERS = 2, SINGLE = 3, ROWS = 256 };
-    double square = 2e-9 * CHANNELS * CHANNELS;
+    const int channels = 36, layers = 2, single = 3, rows = 256;
+    double square = 2e-9 * channels * channels;
     /* In a double block qkv, out and feed-forward; in a single one qkv, feed-forward and their
      * union to the output, of which the last block needs qkv alone; and its modulations. */
-    double own = square * (ROWS * (12 * LAYERS + 12 * SINGLE - 9) + 6 * LAYERS + 3 * SINGLE);
+    double own = square * (rows * (12 * layers + 12 * single - 9) + 6 * layers + 3 * single);
     double none = linears(method(GUIDANCE_NONE)), nasa = linears(method(GUIDANCE_NASA));
     assert_true(fabs(nasa - none - own) < 1e-9);
 }

@@ -22,12 +22,13 @@ static void record_denoiser(const struct model *m, struct denoiser_graph *d, str
     flux_record(d, n, m->denoiser, size);
 }
 
-static const struct family flux = {.name = "flux",
-                                   .recipe = "flux-schnell",
-                                   .guidance = {GUIDANCE_NONE, .5, 4, 2.5, .25, 0, 1},
-                                   .joint_attention = 1,
-                                   .record_text = record_text,
-                                   .record_denoiser = record_denoiser};
+static const struct family flux = {
+    .name = "flux",
+    .recipe = "flux-schnell",
+    .guidance = {GUIDANCE_NONE, .5, 4, 2.5, .25, 0, 1, GUIDANCE_TEXT},
+    .joint_attention = 1,
+    .record_text = record_text,
+    .record_denoiser = record_denoiser};
 
 static int parts_fit(const struct model *m, const struct flux_config *c, struct steer_error *err)
 {
