@@ -82,11 +82,23 @@ size_t compute_memory_allowed(void);
 
 /* ---- weights ---- */
 
+struct low_rank;
+
 /* A stored tensor, borrowed; it must stay mapped until the weight is freed. */
 struct stored {
     const void *data;
     enum compute_type type; /* f32, f16 or bf16 */
     int mapped; /* an untouched mapping of a file: pages that were read may be dropped */
+    const struct low_rank *added; /* LoRAs of a matrix or a kernel; NULL: none */
+};
+
+/* scale * up @ down, added in f32 to a stored matrix [out, in * size * size] whenever it is packed.
+ * Borrowed like the matrix. */
+struct low_rank {
+    const struct low_rank *next; /* of the same matrix; NULL: the last */
+    struct stored up, down;      /* [out, rank], [rank, in * size * size] */
+    int rank;
+    float scale;
 };
 
 /* All create functions copy nothing at first: a plan packs the weight into the layout it wants and

@@ -101,6 +101,27 @@ static int set_precision(void *target, const char *value, struct steer_error *er
     return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected auto, f32 or bf16", value);
 }
 
+static int set_long_prompt(void *target, const char *value, struct steer_error *err)
+{
+    Steerfarm__Job *job = &((struct job_args *)target)->job;
+    int choice = job_long_prompt_of(value);
+    if (choice < 0) return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected cut or chunk", value);
+    job->has_long_prompt = 1;
+    job->long_prompt = (Steerfarm__LongPrompt)choice;
+    return 0;
+}
+
+static int set_prompt_syntax(void *target, const char *value, struct steer_error *err)
+{
+    Steerfarm__Job *job = &((struct job_args *)target)->job;
+    int choice = job_prompt_syntax_of(value);
+    if (choice < 0)
+        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected plain or a1111", value);
+    job->has_prompt_syntax = 1;
+    job->prompt_syntax = (Steerfarm__PromptSyntax)choice;
+    return 0;
+}
+
 static int set_format(void *target, const char *value, struct steer_error *err)
 {
     static const char *const names[] = {"webp", "lossless", "png"};
@@ -211,6 +232,11 @@ static int set_label(void *target, const char *value, struct steer_error *err)
 const struct args_option job_args_image[] = {
     {"prompt", "TEXT", "what the picture shows", set_prompt},
     {"negative", "TEXT", "what it must not show", set_negative},
+    {"prompt-syntax", "plain|a1111",
+     "a1111: (word:1.2) weighs, BREAK begins a chunk (default plain)", set_prompt_syntax},
+    {"long-prompt", "cut|chunk",
+     "what the encoder cannot read at once: left out, and said, or encoded in chunks (default cut)",
+     set_long_prompt},
     {"size", "WxH", "pixels, multiples of 8 (FLUX: 16; default: the model's)", set_size},
     {"seed", "N", "image i is drawn from seed N + i (default: a random one, which the image tells)",
      set_seed},

@@ -12,14 +12,16 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_kernels", "test_attention", "test_recipe",
-         "test_sampler", "test_lower")
+TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
+         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
 PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
+SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
 FLUX = "worker/model/flux.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
+NAMES, CHECKPOINT, LORA, LORA_FILE = "worker/original_names.c", "worker/checkpoint.c", "worker/lora.c", "worker/lora_file.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
 
 MUTANTS = {
@@ -91,6 +93,18 @@ MUTANTS = {
     "only ASCII digits": (BPE, "case UTF8PROC_CATEGORY_ND:\n", "case UTF8PROC_CATEGORY_ND: if (c > 127) return KIND_OTHER; return KIND_NUMBER;\n"),
     "merges that begin with # skipped": (TABLES, 'if (!n || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;', "if (!n || line[0] == '#') continue;"),
     "special tokens in the text not seen": (BPE, "const struct special *s = special_at(t, text + i, size - i, normalized);", "const struct special *s = NULL;"),
+    "lora: alpha not over the rank": (LORA_FILE, "number(views[ROLE_ALPHA]) / (double)ret->rank", "number(views[ROLE_ALPHA])"),
+    "lora: alpha without its square root": (LORA_FILE, 'json_is_true(config_get(c, part, "use_rslora")) ? sqrt(rank) : rank', "rank"),
+    "lora: every part of a fused layer gets its first rows": (LORA, "first += views[i]->shape[0];", "first += 0 * views[i]->shape[0];"),
+    "flux lora: the last norm's halves as they are": (LORA, "name.form == FORM_SWAPPED, err", "0, err"),
+    "flux file: the last norm's halves as they are": (CHECKPOINT, "if (name->form == FORM_SWAPPED) code", "if (0) code"),
+    "open_clip: the projection not transposed": (CHECKPOINT, "if (name->form == FORM_TRANSPOSED) code", "if (0) code"),
+    "vae file: levels from the wrong end": (NAMES, "case COUNT_VAE_UP: numbers[0] = l->levels - 1 - numbers[0]; break;", "case COUNT_VAE_UP: break;"),
+    "[a] as 0.9": (SYNTAX, "SQUARE_FACTOR = 1 / 1.1", "SQUARE_FACTOR = 0.9"),
+    "an open bracket weighs nothing": (SYNTAX, "weigh(p, p->rounds.items[i].piece, ROUND_FACTOR);", ";"),
+    "weights without the mean restored": (CHUNKS, "if (!weighed || !isfinite(ratio)) return;", "return;"),
+    "phrases torn at a chunk's end": (CHUNKS, "#define COMMA_BACKTRACK 20", "#define COMMA_BACKTRACK 0"),
+    "weights left behind when tokens move": (CHUNKS, "out->weights[to + i] = out->weights[from + i];", ""),
     "t5: logits divided by sqrt(d_kv)": (T5, "c->heads, 1, 0, ret->mask, bias)", "c->heads, 1 / sqrt(c->head_channels), 0, ret->mask, bias)"),
     "t5: gated-gelu by erf": (T5, '{ACT_GELU_TANH, "gelu_new"}, {ACT_GELU_TANH, "gelu_new"},', '{ACT_GELU, "gelu_new"}, {ACT_GELU_TANH, "gelu_new"},'),
     "t5: padding seen": (T5, "0, ret->mask, bias)", "0, TENSOR_NONE, bias)"),
@@ -111,7 +125,7 @@ MUTANTS = {
     "unigram: normalizing without graphemes": (CHARSMAP, "m && end - i < GRAPHEME_BYTES ?", "m && end - i < 1 ?"),
     "unigram: long graphemes whole": (CHARSMAP, "#define GRAPHEME_BYTES     6", "#define GRAPHEME_BYTES     60"),
     "unigram: no normalizer": (UNIGRAM, "charsmap_normalize(t->charsmap, s.text", "charsmap_normalize(NULL, s.text"),
-    "unigram: unknown pieces apart": (UNIGRAM, "while (id == UNIGRAM_UNK && end < size", "while (id < 0 && end < size"),
+    "unigram: unknown pieces apart": (UNIGRAM, "while (id == SPIECE_UNK && end < size", "while (id < 0 && end < size"),
     "unigram: special tokens in the text not seen": (UNIGRAM, "added_at(t, s.text + i, s.size - i, normalized);", "NULL;"),
     "unigram: only U+0020 parts words": (UNIGRAM, "            if (is_space(c) || c == MARK_CHAR) break;", "            if (c == ' ' || c == MARK_CHAR) break;"),
     "unigram: a mark in the text parts nothing": (UNIGRAM, "            if (is_space(c) || c == MARK_CHAR) break;", "            if (is_space(c)) break;"),

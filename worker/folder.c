@@ -8,7 +8,7 @@
 
 #include "json.h"
 #include "model/net.h"
-#include "safetensors.h"
+#include "tensors.h"
 
 int folder_open(struct folder *f, const char *dir, struct steer_error *err)
 {
@@ -66,26 +66,30 @@ int folder_config(json_t **ret, const struct folder *f, const char *part,
     return json_file_load(ret, path, err);
 }
 
-/* The plain weights win over any variant beside them; a folder that has only fp16 files is read.
- * Where there are shards and a single file, diffusers takes the shards and transformers the file.
- */
+/* The plain weights win over any variant beside them, and safetensors over torch's archives; a
+ * folder that has only fp16 files is read. Where there are shards and a single file, diffusers
+ * takes the shards and transformers the file. */
 static int weights_open(struct tensors **ret, const struct folder *f, const char *part,
                         const char *base, struct steer_error *err)
 {
-    static const char *const file_first[] = {".safetensors", ".safetensors.index.json",
-                                             ".fp16.safetensors", ".safetensors.index.fp16.json"},
-                             *const shards_first[] = {".safetensors.index.json", ".safetensors",
-                                                      ".safetensors.index.fp16.json",
-                                                      ".fp16.safetensors"};
-    const char *const *endings = strcmp(base, "model") == 0 ? file_first : shards_first;
+    static const struct {
+        const char *file, *index;
+        int torch;
+    } kinds[] = {{".safetensors", ".safetensors.index.json", 0},
+                 {".bin", ".bin.index.json", 1},
+                 {".fp16.safetensors", ".safetensors.index.fp16.json", 0},
+                 {".fp16.bin", ".bin.index.fp16.json", 1}};
+    int file_first = strcmp(base, "model") == 0;
     char path[FOLDER_PATH_BYTES];
-    for (int i = 0; i < 4; i++) {
-        snprintf(path, sizeof path, "%s/%s/%s%s", f->dir, part, base, endings[i]);
+    for (size_t i = 0; i < 2 * sizeof kinds / sizeof *kinds; i++) {
+        const char *name = file_first && kinds[i / 2].torch ? "pytorch_model" : base;
+        snprintf(path, sizeof path, "%s/%s/%s%s", f->dir, part, name,
+                 i % 2 == (size_t)file_first ? kinds[i / 2].index : kinds[i / 2].file);
         if (access(path, F_OK) == 0) return tensors_open(ret, path, err);
     }
     return steer_fail(err, STEER_BAD_MODEL,
-                      "%s/%s: there is no %s.safetensors (nor .safetensors.index.json)", f->dir,
-                      part, base);
+                      "%s/%s: there is no %s.safetensors (nor .safetensors.index.json, nor .bin)",
+                      f->dir, part, base);
 }
 
 int folder_params(struct params **ret, const struct folder *f, struct compute *c, const char *part,

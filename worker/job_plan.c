@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "../proto/job.h"
+#include "prompt_tokens.h"
 
 static const enum guidance_method methods[] = {
     [STEERFARM__METHOD__NONE] = GUIDANCE_NONE,
@@ -39,6 +40,26 @@ static int recipe_of(struct recipe *ret, const struct model *m, const Steerfarm_
     return model_recipe(m, job->recipe, ret, err);
 }
 
+static struct prompt_reading reading_of(const Steerfarm__Job *job)
+{
+    return (struct prompt_reading){
+        .syntax = job->has_prompt_syntax && job->prompt_syntax == STEERFARM__PROMPT_SYNTAX__A1111
+                      ? PROMPT_A1111
+                      : PROMPT_PLAIN,
+        .chunked = job->has_long_prompt && job->long_prompt == STEERFARM__LONG_PROMPT__CHUNK};
+}
+
+/* Read and forgotten: what is wrong with one image's text must not fail its company later. */
+static int prompt_check(const struct model *m, const struct render_image *image, int negative,
+                        struct steer_error *err)
+{
+    struct prompt_tokens tokens = {0};
+    int code = prompt_tokens_read(&tokens, m, negative ? image->negative : image->prompt,
+                                  image->reading, err);
+    prompt_tokens_free(&tokens);
+    return code ? steer_fail_in(err, code, "the %s prompt", negative ? "negative" : "positive") : 0;
+}
+
 int job_plan_make(struct job_plan *ret, const struct model *m, const struct recipe *own,
                   const Steerfarm__Job *job, uint32_t index, struct steer_error *err)
 {
@@ -63,7 +84,10 @@ int job_plan_make(struct job_plan *ret, const struct model *m, const struct reci
                           p.shape.steps, p.recipe.name, p.recipe.steps_min, p.recipe.steps_max);
     p.image.prompt = job->prompt;
     p.image.negative = job->negative_prompt;
+    p.image.reading = reading_of(job);
     p.image.seed = (job->has_seed ? job->seed : 0) + index;
+    if ((code = prompt_check(m, &p.image, 0, err)) || (code = prompt_check(m, &p.image, 1, err)))
+        return code;
     *ret = p;
     return 0;
 }
@@ -77,6 +101,19 @@ int job_plans_share(const struct job_plan *a, const struct job_plan *b)
 }
 
 /* ---- what the image says of itself ---- */
+
+void job_cut_text(char *to, size_t size, const struct render_image *image, int tokens)
+{
+    const size_t cuts[] = {image->cut, image->cut_negative};
+    size_t n = 0;
+    *to = 0;
+    for (int i = 0; i < 2; i++)
+        if (cuts[i] && n < size)
+            n += (size_t)snprintf(to + n, size - n,
+                                  "%sthe %s prompt does not fit into %d tokens and was cut at "
+                                  "byte %zu",
+                                  n ? "; " : "", i ? "negative" : "positive", tokens, cuts[i]);
+}
 
 /* Jansson's integers end at 2^63 - 1; beyond it digits in a text, which `--from` reads too. */
 json_t *job_seed_json(uint64_t seed)
@@ -97,14 +134,15 @@ static char *job_json(const Steerfarm__Job *job, const struct job_plan *p, const
     int format = job->output && job->output->has_format ? (int)job->output->format : 0;
     int quality = job->output && job->output->has_quality ? (int)job->output->quality : 90;
     json_t *json = json_pack(
-        "{s:s, s:s, s:s*, s:s, s:{s:s, s:s*, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, s:i, s:o, "
-        "s:s, "
-        "s:{s:s, s:i}, s:s, s:s}",
+        "{s:s, s:s, s:s*, s:s, s:s, s:s, s:{s:s, s:s*, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, "
+        "s:i, s:o, s:s, s:{s:s, s:i}, s:s, s:s}",
         "model", job->model, "prompt", p->image.prompt, "negative_prompt", p->image.negative,
-        "recipe", p->recipe.name, "guidance", "method", guidance_method_name(g->method),
-        "nasa_variant", joint ? guidance_variant_name(g->variant) : NULL, "alpha", g->alpha, "phi",
-        g->phi, "tau", g->tau, "beta", g->beta, "offset", g->offset, "guidance_scale", g->scale,
-        "width", p->shape.width, "height", p->shape.height, "steps", p->shape.steps, "seed",
+        "prompt_syntax", job_prompt_syntax_name((int)job->prompt_syntax), "long_prompt",
+        job_long_prompt_name((int)job->long_prompt), "recipe", p->recipe.name, "guidance", "method",
+        guidance_method_name(g->method), "nasa_variant",
+        joint ? guidance_variant_name(g->variant) : NULL, "alpha", g->alpha, "phi", g->phi, "tau",
+        g->tau, "beta", g->beta, "offset", g->offset, "guidance_scale", g->scale, "width",
+        p->shape.width, "height", p->shape.height, "steps", p->shape.steps, "seed",
         job_seed_json(p->image.seed), "precision", strstr(numerics, "-bf16-") ? "bf16" : "f32",
         "output", "format", formats[format >= 0 && format < 3 ? format : 0], "quality", quality,
         "model_hash", model_hash, "numerics", numerics);
@@ -130,6 +168,10 @@ static char *job_parameters(const Steerfarm__Job *job, const struct job_plan *p,
             p->shape.height);
     fprintf(f, "Model hash: %.10s, Model: %s, Guidance: %s", model_hash, job->model,
             guidance_method_name(g->method));
+    /* Its word for brackets that weigh nothing. */
+    if (p->image.reading.syntax == PROMPT_PLAIN &&
+        (strpbrk(p->image.prompt, "([") || (p->image.negative && strpbrk(p->image.negative, "(["))))
+        fprintf(f, ", Emphasis: None");
     if (g->method == GUIDANCE_NASA || g->method == GUIDANCE_VSF)
         fprintf(f, ", Alpha: %g", g->alpha);
     if (g->method == GUIDANCE_NASA && job->guidance && job->guidance->has_nasa_variant)

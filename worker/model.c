@@ -12,7 +12,7 @@
 
 #include "file.h"
 #include "json.h"
-#include "safetensors.h"
+#include "tensors.h"
 
 /* ---- the folder's hash ---- */
 
@@ -152,14 +152,14 @@ void model_record_text(const struct model *m, struct text_graph *ret, struct net
 }
 
 void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, struct net *n,
-                           struct shape size, enum guidance_method method,
+                           struct shape size, struct text_chunks texts, enum guidance_method method,
                            enum guidance_variant variant)
 {
     struct denoiser_size s = {.batch = size.b,
                               .height = size.h,
                               .width = size.w,
-                              .tokens_positive = m->text.tokens,
-                              .tokens_negative = m->text.tokens,
+                              .tokens_positive = texts.positive * m->text.tokens,
+                              .tokens_negative = texts.negative * m->text.tokens,
                               .method = method,
                               .variant = variant,
                               .channels = m->latent_channels,
@@ -179,6 +179,7 @@ static int dry_record(const struct model *m, enum dry_part part, const struct te
                       struct params *params, const char *name, struct steer_error *err)
 {
     struct shape size = {1, m->height / m->factor, m->width / m->factor, 0};
+    struct text_chunks one = {1, 1};
     struct net n = {params, graph_new()};
     struct encoder_graph encoder;
     struct denoiser_graph denoiser;
@@ -188,7 +189,7 @@ static int dry_record(const struct model *m, enum dry_part part, const struct te
     switch (part) {
     case DRY_ENCODER: text_encoder_record(&encoder, &n, e); break;
     case DRY_DENOISER:
-        model_record_denoiser(m, &denoiser, &n, size, GUIDANCE_NASA, GUIDANCE_TEXT);
+        model_record_denoiser(m, &denoiser, &n, size, one, GUIDANCE_NASA, GUIDANCE_TEXT);
         break;
     case DRY_TEXT: model_record_text(m, &text, &n); break;
     case DRY_VAE: vae_record(&vae, &n, &m->vae, size); break;

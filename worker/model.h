@@ -66,8 +66,12 @@ int model_size_check(const struct model *m, int width, int height,
 
 /* The graphs (model/graphs.h), whose mistakes are in n's graph and params. size: latent cells. */
 void model_record_text(const struct model *m, struct text_graph *ret, struct net *n);
+/* texts: how many chunks each has. */
+struct text_chunks {
+    int positive, negative;
+};
 void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, struct net *n,
-                           struct shape size, enum guidance_method method,
+                           struct shape size, struct text_chunks texts, enum guidance_method method,
                            enum guidance_variant variant);
 
 #endif

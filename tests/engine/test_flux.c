@@ -196,7 +196,8 @@ static double linears(struct guidance g)
     struct pipeline_plans plans;
     struct steer_error err = {0};
     double sum = 0;
-    if (pipeline_plans(pipeline, &shape, 1, &plans, &err)) fail_msg("%s", err.text);
+    const struct render_image image = {.prompt = CAT, .negative = "the lazy dog"};
+    if (pipeline_plans(pipeline, &shape, &image, 1, &plans, &err)) fail_msg("%s", err.text);
     for (int i = 0; i < plan_operations(plans.denoise); i++) {
         struct op_report r = plan_report(plans.denoise, i);
         if (strcmp(r.op, "linear") == 0) sum += r.gflop;

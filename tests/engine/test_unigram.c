@@ -166,6 +166,22 @@ static void files_write(const char *dir, json_t *files)
     }
 }
 
+/* saved with what changed in it, as a text. */
+static json_t *whole_of(const json_t *saved, const json_t *changed)
+{
+    json_t *whole = json_deep_copy(saved), *parts = json_deep_copy(changed),
+           *model = json_deep_copy(json_object_get(saved, "model"));
+    json_object_update(model, json_object_get(parts, "model"));
+    json_object_set_new(parts, "model", model);
+    json_object_update(whole, parts);
+    char *text = json_dumps(whole, JSON_COMPACT);
+    json_t *ret = json_string(text);
+    free(text);
+    json_decref(parts);
+    json_decref(whole);
+    return ret;
+}
+
 static size_t rows_check(const struct unigram *t, const json_t *c, int length)
 {
     size_t wrong = 0, i;
@@ -205,6 +221,10 @@ static void test_folders(void **unused)
         json_t *files = json_copy(none);
         json_object_update(files, json_object_get(all, "base"));
         json_object_update(files, json_object_get(c, "files"));
+        const json_t *whole = json_object_get(files, "tokenizer.json");
+        if (json_is_object(whole))
+            json_object_set_new(files, "tokenizer.json",
+                                whole_of(json_object_get(all, "saved"), whole));
         files_write(dir, files);
         json_decref(files);
         struct unigram *t = NULL;

@@ -148,8 +148,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (t5_config_load(&config, part, "t5", NULL) == 0) {
             struct net n = net_open();
             struct encoder_graph graph = ENCODER_GRAPH_NONE;
-            t5_record(&graph, &n, &config, 77, 1);
+            t5_record(&graph, &n, &config, 120, 1);
             net_close(&n);
+            for (int behind = -300; behind <= 300; behind++) {
+                int bucket = t5_bucket(&config, behind);
+                FUZZ_ASSERT(bucket >= 0 && bucket < config.buckets);
+            }
         }
     }
     if (json_is_object(part = json_object_get(all, "pixart"))) {

@@ -25,8 +25,8 @@ from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMSchedu
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as spm
-from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel,
-                          T5Tokenizer)
+from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config,
+                          T5EncoderModel, T5Tokenizer)
 
 HERE = Path(__file__).parent
 
@@ -421,32 +421,70 @@ class Guided:
         return attn.to_out[0](z.transpose(1, 2).flatten(2))
 
 
-def tokens_of(tok, prompt, length):
-    return tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+# ---- texts; long and weighed ones, written from what A1111's web UI does, on explicit pieces ----
+
+BREAK = None
 
 
-def text_sd(parts, prompt, name, out):
+def chunked(tok, pieces, room):
+    """Lists of (id, weight), one a chunk. pieces: (text, weight), or BREAK."""
+    comma = tok.convert_tokens_to_ids(",</w>")
+    chunks, groups = [], [[]]
+    for piece in pieces:
+        groups.append([]) if piece is BREAK else groups[-1].append(piece)
+    for group in groups:
+        rest = [(i, weight) for text, weight in group for i in tok(text, add_special_tokens=False).input_ids]
+        torn = False  # a comma that did not fit before is not seen as one
+        while len(rest) > room:
+            commas = [i for i in range(room) if rest[i][0] == comma and not (torn and i == 0)]
+            torn = rest[room][0] == comma
+            at = commas[-1] + 1 if commas and not torn and room - commas[-1] <= 20 else room
+            chunks.append(rest[:at])
+            rest = rest[at:]
+        chunks.append(rest)
+    return chunks
+
+
+def chunks_of(tok, prompt, pieces, length):
+    """(ids, weights) of each chunk. pieces None: the prompt as it is, cut."""
+    if pieces is None:
+        ids = tok(prompt or "", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        return [(ids, torch.ones(length))]
+    made = []
+    for chunk in chunked(tok, pieces, length - 2):
+        padding = length - 2 - len(chunk)
+        ids = [tok.bos_token_id] + [i for i, _ in chunk] + [tok.eos_token_id] + [tok.pad_token_id] * padding
+        made.append((torch.tensor([ids]), torch.tensor([1.0] + [w for _, w in chunk] + [1.0] * (padding + 1))))
+    return made
+
+
+def weighed(z, weights):
+    y = z * weights[None, :, None]
+    return y * (z.mean() / y.mean())
+
+
+def text_sd(parts, prompt, pieces, name, out):
     """SD1.5's and SD2.1's embedding, and what the denoiser is told besides: nothing."""
     tok, text = parts["tokenizer"], parts["text_encoder"]
-    ids = tokens_of(tok, prompt or "", min(tok.model_max_length, text.config.max_position_embeddings))
-    out[f"tokens.{name}"] = ids[0].int()
-    states = text(ids).last_hidden_state
+    chunks = chunks_of(tok, prompt, pieces, min(tok.model_max_length, text.config.max_position_embeddings))
+    out[f"tokens.{name}"] = torch.cat([ids[0] for ids, _ in chunks]).int()
+    states = torch.cat([weighed(text(ids).last_hidden_state, weights) for ids, weights in chunks], 1)
     out[f"text.{name}"] = states[0]
     return states, None
 
 
-def text_xl(parts, prompt, name, out):
-    """SDXL's: both encoders' last states but one, and the second's projected pooled state."""
+def text_xl(parts, prompt, pieces, name, out):
+    """SDXL's: both encoders' last states but one, and the second's projected pooled state of the first chunk."""
     zeros = prompt is None and parts["index"].get("force_zeros_for_empty_prompt", True)
     states, pooled = [], None
     for suffix in ("", "_2"):
         tok, text = parts["tokenizer" + suffix], parts["text_encoder" + suffix]
-        ids = tokens_of(tok, prompt or "", tok.model_max_length)
+        chunks = chunks_of(tok, prompt, pieces, tok.model_max_length)
         if not zeros:
-            out[f"tokens{suffix}.{name}"] = ids[0].int()
-        got = text(ids, output_hidden_states=True)
-        states.append(got.hidden_states[-2])
-        pooled = got[0]
+            out[f"tokens{suffix}.{name}"] = torch.cat([ids[0] for ids, _ in chunks]).int()
+        got = [text(ids, output_hidden_states=True) for ids, _ in chunks]
+        states.append(torch.cat([weighed(g.hidden_states[-2], weights) for g, (_, weights) in zip(got, chunks)], 1))
+        pooled = got[0][0]
     states = torch.cat(states, -1)
     if zeros:
         states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
@@ -454,9 +492,9 @@ def text_xl(parts, prompt, name, out):
     return states, pooled
 
 
-def text_pixart(parts, prompt, name, out):
+def text_pixart(parts, prompt, _, name, out):
     """PixArt's, and the mask that T5 and the cross-attention have."""
-    ids = tokens_of(parts["tokenizer"], (prompt or "").lower().strip(), 120)
+    (ids, _), = chunks_of(parts["tokenizer"], (prompt or "").lower().strip(), None, 120)
     mask = ids != parts["tokenizer"].pad_token_id
     out[f"tokens.{name}"] = ids[0].int()
     states = parts["text_encoder"](ids, attention_mask=mask.long()).last_hidden_state
@@ -470,13 +508,14 @@ def reference(parts, run):
     unet, vae = parts["transformer" if pixart else "unet"], parts["vae"]
     two = "text_encoder_2" in parts
     out = {}
-    text_of = text_pixart if pixart else text_xl if two else text_sd
-    pos, pooled = text_of(parts, run["prompt"], "pos", out)
-    neg, pooled_neg = text_of(parts, run.get("negative"), "neg", out)
+    encode = text_pixart if pixart else text_xl if two else text_sd
+    pos, pooled = encode(parts, run["prompt"], run.get("pieces.pos"), "pos", out)
+    neg, pooled_neg = encode(parts, run.get("negative"), run.get("pieces.neg"), "neg", out)
     if not run.get("text", True):
         del out["text.pos"], out["text.neg"]
     seen = unet.caption_projection(neg) if pixart and unet.caption_projection else neg
-    state = dict(method=run.get("guidance", "none"), negative=seen, negative_mask=pooled_neg[:, None] if pixart else None, alpha=run.get("alpha", 0.1),
+    state = dict(method=run.get("guidance", "none"), negative=seen, negative_mask=pooled_neg[:, None] if pixart else None,
+                 alpha=run.get("alpha", 0.1),
                  offset=run.get("offset", 0.0), phi=run.get("phi", 2), tau=run.get("tau", 2.5), beta=run.get("beta", 0.375))
     unet.set_attn_processor(Guided(state))
     scale = run.get("guidance-scale", 1.0)
@@ -562,6 +601,8 @@ TRAILING = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spaci
 AS_IT_IS = dict(SD, guidance="none", scheduler=own, whole=True)
 ZEROED = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing", prediction_type="sample")
 LCM = lambda s: LCMScheduler.from_config(s.config)
+LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
+CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
 DDPM = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False)
 DDPM_V = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False, prediction_type="v_prediction")
 PIXART = dict(SD, prompt="  The RED cat on \u0391\u03a3 the blue Dog! ", recipe="pixart", text=False)
@@ -585,6 +626,22 @@ RUNS = {
         "vsf-cfg": dict(SD, recipe="ddim", steps=2, guidance="vsf", alpha=0.6, offset=0.1, scheduler=DDIM, size=(24, 40),
                         **{"guidance-scale": 3.0}),
         "both": dict(SD, recipe="ddim", steps=2, guidance="nasa", alpha=0.4, scheduler=DDIM, **{"guidance-scale": 3.0}),
+        # Three chunks of 14 tokens, the first ended by a comma, the second full; the negative text is one.
+        "chunk": dict(LONG, prompt=CHUNKED, recipe="ddim", steps=1, guidance="nasa", alpha=0.3, size=(40, 24),
+                      **{"pieces.pos": [(CHUNKED, 1.0)], "pieces.neg": [(SD["negative"], 1.0)]}),
+        "a1111": dict(LONG, prompt=r"(the red cat:1.4) on [the blue] \(dog\) BREAK ((a dog (red:0.5))), (cat", recipe="ddim", steps=1,
+                      guidance="vsf", alpha=0.5, size=(40, 24), negative="blue (dog:-0.5)", **{
+                          "prompt-syntax": "a1111", "pieces.neg": [("blue ", 1.0), ("dog", -0.5)], "pieces.pos": [
+                              ("the red cat", 1.4), (" on ", 1.0), ("the blue", 1 / 1.1), (" (dog)", 1.0), BREAK, ("a dog ", 1.21),
+                              ("red", 0.605), (", ", 1.0), ("cat", 1.1)]}),
+        "long-cfg": dict(LONG, prompt="(a red cat:1.3)", recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4,
+                         size=(40, 24), negative="a blue dog BREAK the (red) dog", **{
+                             "prompt-syntax": "a1111", "guidance-scale": 3.0, "pieces.pos": [("a red cat", 1.3)],
+                             "pieces.neg": [("a blue dog", 1.0), BREAK, ("the ", 1.0), ("red", 1.1), (" dog", 1.0)]}),
+        "weights": dict(LONG, prompt="(((the cat))) [[on]] (the red:1.2) dog", recipe="ddim", steps=1, guidance="none", negative=None,
+                        size=(40, 24), **{"long-prompt": "cut", "prompt-syntax": "a1111", "pieces.pos": [
+                            ("the cat", 1.331), (" ", 1.0), ("on", 1 / 1.21), (" ", 1.0), ("the red", 1.2), (" dog", 1.0)],
+                            "pieces.neg": [("", 1.0)]}),
     },
     "odd": {
         "pndm": dict(SD, recipe="sd15", steps=6, guidance="nasa", alpha=0.2),
@@ -622,6 +679,10 @@ RUNS = {
                             told=("alpha",)),
         "vsf": dict(SD, recipe="sdxl", steps=1, guidance="vsf", alpha=0.5, offset=0.1, size=(40, 40)),
         "both-cfg": dict(SD, recipe="sdxl", steps=2, guidance="nasa", alpha=0.4, size=(24, 24), **{"guidance-scale": 3.0}),
+        "chunk-cfg": dict(SD, recipe="sdxl", steps=1, guidance="nasa", alpha=0.4, size=(40, 24), prompt="(red (cat:1.2)) BREAK the [dog]",
+                          negative="(blue:0.5)", **{
+                              "long-prompt": "chunk", "prompt-syntax": "a1111", "guidance-scale": 3.0, "pieces.neg": [("blue", 0.5)],
+                              "pieces.pos": [("red ", 1.1), ("cat", 1.32), BREAK, ("the ", 1.0), ("dog", 1 / 1.1)]}),
     },
     "xl_odd": {
         "absent-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(72, 40), negative=None, **{"guidance-scale": 4.0}),
@@ -667,7 +728,7 @@ def run_write(folder, spec, tensors):
     folder.mkdir()
     save_file(tensors, folder / "expected.safetensors")
     flags = []
-    for key in ("prompt", "negative", "recipe", "guidance", "guidance-scale", "nasa-variant", "alpha", "offset", "phi", "tau", "beta",
+    for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "nasa-variant", "alpha", "offset", "phi", "tau", "beta",
                 "steps", "seed"):
         if spec.get(key) is not None and key not in spec.get("told", ()):  # told: the recipe's own
             flags += [f"--{key}", str(spec[key])]

@@ -4,7 +4,8 @@
     python tests/golden/unigram_forms.py      tests/golden/data/unigram_forms.json, for tests/engine/test_unigram.c
 
 {"base": {file: text}, "cases": [{"name", "files": {file: text, or null where it is not there}, "rows": [[text, ids]]}]};
-without rows the folder must be refused. spiece.model is written as hexadecimal digits.
+without rows the folder must be refused. spiece.model is written as hexadecimal digits. A tokenizer.json that is no text has the keys
+that replace those of "saved", one level down inside of "model".
 """
 
 import json
@@ -71,7 +72,10 @@ def main():
         def whole_case(name, change, refused=False, **more):
             new = json.loads(json.dumps(whole))
             change(new)
-            case(name, {**only, "tokenizer.json": json.dumps(new, separators=(",", ":")), **more}, refused)
+            case(name, {**only, "tokenizer.json": json.dumps(new), **more}, refused)
+            differ = lambda a, b: {k: v for k, v in a.items() if k not in b or v != b[k]}
+            changed = differ(new, whole)
+            cases[-1]["files"]["tokenizer.json"] = {**changed, "model": differ(new["model"], whole["model"])} if "model" in changed else changed
 
         short = lambda w: w["model"].update(vocab=w["model"]["vocab"][:-9])  # without the extra ids, which must come back
         case("spiece.model and a config", {})
@@ -135,7 +139,9 @@ def main():
         modelled("bytes, by spiece.model", lambda m: setattr(m.trainer_spec, "byte_fallback", True))
         modelled("byte pairs", lambda m: setattr(m.trainer_spec, "model_type", 2))
         modelled("space behind", lambda m: setattr(m.trainer_spec, "treat_whitespace_as_suffix", True))
-        modelled("unk_id 0", lambda m: setattr(m.trainer_spec, "unk_id", 0))
+        modelled("another unk_id in spiece.model, which nobody reads", lambda m: setattr(m.trainer_spec, "unk_id", 0), False)
+        modelled("no unknown piece", lambda m: setattr(m.pieces[2], "type", 1))
+        modelled("an unknown piece elsewhere", lambda m: setattr(m.pieces[20], "type", 2))
         modelled("no space before", lambda m: setattr(m.normalizer_spec, "add_dummy_prefix", False))
         modelled("spaces kept", lambda m: setattr(m.normalizer_spec, "remove_extra_whitespaces", False))
         modelled("no normalizer in spiece.model", lambda m: m.normalizer_spec.ClearField("precompiled_charsmap"), False)
@@ -147,7 +153,7 @@ def main():
         modelled("user-defined pieces", lambda m: setattr(m.pieces[20], "type", 4), False)
         case("a torn file", {"spiece.model": base["spiece.model"][:-3]}, True)
     out = Path(__file__).parent / "data" / "unigram_forms.json"
-    out.write_text(json.dumps(dict(length=LENGTH, base={k: v.hex() if isinstance(v, bytes) else v for k, v in base.items()}, cases=cases),
+    out.write_text(json.dumps(dict(length=LENGTH, saved=whole, base={k: v.hex() if isinstance(v, bytes) else v for k, v in base.items()}, cases=cases),
                               separators=(",", ":")) + "\n")
     print(len(cases), "folders in", out, out.stat().st_size, "bytes")
 

@@ -153,7 +153,7 @@ class PixArt(Case):
         for prompt in (text, spaces + text):
             out = self.run_worker("render", "--model", model, "--prompt", prompt, "--seed", 1, *flags, "--output", self.dir / "cut.png")
             self.assertEqual(out.returncode, 0, out.stderr)
-            cuts.append(int(re.search(r"positive prompt was cut at byte (\d+)", out.stderr.decode())[1]))
+            cuts.append(int(re.search(r"does not fit into 120 tokens and was cut at byte (\d+)", out.stderr.decode())[1]))
         self.assertEqual(cuts[1], cuts[0] + len(spaces))
         self.assertEqual(text.encode()[cuts[0] - 1:cuts[0]], b" ")  # where a word begins
 
@@ -234,7 +234,7 @@ class Texts(Case):
         """The first place where one of the encoders stops."""
         out = self.run_worker("render", "--model", self.folder("xl"), "--prompt", "a cat " * 30, "--seed", 1, "--output", self.dir / "cut.png")
         self.assertEqual(out.returncode, 0, out.stderr)
-        self.assertRegex(out.stderr.decode(), r"positive prompt was cut at byte \d+")
+        self.assertRegex(out.stderr.decode(), r"positive prompt does not fit into 14 tokens and was cut at byte \d+")
 
     def test_hash(self):
         """The second encoder's files count as the first one's do."""

@@ -133,6 +133,28 @@ static void test_resolved_again(void **unused)
     assert_int_equal(again.job.width, 96);
 }
 
+/* How a text is read: what is asked for, else what it says here. */
+static void test_texts(void **unused)
+{
+    (void)unused;
+    struct job_resolved r;
+    assert_int_equal(RESOLVE(&r, "--prompt", "x"), 0);
+    assert_true(r.job.has_long_prompt && r.job.has_prompt_syntax);
+    assert_int_equal(r.job.long_prompt, STEERFARM__LONG_PROMPT__CUT);
+    assert_int_equal(r.job.prompt_syntax, STEERFARM__PROMPT_SYNTAX__PLAIN);
+    assert_int_equal(
+        RESOLVE(&r, "--prompt", "x", "--long-prompt", "chunk", "--prompt-syntax", "a1111"), 0);
+    assert_int_equal(r.job.long_prompt, STEERFARM__LONG_PROMPT__CHUNK);
+    assert_int_equal(r.job.prompt_syntax, STEERFARM__PROMPT_SYNTAX__A1111);
+    r.job.long_prompt = (Steerfarm__LongPrompt)2;
+    assert_int_equal(job_check(&r.job, NULL), STEER_BAD_VALUE);
+    r.job.long_prompt = STEERFARM__LONG_PROMPT__CHUNK;
+    r.job.prompt_syntax = (Steerfarm__PromptSyntax)-1;
+    assert_int_equal(job_check(&r.job, NULL), STEER_BAD_VALUE);
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--long-prompt", "fold"), STEER_BAD_VALUE);
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--prompt-syntax", "A1111"), STEER_BAD_VALUE);
+}
+
 static void test_bad(void **unused)
 {
     (void)unused;
@@ -155,8 +177,9 @@ static void test_bad(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_guidance), cmocka_unit_test(test_nasa_variant),
-        cmocka_unit_test(test_resolved_again), cmocka_unit_test(test_bad)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_guidance),
+                                       cmocka_unit_test(test_nasa_variant),
+                                       cmocka_unit_test(test_resolved_again),
+                                       cmocka_unit_test(test_texts), cmocka_unit_test(test_bad)};
     return cmocka_run_group_tests(tests, setup, NULL);
 }

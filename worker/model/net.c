@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../safetensors.h"
+#include "../lora.h"
+#include "../tensors.h"
 
 /* Weights by name in an open-addressing table that at most half fills. */
 struct entry {
@@ -17,6 +18,8 @@ struct entry {
 struct params {
     struct compute *compute;
     struct tensors *files;
+    const struct loras *loras; /* NULL: none */
+    enum lora_target target;
     struct entry *entries;
     size_t room, used; /* room is a power of two */
     struct steer_error error;
@@ -54,10 +57,19 @@ void params_free(struct params *p)
 int params_error(struct params *p, struct steer_error *err)
 {
     int code = p->error.code;
-    if (!code) return tensors_check(p->files, err);
+    if (!code) {
+        code = tensors_check(p->files, err);
+        return code || !p->loras ? code : loras_current(p->loras, err);
+    }
     if (err) *err = p->error;
     if (code == STEER_NO_MEMORY) p->error = (struct steer_error){0};
     return code;
+}
+
+void params_loras(struct params *p, const struct loras *loras, int target)
+{
+    p->loras = loras;
+    p->target = (enum lora_target)target;
 }
 
 const struct tensors *params_files(const struct params *p)
@@ -133,7 +145,8 @@ static struct stored stored_get(struct params *p, const char *name, int rank, co
         return s;
     }
     s.data = view.data;
-    s.mapped = 1;
+    s.mapped = view.mapped;
+    if (p->loras) s.added = loras_find(p->loras, p->target, name);
     return s;
 }
 
@@ -298,6 +311,9 @@ static struct weight *table_weight(struct params *p, const char *path, int rows,
     struct weight *w = find(p, path);
     if (w) return w;
     struct stored table = stored_part(p, path, "weight", 2, (int64_t[]){rows, channels});
+    if (table.added && !p->error.code)
+        steer_fail(&p->error, STEER_UNSUPPORTED,
+                   "tensor \"%s.weight\" is a table: a LoRA cannot change it", path);
     if (p->error.code) return NULL;
     return made(p, weight_table(&w, p->compute, table, rows, channels), path, &w);
 }

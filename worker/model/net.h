@@ -13,13 +13,17 @@
 #include "compute.h"
 #include "error.h"
 
-struct tensors; /* safetensors.h */
+struct tensors; /* tensors.h */
+struct loras;   /* lora.h */
 struct params;
 
 /* Takes files; they stay mapped until params_free. */
 int params_new(struct params **ret, struct compute *c, struct tensors **files) STEER_MUSTCHECK;
 void params_free(struct params *p); /* NULL is fine; no plan may use its weights any more */
 const struct tensors *params_files(const struct params *p);
+/* Before anything is recorded: what LoRAs (bound to these files) change of them as target, which is
+ * an enum lora_target. Borrowed. */
+void params_loras(struct params *p, const struct loras *loras, int target);
 /* The first mistake of all recordings so far, or that the files have changed since; 0 and *err
  * untouched when there is none. One for want of memory is told once: the next recording may have
  * more luck. */

@@ -2,10 +2,7 @@
 #include "text_encoder.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include "../text/lower.h"
 
 /* A class of encoders as transformers calls it. */
 struct encoder_class {
@@ -122,20 +119,6 @@ void text_encoder_close(struct text_encoder *e)
     tokenizer_close(e->tokenizer);
     e->params = NULL;
     e->tokenizer = NULL;
-}
-
-int text_encoder_tokenize(const struct text_encoder *e, const char *text, int32_t *ids,
-                          struct tokenized *ret, struct steer_error *err)
-{
-    size_t size = strlen(text), lower_size;
-    char *lower;
-    if (!e->lower) return tokenizer_encode(e->tokenizer, text, size, ids, e->tokens, ret, err);
-    if (text_lower(&lower, &lower_size, text, size))
-        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    int code = tokenizer_encode(e->tokenizer, lower, lower_size, ids, e->tokens, ret, err);
-    if (!code && ret->cut) ret->cut = text_lower_source(text, size, ret->cut);
-    free(lower);
-    return code;
 }
 
 void text_encoder_record(struct encoder_graph *ret, struct net *n, const struct text_encoder *e)

@@ -40,9 +40,6 @@ int text_encoder_open(struct text_encoder *e, const struct folder *f, struct com
                       struct steer_error *err) STEER_MUSTCHECK;
 void text_encoder_close(struct text_encoder *e); /* of a zeroed or half-opened one too */
 
-/* tokenizer_encode of e->tokens ids. */
-int text_encoder_tokenize(const struct text_encoder *e, const char *text, int32_t *ids,
-                          struct tokenized *ret, struct steer_error *err) STEER_MUSTCHECK;
 void text_encoder_record(struct encoder_graph *ret, struct net *n, const struct text_encoder *e);
 /* The row of encoder_graph.pooled that is the text's. */
 int text_encoder_pooled_row(const struct text_encoder *e, const int32_t *ids);

@@ -100,16 +100,18 @@ static int kl_config_load(struct vae_config *c, const json_t *config, const char
     return 0;
 }
 
-/* latents_mean and latents_std belong to other pipelines: that of SD1.5 scales by one number. */
+/* latents_mean and latents_std: StableDiffusionXLPipeline follows them, for models whose schedulers
+ * we do not have; all others are scaled by one number. */
 static int statistics_check(const json_t *config, const char *file, struct steer_error *err)
 {
     static const char *const keys[] = {"latents_mean", "latents_std"};
     for (int i = 0; i < 2; i++) {
         const json_t *value = json_object_get(config, keys[i]);
         if (value && !json_is_null(value))
-            return steer_fail(err, STEER_UNSUPPORTED,
-                              "%s: \"%s\" is set: VAEs of the SD1.5 family leave it null", file,
-                              keys[i]);
+            return steer_fail(
+                err, STEER_UNSUPPORTED,
+                "%s: \"%s\" is set: expected null, one scaling_factor for all channels", file,
+                keys[i]);
     }
     return 0;
 }

@@ -140,8 +140,7 @@ static int trainer_parse(struct parse *p, struct message m)
 {
     static const struct fixed table[] = {{3, "model_type", 1 /* UNIGRAM */},
                                          {24, "treat_whitespace_as_suffix", 0},
-                                         {35, "byte_fallback", 0},
-                                         {40, "unk_id", 2}};
+                                         {35, "byte_fallback", 0}};
     struct field f;
     int more, code = 0;
     while ((more = field_next(&m, &f)) > 0 && !code)
@@ -183,6 +182,11 @@ int spiece_parse(struct spiece *ret, const char *data, size_t size, const char *
             code = normalizer_parse(&p, message_of(&f));
     }
     if (!code && (more < 0 || !s.count)) code = not_a_model(&p, s.count ? "its end" : "it");
+    for (size_t i = 0; i < s.count && !code; i++)
+        if ((s.pieces[i].type == SPIECE_UNKNOWN) != (i == SPIECE_UNK))
+            code = steer_fail(err, STEER_UNSUPPORTED,
+                              "%s: piece %zu is %sthe unknown one: T5's tokenizer has it at %d",
+                              file, i, i == SPIECE_UNK ? "not " : "", SPIECE_UNK);
     if (code)
         spiece_free(&s);
     else

@@ -14,6 +14,7 @@
 
 #define SPIECE_BYTES_MAX  ((size_t)64 << 20)
 #define SPIECE_PIECES_MAX (1 << 20)
+#define SPIECE_UNK        2 /* T5Tokenizer has <unk> there, whatever a file says */
 
 enum spiece_type {
     SPIECE_NORMAL = 1,

@@ -9,6 +9,7 @@
 #define TOKENS_MAX 1024
 
 struct tokenizer;
+struct clip_bpe;
 
 /* class_name as transformers calls it ("CLIPTokenizer"); dir: the folder with its files.
  * STEER_UNSUPPORTED for a class that is none of ours. */
@@ -19,6 +20,9 @@ void tokenizer_close(struct tokenizer *t); /* NULL is fine */
 int tokenizer_length(const struct tokenizer *t);
 /* Names of all files that opening looks at in the folder; NULL ends them. */
 const char *const *tokenizer_files(const struct tokenizer *t);
+
+/* CLIP's, for texts that are encoded piece by piece (prompt_chunks.h); NULL: it is another. */
+const struct clip_bpe *tokenizer_clip(const struct tokenizer *t);
 
 struct tokenized {
     int used;   /* ids before the padding */

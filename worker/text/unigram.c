@@ -63,7 +63,7 @@ static void word_walk(const struct unigram *t, const char *word, size_t size, st
             step_offer(steps + i + n + 1, p->score + steps[i].score, i, p->id);
             known |= n + 1 == first;
         }
-        if (!known) step_offer(steps + i + first, t->unk_score + steps[i].score, i, UNIGRAM_UNK);
+        if (!known) step_offer(steps + i + first, t->unk_score + steps[i].score, i, SPIECE_UNK);
         i += first;
     }
 }
@@ -86,9 +86,9 @@ static int word_encode(const struct unigram *t, const char *word, size_t size, s
     for (size_t at = 0, end = next; at < size;) {
         /* Pieces nobody knows are one, which by chance may be a piece after all. */
         int32_t id = steps[end].id;
-        while (id == UNIGRAM_UNK && end < size && steps[steps[end].start].id == UNIGRAM_UNK)
+        while (id == SPIECE_UNK && end < size && steps[steps[end].start].id == SPIECE_UNK)
             end = steps[end].start;
-        const struct piece *p = id == UNIGRAM_UNK ? piece_find(t, word + at, end - at) : NULL;
+        const struct piece *p = id == SPIECE_UNK ? piece_find(t, word + at, end - at) : NULL;
         output_add(out, p ? p->id : id, from);
         at = end;
         end = steps[end].start;

@@ -8,7 +8,6 @@
 #include "../file.h"
 #include "../json.h"
 #include "chars.h"
-#include "spiece.h"
 #include "tokenizer_files.h"
 
 #define PIECE_BYTES_MAX 512
@@ -113,10 +112,10 @@ static int piece_order(const void *a, const void *b, void *data)
  * character costs. */
 static int pieces_seal(struct unigram *t, const char *path, struct steer_error *err)
 {
-    if (t->count <= UNIGRAM_UNK)
+    if (t->count <= SPIECE_UNK)
         return steer_fail(err, STEER_BAD_MODEL,
                           "%s: %zu pieces: expected more than %d, which is <unk>", path, t->count,
-                          UNIGRAM_UNK);
+                          SPIECE_UNK);
     t->unk_score = t->pieces[0].score;
     for (size_t i = 1; i < t->count; i++)
         if (t->pieces[i].score < t->unk_score) t->unk_score = t->pieces[i].score;
@@ -249,9 +248,9 @@ static int whole_check(const json_t *whole, const char *path, struct steer_error
     if (bytes)
         return steer_fail(err, STEER_UNSUPPORTED,
                           "%s: \"byte_fallback\" is true: T5's tokenizer has false", path);
-    if (unk != UNIGRAM_UNK)
+    if (unk != SPIECE_UNK)
         return steer_fail(err, STEER_UNSUPPORTED, "%s: \"unk_id\" is %d: T5's tokenizer has %d",
-                          path, unk, UNIGRAM_UNK);
+                          path, unk, SPIECE_UNK);
     return 0;
 }
 

@@ -9,9 +9,9 @@
 #include <stdint.h>
 
 #include "charsmap.h"
+#include "spiece.h"
 #include "unigram.h"
 
-#define UNIGRAM_UNK       2 /* T5Tokenizer has it so */
 #define UNIGRAM_ADDED_MAX 1024
 
 struct piece {
