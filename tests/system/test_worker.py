@@ -620,7 +620,8 @@ class Flux(Case):
         """CLIP's pooled state may be cut, T5's text at 256 tokens is said so."""
         args = ("render", "--model", self.folder("flux"), "--size", "16x16", "--steps", 1, "--output", self.dir / "x.png")
         self.assertEqual(self.run_worker(*args, "--prompt", "a cat " * 30).stderr, b"")
-        self.assertRegex(self.run_worker(*args, "--prompt", "a cat " * 200).stderr.decode(), r"positive prompt was cut at byte \d+")
+        self.assertRegex(self.run_worker(*args, "--prompt", "a cat " * 200).stderr.decode(),
+                         r"positive prompt does not fit into 256 tokens and was cut at byte \d+")
 
 
 class Commands(Case):
