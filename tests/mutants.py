@@ -12,13 +12,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
+TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
          "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
 PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
 SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
+FLUX = "worker/model/flux.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 NAMES, CHECKPOINT, LORA, LORA_FILE = "worker/original_names.c", "worker/checkpoint.c", "worker/lora.c", "worker/lora_file.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
@@ -111,6 +112,16 @@ MUTANTS = {
     "t5: the last bucket is no end": (T5, "if (bucket > half - 1) bucket = half - 1;", "if (bucket > half) bucket = half;"),
     "t5: layer_norm_epsilon 1e-6": (T5, '"layer_norm_epsilon", 1e-6, file, err)) ||', '"layer_norm_epsilon", 1e-6, file, err)) || (c.eps = 1e-6, 0) ||'),
     "t5: wi_1 activated for wi_0": (T5, 'c->gated ? "wi_0" : "wi"', 'c->gated ? "wi_1" : "wi"'),
+    "flux: the negative's rows under the positive pooled state": (FLUX, "vec = conditions(f, time, pooled.negative);", "vec = conditions(f, time, pooled.positive);"),
+    "flux: the last norm's shift before its scale": (FLUX, "part(&f, m, 1), part(&f, m, 0)", "part(&f, m, 0), part(&f, m, 1)"),
+    "flux: gelu by erf in single blocks": (FLUX, 'ACT_GELU_TANH, "%s.proj_mlp"', 'ACT_GELU, "%s.proj_mlp"'),
+    "flux: norms with 1e-5": (FLUX, "#define EPS 1e-6", "#define EPS 1e-5"),
+    "flux: columns turned as rows": (FLUX, "{0, at / w, at % w}", "{0, at % w, at / w}"),
+    "flux: the negative text sees the positive one": (FLUX, "own[i == NEGATIVE ? NEGATIVE : POSITIVE]", "own[POSITIVE]"),
+    "flux: the negative text as it was at first": (FLUX, "        h = modulated(f, *x, p[i].modulation, 3);", "        if (i == NEGATIVE) continue;\n        h = modulated(f, *x, p[i].modulation, 3);"),
+    "flux: 512 tokens": ("worker/model/family_flux.c", "TEXT_TOKENS = 256,", "TEXT_TOKENS = 512,"),
+    "flux: patches with channels last": (FLUX, "op_unpatches(g, x, FLUX_PATCH, PATCH_CHANNEL_FIRST)", "op_unpatches(g, x, FLUX_PATCH, PATCH_CHANNEL_LAST)"),
+    "flux: time as 0 to 1": (SAMPLER, "(float)s->config.num_train_timesteps / 1000 * 1000;", "1.0f;"),
     "unigram: normalizing without graphemes": (CHARSMAP, "m && end - i < GRAPHEME_BYTES ?", "m && end - i < 1 ?"),
     "unigram: long graphemes whole": (CHARSMAP, "#define GRAPHEME_BYTES     6", "#define GRAPHEME_BYTES     60"),
     "unigram: no normalizer": (UNIGRAM, "charsmap_normalize(t->charsmap, s.text", "charsmap_normalize(NULL, s.text"),

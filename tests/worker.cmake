@@ -1,3 +1,4 @@
+steer_test(engine flux steer_worker)
 steer_test(engine golden steer_worker)
 steer_test(engine batch steer_worker)
 steer_test(engine t5 steer_worker)

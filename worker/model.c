@@ -152,7 +152,8 @@ void model_record_text(const struct model *m, struct text_graph *ret, struct net
 }
 
 void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, struct net *n,
-                           struct shape size, struct text_chunks texts, enum guidance_method method)
+                           struct shape size, struct text_chunks texts, enum guidance_method method,
+                           enum guidance_variant variant)
 {
     struct denoiser_size s = {.batch = size.b,
                               .height = size.h,
@@ -160,6 +161,7 @@ void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, st
                               .tokens_positive = texts.positive * m->text.tokens,
                               .tokens_negative = texts.negative * m->text.tokens,
                               .method = method,
+                              .variant = variant,
                               .channels = m->latent_channels,
                               .guidance_channels = m->guidance_channels,
                               .sizes = m->sizes};
@@ -186,7 +188,9 @@ static int dry_record(const struct model *m, enum dry_part part, const struct te
     if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     switch (part) {
     case DRY_ENCODER: text_encoder_record(&encoder, &n, e); break;
-    case DRY_DENOISER: model_record_denoiser(m, &denoiser, &n, size, one, GUIDANCE_NASA); break;
+    case DRY_DENOISER:
+        model_record_denoiser(m, &denoiser, &n, size, one, GUIDANCE_NASA, GUIDANCE_TEXT);
+        break;
     case DRY_TEXT: model_record_text(m, &text, &n); break;
     case DRY_VAE: vae_record(&vae, &n, &m->vae, size); break;
     }
@@ -369,6 +373,7 @@ int model_recipe(const struct model *m, const char *name, struct recipe *ret,
                                          .scheduler_file = m->scheduler_file,
                                          .family = m->family->name,
                                          .guidance = m->family->guidance,
+                                         .joint_attention = m->family->joint_attention,
                                          .old_rules = m->family->old_scheduler_rules};
     return recipe_load(ret, name && *name ? name : m->default_recipe, &folder, err);
 }

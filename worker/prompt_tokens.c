@@ -66,7 +66,8 @@ int prompt_tokens_read(struct prompt_tokens *ret, const struct model *m, const c
         code = chunks_read(parts + i, e, text, reading, err);
         if (!code) code = ids_check(e, parts + i, text, err);
         if (parts[i].count > t.chunks) t.chunks = parts[i].count;
-        size_t cut = parts[i].cut;
+        /* An encoder of a pooled state alone may read less. */
+        size_t cut = e->states == STATES_NONE ? 0 : parts[i].cut;
         if (cut && (!t.cut || cut < t.cut)) t.cut = cut;
     }
     if (!code && !absent) code = parts_join(&t, m, parts, err);

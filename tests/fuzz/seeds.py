@@ -49,6 +49,9 @@ for model, recipe in (("pixart", "dmd-pixart"), ("pixart_ms", "pixart"), ("pixar
     put("config", model, json.dumps({"pixart": read(model, "model", "transformer", "config.json"),
                                      "t5": read(model, "model", "text_encoder", "config.json"), "vae": read(model, "model", "vae", "config.json"),
                                      "scheduler": read(model, "model", "scheduler", "scheduler_config.json"), "recipe": recipes[recipe]}))
+put("config", "flux", json.dumps({"flux": read("flux", "model", "transformer", "config.json"), "t5": read("flux", "model", "text_encoder_2", "config.json"),
+                                  "vae": read("flux", "model", "vae", "config.json"),
+                                  "scheduler": read("flux", "model", "scheduler", "scheduler_config.json"), "recipe": recipes["flux-schnell"]}))
 for name, recipe in recipes.items():
     put("config", f"recipe-{name}", json.dumps({"recipe": recipe, "scheduler": {"_class_name": "DDIMScheduler"}}))
 for name in ("gated", "relu"):

@@ -728,6 +728,18 @@ RUNS = {
 }
 
 
+def run_write(folder, spec, tensors):
+    folder.mkdir()
+    save_file(tensors, folder / "expected.safetensors")
+    flags = []
+    for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "nasa-variant", "alpha", "offset", "phi", "tau", "beta",
+                "steps", "seed"):
+        if spec.get(key) is not None and key not in spec.get("told", ()):  # told: the recipe's own
+            flags += [f"--{key}", str(spec[key])]
+    flags += ["--size", "{}x{}".format(*spec["size"])]
+    (folder / "args.txt").write_text("\n".join(flags) + "\n")
+
+
 def build(name, folder):
     """Makes what is not there yet: weights drawn anew would differ with the next torch."""
     torch.manual_seed(sum(map(ord, name)))
@@ -744,15 +756,7 @@ def build(name, folder):
                 image = by_pipeline(folder / "model", spec, tensors["latents.start"])
                 assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
                 tensors["image"] = image
-        (folder / run).mkdir()
-        save_file(tensors, folder / run / "expected.safetensors")
-        flags = []
-        for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "alpha", "offset", "phi", "tau", "beta",
-                    "steps", "seed"):
-            if spec.get(key) is not None and key not in spec.get("told", ()):  # told: the recipe's own
-                flags += [f"--{key}", str(spec[key])]
-        flags += ["--size", "{}x{}".format(*spec["size"])]
-        (folder / run / "args.txt").write_text("\n".join(flags) + "\n")
+        run_write(folder / run, spec, tensors)
 
 
 def t5_build(folder):
@@ -785,9 +789,14 @@ def t5_build(folder):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    import flux  # which imports this file
+
+    if len(sys.argv) == 3 and sys.argv[1] == "flux":
+        flux.build(Path(sys.argv[2]))
+    elif len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
         for name in CASES:
             build(name, HERE / "data" / name)
         t5_build(HERE / "data" / "t5" / "model")
+        flux.build(HERE / "data" / "flux")

@@ -87,10 +87,11 @@ static void test_family(void **state)
     struct recipe r;
     struct steer_error err = {0};
     json_t *scheduler = json_pack("{s:s}", "_class_name", "EulerDiscreteScheduler");
-    struct recipe_folder folder = {.scheduler = scheduler,
-                                   .scheduler_file = "folder",
-                                   .family = "sdxl",
-                                   .guidance = {GUIDANCE_VSF, .5, 3, 2.25, .25, .125, 4}};
+    struct recipe_folder folder = {
+        .scheduler = scheduler,
+        .scheduler_file = "folder",
+        .family = "sdxl",
+        .guidance = {GUIDANCE_VSF, .5, 3, 2.25, .25, .125, 4, GUIDANCE_TEXT}};
     assert_int_equal(recipe_load(&r, "euler-trailing", &folder, &err), 0);
     assert_int_equal(r.guidance.method, GUIDANCE_NASA);
     assert_true(r.guidance.alpha == .5 && r.guidance.phi == 3 && r.guidance.tau == 2.25);

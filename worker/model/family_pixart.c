@@ -29,12 +29,13 @@ static void sizes(const struct model *m, int width, int height, float *out)
     out[2] = (float)((double)height / width);
 }
 
-static const struct family pixart = {.name = "pixart",
-                                     .recipe = "pixart",
-                                     .guidance = {GUIDANCE_NONE, .5, 4, 2.5, .375, 0, 1},
-                                     .record_text = record_text,
-                                     .record_denoiser = record_denoiser,
-                                     .sizes = sizes};
+static const struct family pixart = {
+    .name = "pixart",
+    .recipe = "pixart",
+    .guidance = {GUIDANCE_NONE, .5, 4, 2.5, .375, 0, 1, GUIDANCE_TEXT},
+    .record_text = record_text,
+    .record_denoiser = record_denoiser,
+    .sizes = sizes};
 
 static int parts_fit(const struct model *m, const struct pixart_config *c, const char *file,
                      struct steer_error *err)

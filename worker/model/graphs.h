@@ -54,9 +54,10 @@ struct denoiser_size {
     int batch, height, width;             /* latent cells */
     int tokens_positive, tokens_negative; /* rows of each text */
     enum guidance_method method;
-    int channels;          /* of the latents */
-    int guidance_channels; /* of the guidance scale's embedding; 0: the model is not told */
-    int sizes;             /* numbers of the picture's size that the model is told; 0: none */
+    enum guidance_variant variant; /* of NASA, where attention is joint */
+    int channels;                  /* of the latents */
+    int guidance_channels;         /* of the guidance scale's embedding; 0: the model is not told */
+    int sizes; /* numbers of the picture's size that the model is told; 0: none */
 };
 
 /* The same output of the text graph for both texts. */
