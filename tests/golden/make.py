@@ -319,9 +319,13 @@ def pixart_make(folder, dtype, width, transformer, **t5):
     """The shape of PixArt-alpha: T5 and a transformer over patches, with the scheduler of its published folders."""
     tok = unigram_make(folder / "tokenizer", 120)
     config = T5Config(vocab_size=len(tok), d_model=width, num_layers=2, feed_forward_proj="gated-gelu", **t5)
+    denoiser = lively(PixArtTransformer2DModel(**transformer), 0.8)
+    if denoiser.caption_projection:  # where gelu and its approximation part
+        with torch.no_grad():
+            denoiser.caption_projection.linear_1.weight.mul_(4)
+            denoiser.caption_projection.linear_2.weight.mul_(2)
     return dict(
-        tokenizer=tok, text_encoder=lively(T5EncoderModel(config), 0.8),
-        transformer=lively(PixArtTransformer2DModel(**transformer), 0.8),
+        tokenizer=tok, text_encoder=lively(T5EncoderModel(config), 0.8), transformer=denoiser,
         vae=lively(AutoencoderKL(
             block_out_channels=(8, 8, 8, 12), layers_per_block=1, norm_num_groups=4, latent_channels=transformer.get("in_channels", 4),
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)),
