@@ -153,6 +153,13 @@ int steer_submit(struct steer_client *c, const struct steer_job *job,
         guidance.method = (Steerfarm__Method)number;
         m.guidance = &guidance;
     }
+    if (job->nasa_variant) {
+        if ((number = job_variant_of(job->nasa_variant)) < 0)
+            return fault_of(fault, STEER_BAD_VALUE, "nasa_variant: expected text, mass or joint");
+        guidance.has_nasa_variant = 1;
+        guidance.nasa_variant = (Steerfarm__NasaVariant)number;
+        m.guidance = &guidance;
+    }
     if (job->precision) {
         if ((code = name_fill(&number, "precision", job->precision, precisions, 3, fault)))
             return code;

@@ -61,6 +61,14 @@ int job_prompt_syntax_of(const char *name)
     return name_find(syntax_names, 2, name);
 }
 
+int job_variant_of(const char *name)
+{
+    static const char *const names[] = {"text", "mass", "joint"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, names[i]) == 0) return i;
+    return -1;
+}
+
 static int text_check(const char *what, const char *text, size_t bytes_max, struct steer_error *err)
 {
     if (!text) return 0;
@@ -93,6 +101,10 @@ static int guidance_check(const Steerfarm__Guidance *g, struct steer_error *err)
     if (g->has_method && ((int)g->method < 0 || (int)g->method >= METHODS))
         return steer_fail(err, STEER_BAD_VALUE, "guidance method %d: expected 0 (none) to 4 (cfg)",
                           (int)g->method);
+    if (g->has_nasa_variant && (unsigned)g->nasa_variant > STEERFARM__NASA_VARIANT__JOINT)
+        return steer_fail(err, STEER_BAD_VALUE,
+                          "NASA variant %d: expected 0 (text), 1 (mass) or 2 (joint)",
+                          (int)g->nasa_variant);
     if ((code = number_check("alpha", g->has_alpha, g->alpha, -100, 100, err)) ||
         (code = number_check("phi", g->has_phi, g->phi, -100, 100, err)) ||
         (code = number_check("tau", g->has_tau, g->tau, 0, 1000, err)) ||
@@ -178,7 +190,7 @@ static const Steerfarm__Recipe *recipe_find(const Steerfarm__Model *m, const cha
     } while (0)
 
 static void guidance_resolve(Steerfarm__Guidance *to, const Steerfarm__Guidance *asked,
-                             const Steerfarm__Guidance *usual, int negative)
+                             const Steerfarm__Guidance *usual, int negative, int joint)
 {
     GUIDANCE_FIELD(method, STEERFARM__METHOD__NONE);
     GUIDANCE_FIELD(alpha, 0.1);
@@ -187,6 +199,7 @@ static void guidance_resolve(Steerfarm__Guidance *to, const Steerfarm__Guidance 
     GUIDANCE_FIELD(beta, 0.375);
     GUIDANCE_FIELD(offset, 0);
     GUIDANCE_FIELD(guidance_scale, 1);
+    if (joint) GUIDANCE_FIELD(nasa_variant, STEERFARM__NASA_VARIANT__TEXT);
     int named = asked && asked->has_method;
     int scale_given = asked && asked->has_guidance_scale;
     if (to->method == STEERFARM__METHOD__CFG) {
@@ -250,7 +263,13 @@ int job_resolve(struct job_resolved *ret, const Steerfarm__Job *job, const Steer
     to->recipe = recipe->name;
     if (!to->negative_prompt) to->negative_prompt = recipe->negative_prompt;
     int negative = to->negative_prompt && !prompt_blank(to->negative_prompt);
-    guidance_resolve(&ret->guidance, job->guidance, recipe->guidance, negative);
+    if (job->guidance && job->guidance->has_nasa_variant && !model->joint_attention)
+        return steer_fail(err, STEER_BAD_VALUE,
+                          "a NASA variant is for models with joint attention (FLUX), and \"%s\" "
+                          "has none: leave it out",
+                          model->name);
+    guidance_resolve(&ret->guidance, job->guidance, recipe->guidance, negative,
+                     model->joint_attention);
     to->guidance = &ret->guidance;
     if (negative && job->negative_prompt && ret->guidance.method == STEERFARM__METHOD__NONE &&
         ret->guidance.guidance_scale == 1)

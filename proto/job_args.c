@@ -156,6 +156,18 @@ static int set_guidance(void *target, const char *value, struct steer_error *err
     return 0;
 }
 
+static int set_nasa_variant(void *target, const char *value, struct steer_error *err)
+{
+    struct job_args *a = target;
+    int variant = job_variant_of(value);
+    if (variant < 0)
+        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected text, mass or joint", value);
+    a->guidance.has_nasa_variant = 1;
+    a->guidance.nasa_variant = (Steerfarm__NasaVariant)variant;
+    a->job.guidance = &a->guidance;
+    return 0;
+}
+
 #define NUMBER_SETTER(name)                                                                        \
     static int set_##name(void *target, const char *value, struct steer_error *err)                \
     {                                                                                              \
@@ -225,7 +237,7 @@ const struct args_option job_args_image[] = {
     {"long-prompt", "cut|chunk",
      "what the encoder cannot read at once: left out, and said, or encoded in chunks (default cut)",
      set_long_prompt},
-    {"size", "WxH", "pixels, multiples of 8 (default: the model's)", set_size},
+    {"size", "WxH", "pixels, multiples of 8 (FLUX: 16; default: the model's)", set_size},
     {"seed", "N", "image i is drawn from seed N + i (default: a random one, which the image tells)",
      set_seed},
     {"images", "N", "how many (default 1)", set_images},
@@ -242,6 +254,8 @@ const struct args_option job_args_image[] = {
 const struct args_option job_args_guidance[] = {
     {"guidance", "METHOD", "none, cfg, nasa, nag or vsf (default: the recipe's)", set_guidance},
     {"alpha", "A", "NASA, VSF: how much of the negative is subtracted", set_alpha},
+    {"nasa-variant", "text|mass|joint",
+     "what NASA subtracts in joint attention (FLUX; default text)", set_nasa_variant},
     {"offset", "O", "VSF: bias on the negative's logits is -O", set_offset},
     {"phi", "F", "NAG: extrapolation", set_phi},
     {"tau", "T", "NAG: greatest growth of the norm", set_tau},

@@ -12,12 +12,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_golden", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
-         "test_recipe", "test_sampler", "test_checkpoint", "test_lora")
+TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
+         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
-FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
+FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
+PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
 SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
+FLUX = "worker/model/flux.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 NAMES, CHECKPOINT, LORA, LORA_FILE = "worker/original_names.c", "worker/checkpoint.c", "worker/lora.c", "worker/lora_file.c"
 ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
@@ -51,8 +53,8 @@ MUTANTS = {
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),
     "sdxl: time_ids with W before H": (FAMILY, "{height, width, 0, 0, height, width}", "{width, height, 0, 0, width, height}"),
     "sdxl: the last hidden state": (CLIP, "i == c->layers - 1 && states == STATES_PENULTIMATE", "i == c->layers - 1 && states == STATES_PENULTIMATE && (x = layer(n, c, x, \"text_model.encoder.layers.1\"), 1)"),
-    "sdxl: the encoding of \"\" for an absent negative": (PIPELINE, "zeros = !text && p->model->zero_when_absent;", "zeros = 0;"),
-    "sdxl: zeros for an empty negative": (PIPELINE, "zeros = !text && p->model->zero_when_absent;", "zeros = (!text || !*text) && p->model->zero_when_absent;"),
+    "sdxl: the encoding of \"\" for an absent negative": (PROMPT_TOKENS, "absent = !text && m->zero_when_absent;", "absent = 0;"),
+    "sdxl: zeros for an empty negative": (PROMPT_TOKENS, "absent = !text && m->zero_when_absent;", "absent = (!text || !*text) && m->zero_when_absent;"),
     "sdxl: pooled at the last row": (CLIP, "    return ids[row] == c->eos ? row : 0;", "    return tokens - 1;"),
     "sdxl: the legacy eos_token_id taken at its word": (CLIP, "    if (c->eos == 2) {", "    if (c->eos == -2) {"),
     "sdxl: pooled without its projection": (FAMILY, "STATES_PENULTIMATE, POOLED_PROJECTED", "STATES_PENULTIMATE, POOLED_LAST"),
@@ -61,6 +63,26 @@ MUTANTS = {
     "sdxl: the negative's pooled text under NASA": (PIPELINE, "under_negative ? own->negative : own->positive, 0);", "under_negative || s->method != GUIDANCE_NONE ? own->negative : own->positive, 0);"),
     "sd2.1 padded with end-of-text": (TABLES, '                 {"pad_token", "<|endoftext|>"}};', '                 {"unk_token", "<|endoftext|>"}};'),
     "dmd2 on sdxl at 999": ("worker/recipes/dmd2-sdxl-1step.json", "[399]", "[999]"),
+    "pixart: cross-attention normalised": (PIXART, "cross_attention(f, x, path));", 'cross_attention(f, norm(f, x, path, "norm2"), path));'),
+    "pixart: cross-attention gated": (PIXART, "op_add(g, x, cross_attention(", "op_gated_add(g, x, part[GATE], cross_attention("),
+    "pixart: padding seen": (PIXART, "scale, 0, f->mask.positive,", "scale, 0, TENSOR_NONE,"),
+    "pixart: the positive's mask for both": (PIXART, "{k.negative, v.negative, f->mask.negative}", "{k.negative, v.negative, f->mask.positive}"),
+    "pixart: rows before columns": (PIXART, "position_fill(at, half, x, trained, w, ", "position_fill(at, half, y, trained, h, "),
+    "pixart: 1024's positions one to a number": (PIXART, "c.sample_size >= 128 ? c.sample_size / 64 : 1", "1"),
+    "pixart: positions not stretched": (PIXART, "(float)((double)places / places_trained)", "(float)(places / places)"),
+    "pixart: the variance for the noise": (PIXART, "op_channels(g, x, 0, c->in_channels)", "op_channels(g, x, c->in_channels, c->in_channels)"),
+    "pixart: scale before shift": (PIXART, "enum { SHIFT, SCALE, GATE,", "enum { SCALE, SHIFT, GATE,"),
+    "pixart: patches put back channels first": (PIXART, "c->patch, PATCH_CHANNEL_LAST", "c->patch, PATCH_CHANNEL_FIRST"),
+    "pixart: captions through gelu by erf": (PIXART, "ACT_GELU_TANH, \"caption_projection", "ACT_GELU, \"caption_projection"),
+    "pixart: modulation without SiLU": (PIXART, "op_activation(g, time, ACT_SILU), 6", "time, 6"),
+    "pixart: the last modulation after SiLU": (PIXART, "op_add(g, time, op_channels(g, own, 0,", "op_add(g, op_activation(g, time, ACT_SILU), op_channels(g, own, 0,"),
+    "pixart: width before height": (FAMILY_PIXART, "out[0] = (float)height;\n    out[1] = (float)width;", "out[0] = (float)width;\n    out[1] = (float)height;"),
+    "pixart: width over height": (FAMILY_PIXART, "(double)height / width", "(double)width / height"),
+    "pixart: 77 tokens": (FAMILY_PIXART, "TOKENS = 120", "TOKENS = 77"),
+    "pixart: capitals": (FAMILY_PIXART, "e->lower = 1;", "e->lower = 0;"),
+    "pixart: no final sigma": (LOWER, "c == SIGMA && ends_word", "c == -1 && ends_word"),
+    "yoso-pixart by eps": ("worker/recipes/yoso-pixart.json", "v_prediction\",", "epsilon\","),
+    "dmd-pixart at 999": ("worker/recipes/dmd-pixart.json", "[400]", "[999]"),
     "NFKC for NFC": (TABLES, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT"),
     "no NFC": (TABLES, "UTF8PROC_STABLE | UTF8PROC_COMPOSE", "UTF8PROC_STABLE"),
     "ASCII lower case": (TABLES, "c = utf8proc_tolower(c);", "c = c < 128 ? utf8proc_tolower(c) : c;"),
@@ -90,6 +112,16 @@ MUTANTS = {
     "t5: the last bucket is no end": (T5, "if (bucket > half - 1) bucket = half - 1;", "if (bucket > half) bucket = half;"),
     "t5: layer_norm_epsilon 1e-6": (T5, '"layer_norm_epsilon", 1e-6, file, err)) ||', '"layer_norm_epsilon", 1e-6, file, err)) || (c.eps = 1e-6, 0) ||'),
     "t5: wi_1 activated for wi_0": (T5, 'c->gated ? "wi_0" : "wi"', 'c->gated ? "wi_1" : "wi"'),
+    "flux: the negative's rows under the positive pooled state": (FLUX, "vec = conditions(f, time, pooled.negative);", "vec = conditions(f, time, pooled.positive);"),
+    "flux: the last norm's shift before its scale": (FLUX, "part(&f, m, 1), part(&f, m, 0)", "part(&f, m, 0), part(&f, m, 1)"),
+    "flux: gelu by erf in single blocks": (FLUX, 'ACT_GELU_TANH, "%s.proj_mlp"', 'ACT_GELU, "%s.proj_mlp"'),
+    "flux: norms with 1e-5": (FLUX, "#define EPS 1e-6", "#define EPS 1e-5"),
+    "flux: columns turned as rows": (FLUX, "{0, at / w, at % w}", "{0, at % w, at / w}"),
+    "flux: the negative text sees the positive one": (FLUX, "own[i == NEGATIVE ? NEGATIVE : POSITIVE]", "own[POSITIVE]"),
+    "flux: the negative text as it was at first": (FLUX, "        h = modulated(f, *x, p[i].modulation, 3);", "        if (i == NEGATIVE) continue;\n        h = modulated(f, *x, p[i].modulation, 3);"),
+    "flux: 512 tokens": ("worker/model/family_flux.c", "TEXT_TOKENS = 256,", "TEXT_TOKENS = 512,"),
+    "flux: patches with channels last": (FLUX, "op_unpatches(g, x, FLUX_PATCH, PATCH_CHANNEL_FIRST)", "op_unpatches(g, x, FLUX_PATCH, PATCH_CHANNEL_LAST)"),
+    "flux: time as 0 to 1": (SAMPLER, "(float)s->config.num_train_timesteps / 1000 * 1000;", "1.0f;"),
     "unigram: normalizing without graphemes": (CHARSMAP, "m && end - i < GRAPHEME_BYTES ?", "m && end - i < 1 ?"),
     "unigram: long graphemes whole": (CHARSMAP, "#define GRAPHEME_BYTES     6", "#define GRAPHEME_BYTES     60"),
     "unigram: no normalizer": (UNIGRAM, "charsmap_normalize(t->charsmap, s.text", "charsmap_normalize(NULL, s.text"),

@@ -1,6 +1,8 @@
+steer_test(engine flux steer_worker)
 steer_test(engine golden steer_worker)
 steer_test(engine batch steer_worker)
 steer_test(engine t5 steer_worker)
+steer_test(engine lower steer_worker)
 steer_test(engine tokenizer steer_worker)
 steer_test(engine unigram steer_worker)
 steer_test(unit prompt_syntax steer_worker)

@@ -27,6 +27,7 @@ static void guidance_read(struct guidance *g, const Steerfarm__Guidance *from)
     if (from->has_beta) g->beta = from->beta;
     if (from->has_offset) g->offset = from->offset;
     if (from->has_guidance_scale) g->scale = from->guidance_scale;
+    if (from->has_nasa_variant) g->variant = (enum guidance_variant)from->nasa_variant;
 }
 
 static int recipe_of(struct recipe *ret, const struct model *m, const Steerfarm__Job *job,
@@ -75,6 +76,7 @@ int job_plan_make(struct job_plan *ret, const struct model *m, const struct reci
         .steps = job->has_steps ? (int)job->steps : p.recipe.steps,
         .method = p.image.guidance.method,
         .cfg = p.image.guidance.scale != 1,
+        .variant = p.image.guidance.variant,
     };
     if ((code = model_size_check(m, p.shape.width, p.shape.height, err))) return code;
     if (p.shape.steps < p.recipe.steps_min || p.shape.steps > p.recipe.steps_max)
@@ -94,7 +96,8 @@ int job_plans_share(const struct job_plan *a, const struct job_plan *b)
 {
     return a->shape.width == b->shape.width && a->shape.height == b->shape.height &&
            a->shape.steps == b->shape.steps && a->shape.method == b->shape.method &&
-           a->shape.cfg == b->shape.cfg && strcmp(a->recipe.name, b->recipe.name) == 0;
+           a->shape.cfg == b->shape.cfg && a->shape.variant == b->shape.variant &&
+           strcmp(a->recipe.name, b->recipe.name) == 0;
 }
 
 /* ---- what the image says of itself ---- */
@@ -127,21 +130,22 @@ static char *job_json(const Steerfarm__Job *job, const struct job_plan *p, const
 {
     static const char *const formats[] = {"webp", "lossless", "png"};
     const struct guidance *g = &p->image.guidance;
+    int joint = job->guidance && job->guidance->has_nasa_variant;
     int format = job->output && job->output->has_format ? (int)job->output->format : 0;
     int quality = job->output && job->output->has_quality ? (int)job->output->quality : 90;
     json_t *json = json_pack(
-        "{s:s, s:s, s:s*, s:s, s:s, s:s, s:{s:s, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, s:i, "
-        "s:o, "
-        "s:s, s:{s:s, s:i}, s:s, s:s}",
+        "{s:s, s:s, s:s*, s:s, s:s, s:s, s:{s:s, s:s*, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, "
+        "s:i, s:o, s:s, s:{s:s, s:i}, s:s, s:s}",
         "model", job->model, "prompt", p->image.prompt, "negative_prompt", p->image.negative,
         "prompt_syntax", job_prompt_syntax_name((int)job->prompt_syntax), "long_prompt",
         job_long_prompt_name((int)job->long_prompt), "recipe", p->recipe.name, "guidance", "method",
-        guidance_method_name(g->method), "alpha", g->alpha, "phi", g->phi, "tau", g->tau, "beta",
-        g->beta, "offset", g->offset, "guidance_scale", g->scale, "width", p->shape.width, "height",
-        p->shape.height, "steps", p->shape.steps, "seed", job_seed_json(p->image.seed), "precision",
-        strstr(numerics, "-bf16-") ? "bf16" : "f32", "output", "format",
-        formats[format >= 0 && format < 3 ? format : 0], "quality", quality, "model_hash",
-        model_hash, "numerics", numerics);
+        guidance_method_name(g->method), "nasa_variant",
+        joint ? guidance_variant_name(g->variant) : NULL, "alpha", g->alpha, "phi", g->phi, "tau",
+        g->tau, "beta", g->beta, "offset", g->offset, "guidance_scale", g->scale, "width",
+        p->shape.width, "height", p->shape.height, "steps", p->shape.steps, "seed",
+        job_seed_json(p->image.seed), "precision", strstr(numerics, "-bf16-") ? "bf16" : "f32",
+        "output", "format", formats[format >= 0 && format < 3 ? format : 0], "quality", quality,
+        "model_hash", model_hash, "numerics", numerics);
     char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);
     return text;
@@ -170,6 +174,8 @@ static char *job_parameters(const Steerfarm__Job *job, const struct job_plan *p,
         fprintf(f, ", Emphasis: None");
     if (g->method == GUIDANCE_NASA || g->method == GUIDANCE_VSF)
         fprintf(f, ", Alpha: %g", g->alpha);
+    if (g->method == GUIDANCE_NASA && job->guidance && job->guidance->has_nasa_variant)
+        fprintf(f, ", NASA variant: %s", guidance_variant_name(g->variant));
     if (g->method == GUIDANCE_VSF) fprintf(f, ", Offset: %g", g->offset);
     if (g->method == GUIDANCE_NAG)
         fprintf(f, ", Phi: %g, Tau: %g, Beta: %g", g->phi, g->tau, g->beta);

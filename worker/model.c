@@ -159,7 +159,8 @@ void model_record_text(const struct model *m, struct text_graph *ret, struct net
 }
 
 void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, struct net *n,
-                           struct shape size, struct text_chunks texts, enum guidance_method method)
+                           struct shape size, struct text_chunks texts, enum guidance_method method,
+                           enum guidance_variant variant)
 {
     struct denoiser_size s = {.batch = size.b,
                               .height = size.h,
@@ -167,6 +168,7 @@ void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, st
                               .tokens_positive = texts.positive * m->text.tokens,
                               .tokens_negative = texts.negative * m->text.tokens,
                               .method = method,
+                              .variant = variant,
                               .channels = m->latent_channels,
                               .guidance_channels = m->guidance_channels,
                               .sizes = m->sizes};
@@ -193,7 +195,9 @@ static int dry_record(const struct model *m, enum dry_part part, const struct te
     if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     switch (part) {
     case DRY_ENCODER: text_encoder_record(&encoder, &n, e); break;
-    case DRY_DENOISER: model_record_denoiser(m, &denoiser, &n, size, one, GUIDANCE_NASA); break;
+    case DRY_DENOISER:
+        model_record_denoiser(m, &denoiser, &n, size, one, GUIDANCE_NASA, GUIDANCE_TEXT);
+        break;
     case DRY_TEXT: model_record_text(m, &text, &n); break;
     case DRY_VAE: vae_record(&vae, &n, &m->vae, size); break;
     }
@@ -220,13 +224,14 @@ static int dry_run(const struct model *m, struct steer_error *err)
 static int text_size_read(struct model *m, struct steer_error *err)
 {
     const struct text_encoder *first = NULL;
-    m->text = (struct text_size){.masked = m->text.masked};
+    m->text = (struct text_size){0};
     for (int i = 0; i < m->encoders_count; i++) {
         const struct text_encoder *e = m->encoders + i;
         if (e->pooled != POOLED_NONE) m->text.pooled_channels = e->pooled_channels;
         if (e->states == STATES_NONE) continue;
         m->text.channels += e->channels;
         m->text.tokens = e->tokens;
+        m->text.masked = e->masked;
         if (first && first->tokens != e->tokens)
             return steer_fail(err, STEER_BAD_MODEL,
                               "%s: %s takes %d tokens and %s %d: expected the same", m->folder.dir,
@@ -418,6 +423,7 @@ int model_recipe(const struct model *m, const char *name, struct recipe *ret,
                                          .scheduler_file = m->scheduler_file,
                                          .family = m->family->name,
                                          .guidance = m->family->guidance,
+                                         .joint_attention = m->family->joint_attention,
                                          .old_rules = m->family->old_scheduler_rules};
     return recipe_load(ret, name && *name ? name : m->default_recipe, &folder, err);
 }

@@ -73,7 +73,7 @@ struct text_chunks {
     int positive, negative;
 };
 void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, struct net *n,
-                           struct shape size, struct text_chunks texts,
-                           enum guidance_method method);
+                           struct shape size, struct text_chunks texts, enum guidance_method method,
+                           enum guidance_variant variant);
 
 #endif

@@ -14,7 +14,7 @@
 
 /* Built with malloc as protobuf-c's own unpacking would, so that its free fits. */
 
-static Steerfarm__Guidance *guidance_offer(const struct guidance *g)
+static Steerfarm__Guidance *guidance_offer(const struct guidance *g, int joint)
 {
     static const Steerfarm__Method methods[] = {
         [GUIDANCE_NONE] = STEERFARM__METHOD__NONE,
@@ -34,16 +34,18 @@ static Steerfarm__Guidance *guidance_offer(const struct guidance *g)
     o->beta = g->beta;
     o->offset = g->offset;
     o->guidance_scale = g->scale;
+    o->has_nasa_variant = joint;
+    o->nasa_variant = (Steerfarm__NasaVariant)g->variant;
     return o;
 }
 
-static Steerfarm__Recipe *recipe_new(const struct recipe *r)
+static Steerfarm__Recipe *recipe_new(const struct recipe *r, int joint)
 {
     Steerfarm__Recipe *o = malloc(sizeof *o);
     if (!o) return NULL;
     steerfarm__recipe__init(o);
     o->name = strdup(r->name);
-    o->guidance = guidance_offer(&r->guidance);
+    o->guidance = guidance_offer(&r->guidance, joint);
     o->negative_prompt = *r->negative_prompt ? strdup(r->negative_prompt) : NULL;
     o->has_steps = o->has_steps_min = o->has_steps_max = 1;
     o->steps = (uint32_t)r->steps;
@@ -56,7 +58,7 @@ static Steerfarm__Recipe *recipe_new(const struct recipe *r)
 
 static int recipe_add(Steerfarm__Model *offer, const struct recipe *r)
 {
-    Steerfarm__Recipe *o = recipe_new(r);
+    Steerfarm__Recipe *o = recipe_new(r, offer->joint_attention);
     if (!o) return STEER_NO_MEMORY;
     offer->recipes[offer->n_recipes++] = o;
     return 0;
@@ -108,6 +110,8 @@ static Steerfarm__Model *offer_new(const struct model *m)
     o->pixels_max = STEER_PIXELS_MAX;
     o->text_tokens_max = (uint32_t)m->text.tokens;
     o->memory_bytes = m->tensor_bytes;
+    o->has_joint_attention = 1;
+    o->joint_attention = m->family->joint_attention;
     o->precisions[o->n_precisions++] = STEERFARM__PRECISION__F32;
     if (compute_bf16_native()) o->precisions[o->n_precisions++] = STEERFARM__PRECISION__BF16;
     return o;

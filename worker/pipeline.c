@@ -20,6 +20,7 @@ struct slot {
     int width, height, batch;
     struct text_chunks texts; /* 0: this text is not read */
     enum guidance_method method;
+    enum guidance_variant variant;
     struct plan *plan;
     struct denoiser_graph denoise;
     struct vae_graph decode;
@@ -173,7 +174,8 @@ static int slot_fits(const struct slot *s, const struct slot *want)
 {
     return s->plan && s->kind == want->kind && s->width == want->width &&
            s->height == want->height && s->batch == want->batch && s->method == want->method &&
-           s->texts.positive == want->texts.positive && s->texts.negative == want->texts.negative;
+           s->variant == want->variant && s->texts.positive == want->texts.positive &&
+           s->texts.negative == want->texts.negative;
 }
 
 /* want: what its plan is for. keep: a slot that the caller needs beside this one; NULL: none. */
@@ -194,7 +196,7 @@ static int slot_get(struct pipeline *p, struct slot **ret, const struct slot *wa
     struct slot *s = slot_empty(p, keep), made = *want;
     made.used = p->turn;
     if (want->kind == PLAN_DENOISE)
-        model_record_denoiser(m, &made.denoise, &n, size, want->texts, want->method);
+        model_record_denoiser(m, &made.denoise, &n, size, want->texts, want->method, want->variant);
     else
         vae_record(&made.decode, &n, &m->vae, size);
     int code = plan_make(p, &made.plan, n.params, n.graph, keep, err);
@@ -234,10 +236,12 @@ static int denoise_slots(struct pipeline *p, const struct render_shape *shape,
                         .method = shape->method,
                         .texts = texts};
     if (shape->method == GUIDANCE_NONE) want.texts.negative = 0;
+    if (shape->method == GUIDANCE_NASA) want.variant = shape->variant;
     int code = slot_get(p, ret, &want, NULL, err);
     *ret_second = NULL;
     if (code || !passes_twice(p, shape)) return code;
     want.method = GUIDANCE_NONE;
+    want.variant = GUIDANCE_TEXT;
     want.texts = (struct text_chunks){.positive = texts.negative};
     return slot_get(p, ret_second, &want, *ret, err);
 }

@@ -41,6 +41,7 @@ struct render_shape {
     int width, height, steps;
     enum guidance_method method;
     int cfg; /* a second pass under the negative text */
+    enum guidance_variant variant;
 };
 
 /* Microseconds. tokenize and text are this image's own; load (plans and packing weights for them),

@@ -10,7 +10,7 @@ struct prompt_tokens {
     int32_t *ids;   /* [chunks, tokens] of one encoder after the other */
     float *weights; /* of each of them */
     int used[TEXT_ENCODERS_MAX][STEER_PROMPT_CHUNKS_MAX]; /* before the padding */
-    size_t cut; /* the first byte at which an encoder's text was cut; 0: none was */
+    size_t cut; /* the first byte at which the text of an encoder with states was cut; 0: none */
 };
 
 /* text NULL: absent, which is "" to models that know no zeros for it. What prompt_chunks_make

@@ -12,6 +12,7 @@
 #include "json.h"
 
 static const char *const methods[] = {"none", "nasa", "nag", "vsf"};
+static const char *const variants[] = {"text", "mass", "joint"};
 
 const char *guidance_method_name(enum guidance_method method)
 {
@@ -23,6 +24,11 @@ int guidance_method_of(const char *name)
     for (int i = 0; i < 4; i++)
         if (strcmp(name, methods[i]) == 0) return i;
     return -1;
+}
+
+const char *guidance_variant_name(enum guidance_variant variant)
+{
+    return variants[variant];
 }
 
 /* ---- where recipes lie ---- */
@@ -262,10 +268,14 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_int(r, "original_inference_steps", same_class, 1, SAMPLER_TRAIN_STEPS_MAX,
              &c->original_inference_steps);
     read_real(r, "timestep_scaling", same_class, &c->timestep_scaling);
+    read_real(r, "shift", same_class, &c->shift);
+    if (!(c->shift > 0)) wrong(r, "shift", "more than 0");
     read_real(r, "alpha_bar", 0, &c->alpha_bar);
 
     const json_t *list = value_of(r, "timesteps", 0);
     size_t count = json_array_size(list);
+    if (list && c->scheduler == SCHEDULER_FLOW_MATCH)
+        wrong(r, "timesteps", "none, as FlowMatchEulerDiscreteScheduler spaces its own");
     if (list && (!json_is_array(list) || count < 1 || count > SAMPLER_TIMESTEPS_MAX)) {
         wrong(r, "timesteps", "a list of 1 to 64 time steps");
         return;
@@ -296,13 +306,19 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
         wrong(r, "prediction_type", "epsilon or v_prediction, as PNDMScheduler has them");
     /* What changes the picture and is not here. A folder's file may hold keys of the class that it
      * was made from; those of another class mean nothing. */
+    enum { FLOW = 1 << SCHEDULER_FLOW_MATCH };
     static const struct {
         const char *key;
         unsigned classes;
     } refused[] = {{"thresholding", 1 << SCHEDULER_DDIM | 1 << SCHEDULER_DPM | 1 << SCHEDULER_LCM},
-                   {"use_beta_sigmas", 1 << SCHEDULER_EULER | 1 << SCHEDULER_DPM},
+                   {"use_beta_sigmas", 1 << SCHEDULER_EULER | 1 << SCHEDULER_DPM | FLOW},
                    {"use_flow_sigmas", 1 << SCHEDULER_DPM},
-                   {"use_dynamic_shifting", 1 << SCHEDULER_DPM}};
+                   {"use_dynamic_shifting", 1 << SCHEDULER_DPM | FLOW},
+                   {"shift_terminal", FLOW},
+                   {"invert_sigmas", FLOW},
+                   {"use_karras_sigmas", FLOW},
+                   {"use_exponential_sigmas", FLOW},
+                   {"stochastic_sampling", FLOW}};
     refuse(r, "trained_betas", 1); /* of the model, whoever samples it */
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         if (refused[i].classes >> c->scheduler & 1) refuse(r, refused[i].key, same_class);
@@ -311,14 +327,18 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
         wrong(r, "variance_type", "a variance that the model does not predict");
 }
 
-static void read_guidance(struct reader *r, struct recipe *out)
+static void read_guidance(struct reader *r, struct recipe *out, int joint_attention)
 {
     struct reader inner = *r;
     inner.recipe = json_object_get(r->recipe, "guidance");
     inner.folder = NULL;
-    int method = GUIDANCE_NONE;
+    int method = GUIDANCE_NONE, variant = GUIDANCE_TEXT;
     read_choice(&inner, "method", 0, methods, 4, &method);
     out->guidance.method = (enum guidance_method)method;
+    read_choice(&inner, "nasa_variant", 0, variants, 3, &variant);
+    if (!joint_attention && value_of(&inner, "nasa_variant", 0))
+        wrong(&inner, "nasa_variant", "none, for a model without joint attention");
+    out->guidance.variant = (enum guidance_variant)variant;
     read_real(&inner, "alpha", 0, &out->guidance.alpha);
     read_real(&inner, "phi", 0, &out->guidance.phi);
     read_real(&inner, "tau", 0, &out->guidance.tau);
@@ -381,8 +401,9 @@ int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder
         code = steer_fail(
             err, STEER_UNSUPPORTED,
             "%s: scheduler \"%s\": expected DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, "
-            "DPMSolverMultistepScheduler, LCMScheduler or RectifiedFlow (choose a recipe that "
-            "names one, with --recipe or in the folder's steer.json)",
+            "DPMSolverMultistepScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler or "
+            "RectifiedFlow (choose a recipe that names one, with --recipe or in the folder's "
+            "steer.json)",
             named || !scheduler_file ? path : scheduler_file, class_name ? class_name : "(none)");
         goto done;
     }
@@ -402,7 +423,7 @@ int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder
     read_int(&r, "steps_max", 0, 1, STEER_STEPS_MAX, &out.steps_max);
     if (out.steps < out.steps_min || out.steps > out.steps_max)
         wrong(&r, "steps", "a number within steps_min and steps_max");
-    read_guidance(&r, &out);
+    read_guidance(&r, &out, folder->joint_attention);
     read_text(&r, "negative_prompt", 0, out.negative_prompt, sizeof out.negative_prompt);
     code = r.code;
     /* What the numbers make together is tried now, and not at the first image. */

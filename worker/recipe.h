@@ -15,6 +15,7 @@ struct guidance {
     enum guidance_method method;
     double alpha, phi, tau, beta, offset;
     double scale; /* of CFG; 1: off */
+    enum guidance_variant variant;
 };
 
 struct recipe {
@@ -27,7 +28,8 @@ struct recipe {
 
 /* "none", "nasa", "nag", "vsf" */
 const char *guidance_method_name(enum guidance_method method);
-int guidance_method_of(const char *name); /* -1: none of them */
+int guidance_method_of(const char *name);                         /* -1: none of them */
+const char *guidance_variant_name(enum guidance_variant variant); /* "text", "mass", "joint" */
 
 /* 1 when name is a file's path (it has a '/' or ends in .json). Jobs from a farm may not name
  * files of this machine: job_plan_make refuses them. */
@@ -41,6 +43,7 @@ struct recipe_folder {
     const char *scheduler_file;
     const char *family;       /* a recipe for others is refused; NULL: none is */
     struct guidance guidance; /* the numbers that the recipe does not say */
+    int joint_attention;      /* guidance may name a variant of NASA */
     int old_rules;            /* steps_offset counts as 1 and clip_sample as false */
 };
 

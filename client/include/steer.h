@@ -64,6 +64,7 @@ struct steer_label {
 struct steer_job {
     const char *model, *prompt, *negative, *recipe;
     const char *guidance;      /* "none", "cfg", "nasa", "nag", "vsf" */
+    const char *nasa_variant;  /* "text", "mass", "joint"; of models with joint attention */
     const char *precision;     /* "auto", "f32", "bf16" */
     const char *format;        /* "webp", "lossless", "png" */
     const char *long_prompt;   /* "cut", "chunk" */

@@ -36,7 +36,7 @@ static void images_make(struct render_image *images, const struct model *m, uint
             .prompt = texts[i],
             .negative = negatives[i],
             .reading = {reads_chunks(m) ? PROMPT_A1111 : PROMPT_PLAIN, reads_chunks(m)},
-            .guidance = {GUIDANCE_NASA, .1 * i, 2, 2.5, .4, 0, 1.5 + i},
+            .guidance = {GUIDANCE_NASA, .1 * i, 2, 2.5, .4, 0, 1.5 + i, GUIDANCE_TEXT},
             .seed = (uint64_t)i,
             .pixels = pixels + (size_t)i * bytes,
         };
@@ -63,8 +63,8 @@ static void check(const char *dir, enum compute_precision precision)
         fail_msg("%s: %s", dir, err.text);
     assert_int_equal(pipeline_new(&p, m, c, pipeline_limits_default()), 0);
     int steps = recipe.steps_min > 2 ? recipe.steps_min : recipe.steps_max < 2 ? 1 : 2;
-    struct render_shape shape = {&recipe, 3 * m->multiple, 2 * m->multiple,
-                                 steps,   GUIDANCE_NASA,   1};
+    struct render_shape shape = {&recipe, 3 * m->multiple, 2 * m->multiple, steps, GUIDANCE_NASA,
+                                 1,       GUIDANCE_TEXT};
     size_t bytes = (size_t)shape.width * (size_t)shape.height * 3;
     uint8_t *alone = calloc(COUNT, bytes), *together = calloc(COUNT, bytes);
     assert_true(alone && together);

@@ -171,6 +171,9 @@ static void test_ref(void **unused)
     (void)check_run("second", "vsf", flags, ERROR_MAX);
     (void)check_run("xl", "lightning", flags, ERROR_MAX);
     (void)check_run("xl_odd", "absent-cfg", flags, ERROR_MAX);
+    (void)check_run("pixart_ms", "nasa", flags, ERROR_MAX);
+    (void)check_run("pixart_odd", "nag", flags, ERROR_MAX);
+    (void)check_run("flux", "joint", flags, ERROR_MAX);
 }
 
 int main(void)

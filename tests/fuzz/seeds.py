@@ -45,6 +45,13 @@ for model, recipe in (("tiny", "lcm"), ("small", "dmd2-sd15"), ("odd", "pndm"), 
     put("config", model, json.dumps({"unet": read(model, "model", "unet", "config.json"), "clip": read(model, "model", "text_encoder", "config.json"),
                                      "vae": read(model, "model", "vae", "config.json"),
                                      "scheduler": read(model, "model", "scheduler", "scheduler_config.json"), "recipe": recipes[recipe]}))
+for model, recipe in (("pixart", "dmd-pixart"), ("pixart_ms", "pixart"), ("pixart_odd", "yoso-pixart")):
+    put("config", model, json.dumps({"pixart": read(model, "model", "transformer", "config.json"),
+                                     "t5": read(model, "model", "text_encoder", "config.json"), "vae": read(model, "model", "vae", "config.json"),
+                                     "scheduler": read(model, "model", "scheduler", "scheduler_config.json"), "recipe": recipes[recipe]}))
+put("config", "flux", json.dumps({"flux": read("flux", "model", "transformer", "config.json"), "t5": read("flux", "model", "text_encoder_2", "config.json"),
+                                  "vae": read("flux", "model", "vae", "config.json"),
+                                  "scheduler": read("flux", "model", "scheduler", "scheduler_config.json"), "recipe": recipes["flux-schnell"]}))
 for name, recipe in recipes.items():
     put("config", f"recipe-{name}", json.dumps({"recipe": recipe, "scheduler": {"_class_name": "DDIMScheduler"}}))
 put("config", "model-file", json.dumps({"model_file": {"base": ".", "unet": "model.json", "vae": ".", "single_file": "model.json", "recipe": "ddim",

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline,
-                       DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler,
+from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, DiffusionPipeline,
+                       DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PixArtTransformer2DModel, PNDMScheduler,
                        StableDiffusionPipeline, UNet2DConditionModel)
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file, save_file
@@ -315,8 +315,55 @@ def xl_odd(folder):
     return dict(parts, index=dict(force_zeros_for_empty_prompt=False))
 
 
-CLASSES = {c.__name__: c for c in (CLIPTokenizer, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel, AutoencoderKL,
+def pixart_make(folder, dtype, width, transformer, **t5):
+    """The shape of PixArt-alpha: T5 and a transformer over patches, with the scheduler of its published folders."""
+    tok = unigram_make(folder / "tokenizer", 120)
+    config = T5Config(vocab_size=len(tok), d_model=width, num_layers=2, feed_forward_proj="gated-gelu", **t5)
+    denoiser = lively(PixArtTransformer2DModel(**transformer), 0.8)
+    if denoiser.caption_projection:  # where gelu and its approximation part
+        with torch.no_grad():
+            denoiser.caption_projection.linear_1.weight.mul_(4)
+            denoiser.caption_projection.linear_2.weight.mul_(2)
+    return dict(
+        tokenizer=tok, text_encoder=lively(T5EncoderModel(config), 0.8), transformer=denoiser,
+        vae=lively(AutoencoderKL(
+            block_out_channels=(8, 8, 8, 12), layers_per_block=1, norm_num_groups=4, latent_channels=transformer.get("in_channels", 4),
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+        dtypes=dict(text_encoder=dtype, transformer=dtype, vae=dtype), index=dict(_class_name="PixArtAlphaPipeline"))
+
+
+@case
+def pixart(folder):
+    """PixArt-alpha 512: not told the picture's size; the transformer under its class's old name."""
+    parts = pixart_make(folder, torch.float16, 20, dict(
+        num_attention_heads=4, attention_head_dim=9, num_layers=3, cross_attention_dim=36, caption_channels=20, sample_size=10),
+        d_kv=5, d_ff=28, num_heads=3)
+    return dict(parts, index=dict(parts["index"], transformer=["diffusers", "Transformer2DModel"]))
+
+
+@case
+def pixart_ms(folder):
+    """PixArt-alpha 1024: told the picture's sizes, positions two to a whole number."""
+    return pixart_make(folder, torch.bfloat16, 24, dict(
+        num_attention_heads=2, attention_head_dim=18, num_layers=2, cross_attention_dim=36, caption_channels=24, sample_size=128),
+        d_kv=8, d_ff=36, num_heads=4)
+
+
+@case
+def pixart_odd(folder):
+    """What no published folder says: patches of 3, no projection of captions, norms with weights, attention without biases,
+    gelu, no variance."""
+    return pixart_make(folder, torch.float16, 14, dict(
+        num_attention_heads=3, attention_head_dim=8, num_layers=1, cross_attention_dim=14, caption_channels=None, sample_size=9,
+        patch_size=3, in_channels=5, out_channels=None, norm_elementwise_affine=True, attention_bias=False, activation_fn="gelu",
+        interpolation_scale=1.5, norm_eps=1e-3, use_additional_conditions=True), d_kv=6, d_ff=20, num_heads=2)
+
+
+CLASSES = {c.__name__: c for c in (T5Tokenizer, T5EncoderModel, PixArtTransformer2DModel, DPMSolverMultistepScheduler,
+                                   CLIPTokenizer, CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel, AutoencoderKL,
                                    AutoencoderTiny, DDIMScheduler, PNDMScheduler, LCMScheduler, EulerDiscreteScheduler)}
+CLASSES["Transformer2DModel"] = PixArtTransformer2DModel  # its name once
 
 
 def model_load(folder):
@@ -336,10 +383,10 @@ def model_save(parts, folder):
              "feature_extractor": [None, None]}
     index.update({"image_encoder": [None, None]} if two else {"requires_safety_checker": False, "safety_checker": [None, None]})
     for name in sorted(parts.keys() - {"dtypes", "index"}):
-        if name not in parts["dtypes"]:
+        if name not in parts["dtypes"] and not isinstance(parts[name], T5Tokenizer):  # its files are there
             parts[name].save_pretrained(folder / name)
         library = "transformers" if name.startswith(("text", "token")) else "diffusers"
-        index[name] = [library, type(parts[name]).__name__ if library == "diffusers" or "text" in name else "CLIPTokenizer"]
+        index[name] = [library, type(parts[name]).__name__.removesuffix("Fast")]
     index.update(parts.get("index", {}))
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
@@ -358,15 +405,16 @@ class Guided:
         context = x if encoder_hidden_states is None else encoder_hidden_states
         split = lambda t: t.unflatten(-1, (heads, -1)).transpose(1, 2)
         q, k, v = (split(f(c)) for f, c in ((attn.to_q, x), (attn.to_k, context), (attn.to_v, context)))
-        logits = lambda k: q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        z = logits(k).softmax(-1) @ v
+        logits = lambda k, mask: q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + (0 if mask is None else mask)
+        z = logits(k, attention_mask).softmax(-1) @ v
         if encoder_hidden_states is not None and s["method"] != "none":
             kn, vn = split(attn.to_k(s["negative"])), split(attn.to_v(s["negative"]))
-            zn = logits(kn).softmax(-1) @ vn
+            mask_n = s["negative_mask"]
+            zn = logits(kn, mask_n).softmax(-1) @ vn
             if s["method"] == "nasa":
                 z = z - s["alpha"] * zn
             elif s["method"] == "vsf":
-                both = torch.cat([logits(k), logits(kn) - s["offset"]], -1).softmax(-1)
+                both = torch.cat([logits(k, attention_mask), logits(kn, mask_n) - s["offset"]], -1).softmax(-1)
                 z = both @ torch.cat([v, -s["alpha"] * vn], 2)
             elif s["method"] == "nag":
                 flat = lambda t: t.transpose(1, 2).flatten(2)
@@ -420,7 +468,7 @@ def weighed(z, weights):
 
 
 def text_sd(parts, prompt, pieces, name, out):
-    """SD1.5's and SD2.1's embedding, and what the U-Net is told besides: nothing."""
+    """SD1.5's and SD2.1's embedding, and what the denoiser is told besides: nothing."""
     tok, text = parts["tokenizer"], parts["text_encoder"]
     chunks = chunks_of(tok, prompt, pieces, min(tok.model_max_length, text.config.max_position_embeddings))
     out[f"tokens.{name}"] = torch.cat([ids[0] for ids, _ in chunks]).int()
@@ -448,15 +496,30 @@ def text_xl(parts, prompt, pieces, name, out):
     return states, pooled
 
 
+def text_pixart(parts, prompt, _, name, out):
+    """PixArt's, and the mask that T5 and the cross-attention have."""
+    (ids, _), = chunks_of(parts["tokenizer"], (prompt or "").lower().strip(), None, 120)
+    mask = ids != parts["tokenizer"].pad_token_id
+    out[f"tokens.{name}"] = ids[0].int()
+    states = parts["text_encoder"](ids, attention_mask=mask.long()).last_hidden_state
+    out[f"text.{name}"] = states[0]
+    return states, torch.where(mask, 0.0, -torch.inf)[:, None]
+
+
 def reference(parts, run):
     """The tensors of one run. The pipeline's own loop, step by step."""
-    unet, vae = parts["unet"], parts["vae"]
+    pixart = "transformer" in parts
+    unet, vae = parts["transformer" if pixart else "unet"], parts["vae"]
     two = "text_encoder_2" in parts
     out = {}
-    encode = text_xl if two else text_sd
+    encode = text_pixart if pixart else text_xl if two else text_sd
     pos, pooled = encode(parts, run["prompt"], run.get("pieces.pos"), "pos", out)
     neg, pooled_neg = encode(parts, run.get("negative"), run.get("pieces.neg"), "neg", out)
-    state = dict(method=run.get("guidance", "none"), negative=neg, alpha=run.get("alpha", 0.1),
+    if not run.get("text", True):
+        del out["text.pos"], out["text.neg"]
+    seen = unet.caption_projection(neg) if pixart and unet.caption_projection else neg
+    state = dict(method=run.get("guidance", "none"), negative=seen, negative_mask=pooled_neg[:, None] if pixart else None,
+                 alpha=run.get("alpha", 0.1),
                  offset=run.get("offset", 0.0), phi=run.get("phi", 2), tau=run.get("tau", 2.5), beta=run.get("beta", 0.375))
     unet.set_attn_processor(Guided(state))
     scale = run.get("guidance-scale", 1.0)
@@ -466,11 +529,14 @@ def reference(parts, run):
     latents = torch.randn(1, unet.config.in_channels, h // factor, w // factor, generator=generator)
     out["latents.start"] = latents[0].clone()
     condition = None
-    if unet.config.time_cond_proj_dim:  # as StableDiffusionPipeline: the scale is embedded and there is one pass
+    if not pixart and unet.config.time_cond_proj_dim:  # as StableDiffusionPipeline: the scale is embedded and there is one pass
         condition = StableDiffusionPipeline.get_guidance_scale_embedding(
             None, torch.tensor([scale - 1]), unet.config.time_cond_proj_dim)
 
     def call(x, t, text, pooled):
+        if pixart:
+            added = dict(resolution=torch.tensor([[h, w]], dtype=torch.float32), aspect_ratio=torch.tensor([[h / w]]))
+            return unet(x, text, t[None], added, encoder_attention_mask=pooled).sample[:, :unet.config.in_channels]
         added = dict(text_embeds=pooled, time_ids=torch.tensor([[h, w, 0, 0, h, w]], dtype=torch.float32)) if two else None
         return unet(x, t, text, timestep_cond=condition, added_cond_kwargs=added).sample
 
@@ -491,8 +557,11 @@ def reference(parts, run):
     elif run.get("at"):  # METHOD.md's rule: from x0 to the next time step with fresh noise
         for i, t in enumerate(run["at"]):
             abar = torch.tensor(run["abar"]) if "abar" in run else scheduler.alphas_cumprod[t]
-            eps = denoise(latents, torch.tensor(t), i == 0)
-            latents = (latents - (1 - abar) ** 0.5 * eps) / abar**0.5
+            y = denoise(latents, torch.tensor(t), i == 0)
+            if scheduler.config.prediction_type == "v_prediction":
+                latents = abar**0.5 * latents - (1 - abar) ** 0.5 * y
+            else:
+                latents = (latents - (1 - abar) ** 0.5 * y) / abar**0.5
             if i + 1 < len(run["at"]):
                 to = scheduler.alphas_cumprod[run["at"][i + 1]]
                 latents = to**0.5 * latents + (1 - to) ** 0.5 * torch.randn(latents.shape, generator=generator)
@@ -518,7 +587,10 @@ def by_pipeline(folder, run, start):
     pipe.set_progress_bar_config(disable=True)
     w, h = run["size"]
     more = dict(timesteps=run["at"]) if "at" in run else dict(num_inference_steps=run["steps"])
-    image = pipe(run["prompt"], negative_prompt=run.get("negative"), guidance_scale=run.get("guidance-scale", 1.0), width=w, height=h,
+    negative = run.get("negative")
+    if hasattr(pipe, "transformer"):  # PixArt's negative is never absent
+        more["use_resolution_binning"], negative = False, negative or ""
+    image = pipe(run["prompt"], negative_prompt=negative, guidance_scale=run.get("guidance-scale", 1.0), width=w, height=h,
                  latents=start[None].clone(), output_type="np", **more).images[0]
     return torch.from_numpy((image * 255).round()).to(torch.uint8).contiguous()
 
@@ -535,6 +607,10 @@ ZEROED = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing
 LCM = lambda s: LCMScheduler.from_config(s.config)
 LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
 CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
+DDPM = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False)
+DDPM_V = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False, prediction_type="v_prediction")
+PIXART = dict(SD, prompt="  The RED cat on \u0391\u03a3 the blue Dog! ", recipe="pixart", text=False)
+PIXART_WHOLE = dict(PIXART, guidance="none", whole=True, negative=None)
 
 RUNS = {
     "small": {
@@ -617,11 +693,51 @@ RUNS = {
         "long": dict(SD, recipe="sdxl", steps=1, guidance="nasa", alpha=0.5, size=(56, 72),
                      prompt="the red cat on the blue Dog, the red cat on the blue Dog", told=("alpha",)),
     },
+    "pixart": {
+        "teacher-cfg": dict(PIXART_WHOLE, steps=4, size=(64, 48), negative="A dog, blurry", told=("guidance", "guidance-scale"),
+                            text=True, **{"guidance-scale": 4.5}),
+        "plain": dict(PIXART_WHOLE, steps=2, size=(32, 48), **{"guidance-scale": 1.0}),
+        "yoso": dict(PIXART_WHOLE, recipe="yoso-pixart", steps=1, at=[999], size=(80, 80), scheduler=DDPM_V),
+        "dmd": dict(PIXART_WHOLE, recipe="dmd-pixart", steps=1, at=[400], size=(48, 32), scheduler=DDPM),
+        "dmd-nasa": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="nasa", alpha=0.45, size=(32, 64),
+                         told=("alpha",)),
+        "sbv2": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="nasa", alpha=0.5, size=(32, 48),
+                     told=("alpha", "guidance")),
+        "nag": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="nag", phi=4, tau=2.5, beta=0.375, size=(48, 48),
+                    told=("phi", "tau", "beta")),
+        "vsf": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="vsf", alpha=0.5, offset=0.2, size=(48, 32),
+                    negative="a dog, blurry, worst quality, low quality, ugly"),
+        "both-cfg": dict(PIXART, steps=2, guidance="nasa", alpha=0.4, size=(48, 48), **{"guidance-scale": 3.0}),
+    },
+    "pixart_ms": {
+        "teacher-cfg": dict(PIXART_WHOLE, steps=3, size=(48, 80), negative="a dog, blurry", told=("guidance", "guidance-scale"),
+                            text=True, **{"guidance-scale": 4.5}),
+        "dpm20": dict(PIXART_WHOLE, steps=20, size=(48, 48), **{"guidance-scale": 1.0}),
+        "nasa": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="nasa", alpha=0.5, size=(32, 64), told=("alpha",)),
+        "long": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="nasa", alpha=0.3, size=(64, 32),
+                     prompt="the red cat on the blue Dog, " * 7),
+    },
+    "pixart_odd": {
+        "cfg": dict(PIXART, steps=2, guidance="none", size=(72, 48), text=True, **{"guidance-scale": 2.0}),
+        "nag": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="nag", phi=3, tau=1.2, beta=0.4, size=(24, 48)),
+    },
     "consistency": {
         "told": dict(SD, recipe="lcm", steps=3, guidance="none", negative=None, prompt="a ## red cat ##", **{"guidance-scale": 8.5}),
         "told-nasa": dict(SD, recipe="lcm", steps=1, guidance="nasa", alpha=0.3, size=(40, 24), **{"guidance-scale": 2.0}),
     },
 }
+
+
+def run_write(folder, spec, tensors):
+    folder.mkdir()
+    save_file(tensors, folder / "expected.safetensors")
+    flags = []
+    for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "nasa-variant", "alpha", "offset", "phi", "tau", "beta",
+                "steps", "seed"):
+        if spec.get(key) is not None and key not in spec.get("told", ()):  # told: the recipe's own
+            flags += [f"--{key}", str(spec[key])]
+    flags += ["--size", "{}x{}".format(*spec["size"])]
+    (folder / "args.txt").write_text("\n".join(flags) + "\n")
 
 
 def build(name, folder):
@@ -640,15 +756,7 @@ def build(name, folder):
                 image = by_pipeline(folder / "model", spec, tensors["latents.start"])
                 assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
                 tensors["image"] = image
-        (folder / run).mkdir()
-        save_file(tensors, folder / run / "expected.safetensors")
-        flags = []
-        for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "alpha", "offset", "phi", "tau", "beta",
-                    "steps", "seed"):
-            if spec.get(key) is not None and key not in spec.get("told", ()):  # told: the recipe's own
-                flags += [f"--{key}", str(spec[key])]
-        flags += ["--size", "{}x{}".format(*spec["size"])]
-        (folder / run / "args.txt").write_text("\n".join(flags) + "\n")
+        run_write(folder / run, spec, tensors)
 
 
 def t5_build(folder):
@@ -681,9 +789,14 @@ def t5_build(folder):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    import flux  # which imports this file
+
+    if len(sys.argv) == 3 and sys.argv[1] == "flux":
+        flux.build(Path(sys.argv[2]))
+    elif len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
         for name in CASES:
             build(name, HERE / "data" / name)
         t5_build(HERE / "data" / "t5" / "model")
+        flux.build(HERE / "data" / "flux")

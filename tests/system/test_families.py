@@ -1,14 +1,25 @@
 """Folders of every model family with steer-worker: parts of another family, what is not read, and which recipe is for whom."""
 
 import json
+import re
 import shutil
 import sys
 import unittest
 
+import farm
+import tensors
 import test_worker
-from test_worker import GOLDEN, UNET, edit, edit_scheduler, edit_tensors
+from test_worker import GOLDEN, TEXT, UNET, edit, edit_scheduler, edit_tensors, png
 
 XL_TEXT = "text_encoder_2/model.safetensors"
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def row_changed(table, row):
+    """An embedding table with another row, in its own type."""
+    dtype, (_, width), data = table
+    size = width * tensors.WIDTH[dtype]
+    return dtype, table[1], data[:row * size] + data[(row + 7) * size:(row + 8) * size] + data[(row + 1) * size:]
 
 
 class Case(test_worker.Case):
@@ -50,7 +61,8 @@ class Parts(Case):
             (lambda i: i.update(text_encoder=[None, None]), ("text_encoder", "missing", "CLIPTextModel")),
             (lambda i: i.update(requires_aesthetics_score=True), ("requires_aesthetics_score", "refiners")),
             (lambda i: i.update(force_zeros_for_empty_prompt="yes"), ("force_zeros_for_empty_prompt", "yes")),
-            (lambda i: i.update(unet=[None, None], transformer=["diffusers", "SD3Transformer2DModel"]), ("denoiser", "unet")),
+            (lambda i: i.update(unet=[None, None], transformer=["diffusers", "SD3Transformer2DModel"]), ("SD3Transformer2DModel", "PixArtTransformer2DModel")),
+            (lambda i: i.update(unet=[None, None]), ("denoiser", "unet", "transformer")),
             (lambda i: i.update(unet=["diffusers", "UNet3DConditionModel"]), ("UNet3DConditionModel", "UNet2DConditionModel")),
             (lambda i: i.update(controlnet=["diffusers", "ControlNetModel"]), ("controlnet",)),
         ):
@@ -77,6 +89,102 @@ class Parts(Case):
             model = self.folder("xl")
             edit_tensors(model / file, lambda t: t.pop(name))
             self.refused(model, name, file.split("/")[0])
+
+
+class PixArt(Case):
+    def test_configurations(self):
+        for part, change, words in (
+            ("transformer", lambda c: c.update(norm_type="ada_norm_zero"), ("norm_type", "ada_norm_zero", "ada_norm_single")),
+            ("transformer", lambda c: c.update(attention_type="gated"), ("attention_type", "gated")),
+            ("transformer", lambda c: c.update(double_self_attention=True), ("double_self_attention", "true")),
+            ("transformer", lambda c: c.update(num_vector_embeds=8), ("num_vector_embeds", "8")),
+            ("transformer", lambda c: c.update(activation_fn="geglu"), ("activation_fn", "geglu", "gelu-approximate")),
+            ("transformer", lambda c: c.update(out_channels=6), ("out_channels", "6", "4")),
+            ("transformer", lambda c: c.update(out_channels=None), ("proj_out.weight", "32")),
+            ("transformer", lambda c: c.update(attention_head_dim=12), ("cross_attention_dim", "36", "24")),
+            ("transformer", lambda c: c.update(num_attention_heads=3), ("3 heads", "multiple of 12")),
+            ("transformer", lambda c: c.update(cross_attention_dim=40), ("cross_attention_dim", "40", "36")),
+            ("transformer", lambda c: c.update(caption_channels=23), ("caption_channels", "23", "24")),
+            ("transformer", lambda c: c.update(patch_size=0), ("patch_size", "0")),
+            ("transformer", lambda c: c.update(sample_size=1), ("patch_size", "2", "sample_size 1")),
+            ("transformer", lambda c: c.update(interpolation_scale=0), ("interpolation_scale",)),
+            ("transformer", lambda c: c.update(norm_eps=-1), ("norm_eps",)),
+            ("transformer", lambda c: c.update(num_layers=3), ("transformer_blocks.2.",)),
+            ("text_encoder", lambda c: c.update(d_model=25), ("caption_channels", "24", "25")),
+        ):
+            model = self.folder("pixart_ms")
+            edit(model / part / "config.json", change)
+            self.refused(model, "transformer", *words)
+
+    def test_parts(self):
+        model = self.folder("pixart")
+        edit(model / "model_index.json", lambda i: i.update(_class_name="PixArtSigmaPipeline"))
+        self.refused(model, "model_index.json", "PixArtSigmaPipeline", "PixArtAlphaPipeline")
+        for file, name in ((TRANSFORMER, "scale_shift_table"), (TRANSFORMER, "transformer_blocks.1.scale_shift_table"),
+                           (TRANSFORMER, "caption_projection.linear_2.bias"), (TRANSFORMER, "pos_embed.proj.weight"),
+                           (TRANSFORMER, "adaln_single.emb.aspect_ratio_embedder.linear_1.weight")):
+            model = self.folder("pixart_ms")
+            edit_tensors(model / file, lambda t: t.pop(name))
+            self.refused(model, name, "transformer")
+        self.refused(self.take(self.folder("pixart"), "small", "text_encoder"), "text_encoder")
+        self.refused(self.take(self.folder("pixart"), "odd", "vae"), "transformer has 4 latent channels", "VAE 8")
+
+    def test_sizes(self):
+        """Multiples of the VAE's cell times the transformer's patch."""
+        for name, size, multiple in (("pixart", "40x64", 16), ("pixart", "64x56", 16), ("pixart_odd", "32x48", 24)):
+            self.refused(self.folder(name), size, f"multiples of {multiple}", args=("--size", size))
+        for name, size in (("pixart", "64x96"), ("pixart_odd", "24x72")):
+            image = self.render(self.folder(name), "--size", size, "--recipe", "dmd-pixart")["image"]
+            self.assertEqual(image[1], [int(size.split("x")[1]), int(size.split("x")[0]), 3])
+
+    def test_default_size(self):
+        model = self.folder("pixart")
+        self.assertEqual(self.render(model, "--recipe", "yoso-pixart")["image"][1], [80, 80, 3])
+
+    def test_lower_case(self):
+        """PixArtAlphaPipeline lower-cases and strips; where a text was cut is told of the text as it was given."""
+        model = self.folder("pixart")
+        flags = ("--size", "32x32", "--recipe", "dmd-pixart")
+        want = self.render(model, *flags, "--negative", "dog", prompt="the red cat")
+        got = self.render(model, *flags, "--negative", "\u2003DOG\n", prompt="  The RED Cat ")
+        self.assertEqual(want["image"][2], got["image"][2])
+        spaces, text = "   ", "THE RED CAT ON THE BLUE \u0130 " * 20
+        cuts = []
+        for prompt in (text, spaces + text):
+            out = self.run_worker("render", "--model", model, "--prompt", prompt, "--seed", 1, *flags, "--output", self.dir / "cut.png")
+            self.assertEqual(out.returncode, 0, out.stderr)
+            cuts.append(int(re.search(r"does not fit into 120 tokens and was cut at byte (\d+)", out.stderr.decode())[1]))
+        self.assertEqual(cuts[1], cuts[0] + len(spaces))
+        self.assertEqual(text.encode()[cuts[0] - 1:cuts[0]], b" ")  # where a word begins
+
+    def test_default_numbers(self):
+        """The family's, where neither job nor recipe says any."""
+        model = self.folder("pixart")
+        flags = ("--size", "32x32", "--steps", "1", "--negative", "a dog", "--guidance")
+        for method, numbers in (("nasa", ("--alpha", "0.5")), ("nag", ("--phi", "4", "--tau", "2.5", "--beta", "0.375"))):
+            self.assertEqual(self.render(model, *flags, method)["image"][2], self.render(model, *flags, method, *numbers)["image"][2])
+
+    def test_padding_is_not_seen(self):
+        """<pad> is masked for both texts, each by its own length."""
+        model = self.folder("pixart")
+        flags = ("--size", "32x32", "--recipe", "dmd-pixart", "--guidance", "nasa", "--alpha", "0.4", "--negative", "a dog, blurry")
+        want = self.render(model, *flags)
+        edit_tensors(model / TEXT, lambda t: t.update({"shared.weight": row_changed(t["shared.weight"], 0)}))
+        got = self.render(model, *flags)
+        self.assertNotEqual(want["text.pos"][2], got["text.pos"][2])
+        self.assertEqual(want["image"][2], got["image"][2])
+
+    def test_farm(self):
+        """Through a broker: what the worker alone makes."""
+        flags = ("--seed", "3", "--size", "48x32", "--recipe", "sbv2-pixart", "--negative", "A dog", "--format", "png")
+        with farm.Farm(models={"pixart": GOLDEN / "pixart" / "model"}) as f:
+            f.wait_models()
+            steer = f.steer("render", "The red cat", "--model", "pixart", *flags, "--output", self.dir / "farm.png")
+            self.assertEqual(steer.process.wait(60), 0, steer.text())
+        out = self.run_worker("render", "--model", GOLDEN / "pixart" / "model", "--prompt", "The red cat", "--threads", 1, *flags,
+                              "--output", self.dir / "alone.png")
+        self.assertEqual(out.returncode, 0, out.stderr)
+        self.assertEqual(png(self.dir / "farm.png"), png(self.dir / "alone.png"))
 
 
 class Recipes(Case):

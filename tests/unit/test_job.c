@@ -91,6 +91,36 @@ static void test_guidance(void **unused)
                      STEER_BAD_VALUE);
 }
 
+static void test_nasa_variant(void **unused)
+{
+    (void)unused;
+    struct job_resolved r;
+    static const char *const names[] = {"text", "mass", "joint"};
+    /* A model without joint attention has none, and is asked for none. */
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--negative", "y"), 0);
+    assert_false(r.guidance.has_nasa_variant);
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--negative", "y", "--nasa-variant", "text"),
+                     STEER_BAD_VALUE);
+    model.joint_attention = 1;
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--negative", "y"), 0);
+    assert_true(r.guidance.has_nasa_variant);
+    assert_int_equal(r.guidance.nasa_variant, STEERFARM__NASA_VARIANT__TEXT);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(RESOLVE(&r, "--prompt", "x", "--nasa-variant", names[i]), 0);
+        assert_int_equal(r.guidance.nasa_variant, i);
+    }
+    usual.has_nasa_variant = 1;
+    usual.nasa_variant = STEERFARM__NASA_VARIANT__MASS;
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--negative", "y"), 0);
+    assert_int_equal(r.guidance.nasa_variant, STEERFARM__NASA_VARIANT__MASS);
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--nasa-variant", "image"), STEER_BAD_VALUE);
+    usual.nasa_variant = 3;
+    r.guidance = usual;
+    assert_int_equal(job_check(&r.job, NULL), STEER_BAD_VALUE);
+    usual.has_nasa_variant = 0;
+    model.joint_attention = 0;
+}
+
 static void test_resolved_again(void **unused)
 {
     (void)unused;
@@ -148,6 +178,7 @@ static void test_bad(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_guidance),
+                                       cmocka_unit_test(test_nasa_variant),
                                        cmocka_unit_test(test_resolved_again),
                                        cmocka_unit_test(test_texts), cmocka_unit_test(test_bad)};
     return cmocka_run_group_tests(tests, setup, NULL);

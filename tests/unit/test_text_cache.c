@@ -133,13 +133,14 @@ static void render(uint8_t *pixels, struct model *m, struct compute *c, size_t t
     limits.text_bytes_max = text_bytes_max;
     assert_int_equal(pipeline_new(&p, m, c, limits), 0);
     assert_int_equal(model_recipe(m, "ddim", &recipe, &err), 0);
-    struct render_shape shape = {&recipe, SIDE, SIDE, 1, GUIDANCE_NASA, 0};
+    struct render_shape shape = {&recipe, SIDE, SIDE, 1, GUIDANCE_NASA, 0, GUIDANCE_TEXT};
     for (uint64_t i = 0; i < 3; i++) {
-        struct render_image image = {.prompt = texts[i],
-                                     .negative = "stripes",
-                                     .guidance = {GUIDANCE_NASA, 0.5, 2, 2.5, 0.4, 0, 1},
-                                     .seed = i,
-                                     .pixels = pixels + i * BYTES};
+        struct render_image image = {
+            .prompt = texts[i],
+            .negative = "stripes",
+            .guidance = {GUIDANCE_NASA, 0.5, 2, 2.5, 0.4, 0, 1, GUIDANCE_TEXT},
+            .seed = i,
+            .pixels = pixels + i * BYTES};
         if (pipeline_render(p, &shape, &image, 1, NULL, NULL, &err)) fail_msg("%s", err.text);
     }
     pipeline_free(p);

@@ -10,12 +10,15 @@
 static const struct {
     const char *part, *class_name;
     int (*open)(struct model *m, struct steer_error *err);
-} openers[] = {{"unet", "UNet2DConditionModel", family_sd_open}};
+} openers[] = {{"unet", "UNet2DConditionModel", family_sd_open},
+               {"transformer", "PixArtTransformer2DModel", family_pixart_open},
+               {"transformer", "Transformer2DModel", family_pixart_open}, /* its name before 0.27 */
+               {"transformer", "FluxTransformer2DModel", family_flux_open}};
 
 int family_open(struct model *m, struct steer_error *err)
 {
     enum { COUNT = sizeof openers / sizeof *openers };
-    char expected[160] = "";
+    char expected[400] = "";
     const char *found = NULL;
     for (int i = 0; i < COUNT; i++) {
         const char *class_name = folder_class(&m->folder, openers[i].part);

@@ -15,6 +15,7 @@ struct family {
     const char *recipe; /* of a folder that names none */
     /* The numbers of each method where a recipe says none (METHOD.md section 1). */
     struct guidance guidance;
+    int joint_attention; /* the image attends texts and itself at once: NASA has variants */
     /* Its pipeline class sets the scheduler's steps_offset to 1 and clip_sample to false, whatever
      * the folder says. */
     int old_scheduler_rules;
@@ -32,5 +33,9 @@ int family_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
 
 /* Stable Diffusion 1.5, 2.1 and XL: a U-Net under one or two CLIP text encoders. */
 int family_sd_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
+/* PixArt-alpha: a transformer under T5. */
+int family_pixart_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
+/* FLUX.1-schnell: a transformer with joint attention under CLIP and T5. */
+int family_flux_open(struct model *m, struct steer_error *err) STEER_MUSTCHECK;
 
 #endif

@@ -31,21 +31,23 @@ static void time_ids(const struct model *m, int width, int height, float *out)
         out[i] = (float)ids[i];
 }
 
-static const struct family sd15 = {.name = "sd15",
-                                   .recipe = "sd15",
-                                   .guidance = {GUIDANCE_NONE, .1, 2, 2.5, .375, 0, 1},
-                                   .old_scheduler_rules = 1,
-                                   .record_text = record_text,
-                                   .record_denoiser = record_denoiser};
-static const struct family sd21 = {.name = "sd21",
-                                   .recipe = "sd21",
-                                   .guidance = {GUIDANCE_NONE, .2, 2, 2.5, .375, 0, 1},
-                                   .old_scheduler_rules = 1,
-                                   .record_text = record_text,
-                                   .record_denoiser = record_denoiser};
+static const struct family sd15 = {
+    .name = "sd15",
+    .recipe = "sd15",
+    .guidance = {GUIDANCE_NONE, .1, 2, 2.5, .375, 0, 1, GUIDANCE_TEXT},
+    .old_scheduler_rules = 1,
+    .record_text = record_text,
+    .record_denoiser = record_denoiser};
+static const struct family sd21 = {
+    .name = "sd21",
+    .recipe = "sd21",
+    .guidance = {GUIDANCE_NONE, .2, 2, 2.5, .375, 0, 1, GUIDANCE_TEXT},
+    .old_scheduler_rules = 1,
+    .record_text = record_text,
+    .record_denoiser = record_denoiser};
 static const struct family sdxl = {.name = "sdxl",
                                    .recipe = "sdxl",
-                                   .guidance = {GUIDANCE_NONE, .5, 2, 2.5, .5, 0, 1},
+                                   .guidance = {GUIDANCE_NONE, .5, 2, 2.5, .5, 0, 1, GUIDANCE_TEXT},
                                    .record_text = record_text,
                                    .record_denoiser = record_denoiser,
                                    .sizes = time_ids};

@@ -25,6 +25,9 @@ struct encoder_graph {
     struct tensor states; /* output [1, 1, tokens, channels] f32; TENSOR_NONE */
     struct tensor pooled; /* output [1, 1, tokens, channels] f32, of which one row counts */
 };
+/* As recording finds it: an encoder fills in what it has. */
+#define ENCODER_GRAPH_NONE                                                                         \
+    ((struct encoder_graph){TENSOR_NONE, TENSOR_NONE, TENSOR_NONE, TENSOR_NONE})
 
 /* One text: what all encoders together give. */
 struct text_size {
@@ -51,9 +54,10 @@ struct denoiser_size {
     int batch, height, width;             /* latent cells */
     int tokens_positive, tokens_negative; /* rows of each text */
     enum guidance_method method;
-    int channels;          /* of the latents */
-    int guidance_channels; /* of the guidance scale's embedding; 0: the model is not told */
-    int sizes;             /* numbers of the picture's size that the model is told; 0: none */
+    enum guidance_variant variant; /* of NASA, where attention is joint */
+    int channels;                  /* of the latents */
+    int guidance_channels;         /* of the guidance scale's embedding; 0: the model is not told */
+    int sizes; /* numbers of the picture's size that the model is told; 0: none */
 };
 
 /* The same output of the text graph for both texts. */

@@ -153,7 +153,7 @@ static struct stored stored_get(struct params *p, const char *name, int rank, co
 static struct stored stored_part(struct params *p, const char *path, const char *part, int rank,
                                  const int64_t *shape)
 {
-    char name[192];
+    char name[200];
     snprintf(name, sizeof name, "%s.%s", path, part);
     return stored_get(p, name, rank, shape);
 }
@@ -234,6 +234,40 @@ struct tensor net_conv(struct net *n, struct tensor x, int out, int size, int st
         w = made(p, weight_conv(&w, p->compute, kernel, b, out, in, size), name, &w);
     }
     return w ? op_conv(n->graph, x, w, stride, size / 2, per_image, act) : TENSOR_NONE;
+}
+
+struct tensor net_patches(struct net *n, struct tensor x, int out, int size, const char *path, ...)
+{
+    char name[160];
+    PATH_OF(name, path);
+    struct params *p = n->params;
+    struct weight *w = find(p, name);
+    int in = graph_shape(n->graph, x).c;
+    if (!w) {
+        struct stored kernel = stored_part(p, name, "weight", 4, (int64_t[]){out, in, size, size}),
+                      b = stored_part(p, name, "bias", 1, (int64_t[]){out});
+        if (p->error.code) return TENSOR_NONE;
+        w = made(p, weight_linear(&w, p->compute, 1, &kernel, &b, &out, in * size * size), name,
+                 &w);
+    }
+    if (!w) return TENSOR_NONE;
+    return op_linear(n->graph, op_patches(n->graph, x, size, PATCH_CHANNEL_FIRST), w, ACT_NONE);
+}
+
+struct tensor net_constant(struct net *n, int rows, int channels, const char *path, ...)
+{
+    char name[160];
+    PATH_OF(name, path);
+    struct params *p = n->params;
+    struct weight *w = find(p, name);
+    if (!w) {
+        struct stored table = stored_get(p, name, 2, (int64_t[]){rows, channels});
+        if (p->error.code) return TENSOR_NONE;
+        w = made(p, weight_table(&w, p->compute, table, 1, rows * channels), name, &w);
+    }
+    struct tensor first =
+        graph_constant_ids(n->graph, "first", (struct shape){1, 1, 1, 1}, (int32_t[]){0});
+    return w ? op_embedding(n->graph, first, w, NULL) : TENSOR_NONE;
 }
 
 static struct weight *norm_weight(struct params *p, const char *name, int channels, int bias)

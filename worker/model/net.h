@@ -57,6 +57,13 @@ struct tensor net_layer_norm(struct net *n, struct tensor x, double eps, const c
 /* An RMS norm over each of `heads` equal parts of the channels, scaled by `path`.weight. */
 struct tensor net_rms_norm(struct net *n, struct tensor x, int heads, double eps, const char *path,
                            ...) NET_NAME(5);
+/* Squares of size x size pixels through one matrix: a convolution of that size and stride, with
+ * bias. */
+struct tensor net_patches(struct net *n, struct tensor x, int out, int size, const char *path, ...)
+    NET_NAME(5);
+/* The parameter `path` [rows, channels] itself: [1, 1, 1, rows * channels]. */
+struct tensor net_constant(struct net *n, int rows, int channels, const char *path, ...)
+    NET_NAME(4);
 /* tokens.weight [rows, channels] looked up at ids, plus positions.weight [positions, channels]
  * (positions_path NULL: none). */
 struct tensor net_embedding(struct net *n, struct tensor ids, int rows, int positions, int channels,

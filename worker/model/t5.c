@@ -132,16 +132,15 @@ static struct tensor feed_forward(struct net *n, struct tensor x, const struct t
     return net_linear(n, h, c->channels, 0, ACT_NONE, path, i, "wo");
 }
 
-void t5_record(struct t5_graph *ret, struct net *n, const struct t5_config *c, int batch,
-               int tokens, int masked)
+void t5_record(struct encoder_graph *ret, struct net *n, const struct t5_config *c, int tokens,
+               int masked)
 {
     struct graph *g = n->graph;
     int inner = c->heads * c->head_channels;
     const char *table = params_has(n->params, "shared.weight") ? "shared" : "encoder.embed_tokens";
 
-    ret->ids = graph_input(g, "tokens", (struct shape){batch, 1, tokens, 1}, TYPE_I32);
-    ret->mask = TENSOR_NONE;
-    if (masked) ret->mask = graph_input(g, "mask", (struct shape){batch, 1, 1, tokens}, TYPE_F32);
+    ret->ids = graph_input(g, "tokens", (struct shape){1, 1, tokens, 1}, TYPE_I32);
+    if (masked) ret->mask = graph_input(g, "mask", (struct shape){1, 1, 1, tokens}, TYPE_F32);
     struct tensor bias = positions_record(n, c, tokens);
     struct tensor x = net_embedding(n, ret->ids, c->vocab, 0, c->channels, table, NULL);
     for (int i = 0; i < c->layers; i++) {
@@ -158,6 +157,6 @@ void t5_record(struct t5_graph *ret, struct net *n, const struct t5_config *c, i
         h = net_rms_norm(n, x, 1, c->eps, "encoder.block.%d.layer.1.layer_norm", i);
         x = op_add(g, x, feed_forward(n, h, c, i));
     }
-    ret->text = net_rms_norm(n, x, 1, c->eps, "encoder.final_layer_norm");
-    graph_output(g, ret->text, "text", 0);
+    ret->states = net_rms_norm(n, x, 1, c->eps, "encoder.final_layer_norm");
+    graph_output(g, ret->states, "states", 0);
 }

@@ -7,7 +7,7 @@
 #define WORKER_T5_H
 #include <jansson.h>
 
-#include "net.h"
+#include "graphs.h"
 
 #define T5_LAYERS_MAX 64
 
@@ -25,12 +25,8 @@ int t5_config_load(struct t5_config *ret, const json_t *config, const char *file
 /* The bucket of a key that far behind the query (negative: before it). */
 int t5_bucket(const struct t5_config *c, int behind);
 
-struct t5_graph {
-    struct tensor ids;  /* input [B, 1, tokens, 1] i32 */
-    struct tensor mask; /* input [B, 1, 1, tokens] f32, 0 or -INFINITY; TENSOR_NONE unless masked */
-    struct tensor text; /* output [B, 1, tokens, channels] f32 */
-};
-void t5_record(struct t5_graph *ret, struct net *n, const struct t5_config *config, int batch,
-               int tokens, int masked);
+/* masked: padding is not seen; otherwise it is a text like any other. */
+void t5_record(struct encoder_graph *ret, struct net *n, const struct t5_config *config, int tokens,
+               int masked);
 
 #endif

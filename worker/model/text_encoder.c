@@ -11,7 +11,7 @@ struct encoder_class {
     int (*load)(struct text_encoder *e, const json_t *config, const char *file,
                 struct steer_error *err);
     void (*record)(struct encoder_graph *ret, struct net *n, const struct text_encoder *e);
-    int (*pooled_row)(const struct text_encoder *e, const int32_t *ids);
+    int (*pooled_row)(const struct text_encoder *e, const int32_t *ids); /* NULL: none is pooled */
 };
 
 /* ---- CLIPTextModel, CLIPTextModelWithProjection ---- */
@@ -42,13 +42,39 @@ static int clip_row(const struct text_encoder *e, const int32_t *ids)
     return clip_pooled_row(&e->config.clip, ids, e->tokens);
 }
 
+/* ---- T5EncoderModel ---- */
+
+static int t5_load(struct text_encoder *e, const json_t *config, const char *file,
+                   struct steer_error *err)
+{
+    struct t5_config *c = &e->config.t5;
+    int code = t5_config_load(c, config, file, err);
+    if (code) return code;
+    e->vocab = c->vocab;
+    e->positions = TOKENS_MAX; /* it sees distances only */
+    e->channels = c->channels;
+    return 0;
+}
+
+static void t5_record_as_told(struct encoder_graph *ret, struct net *n,
+                              const struct text_encoder *e)
+{
+    t5_record(ret, n, &e->config.t5, e->tokens, e->masked);
+}
+
+/* ---- all ---- */
+
 #define CLIP_TOKENIZERS {"CLIPTokenizer", "CLIPTokenizerFast", NULL}, "CLIPTokenizer"
 static const struct encoder_class classes[] = {
     {"CLIPTextModel", CLIP_TOKENIZERS, clip_load, clip_record_as_told, clip_row},
     {"CLIPTextModelWithProjection", CLIP_TOKENIZERS, clip_load, clip_record_as_told, clip_row},
+    {"T5EncoderModel",
+     {"T5Tokenizer", "T5TokenizerFast", NULL},
+     "T5Tokenizer",
+     t5_load,
+     t5_record_as_told,
+     NULL},
 };
-
-/* ---- all ---- */
 
 int text_encoder_load(struct text_encoder *e, const struct folder *f, int number,
                       const char *class_name, enum text_states states, enum text_pooled pooled,
@@ -82,7 +108,7 @@ int text_encoder_open(struct text_encoder *e, const struct folder *f, struct com
     int code = tokenizer_open(&e->tokenizer, e->tokenizer_class, path, err);
     if (code) return code;
     int most = tokenizer_length(e->tokenizer);
-    e->tokens = most > 0 && most < e->positions ? most : e->positions;
+    if (!e->tokens) e->tokens = most > 0 && most < e->positions ? most : e->positions;
     if (e->tokens > TOKENS_MAX) e->tokens = TOKENS_MAX;
     return folder_params(&e->params, f, c, e->part, err);
 }
@@ -97,7 +123,7 @@ void text_encoder_close(struct text_encoder *e)
 
 void text_encoder_record(struct encoder_graph *ret, struct net *n, const struct text_encoder *e)
 {
-    *ret = (struct encoder_graph){TENSOR_NONE, TENSOR_NONE, TENSOR_NONE, TENSOR_NONE};
+    *ret = ENCODER_GRAPH_NONE;
     e->class->record(ret, n, e);
 }
 

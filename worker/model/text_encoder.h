@@ -4,6 +4,7 @@
 #include "../folder.h"
 #include "../text/tokenizer.h"
 #include "clip.h"
+#include "t5.h"
 
 #define TEXT_ENCODERS_MAX 2
 
@@ -15,19 +16,22 @@ struct text_encoder {
     const char *tokenizer_class;
     union {
         struct clip_config clip;
+        struct t5_config t5;
     } config;
     enum text_states states; /* what of it the family takes */
     enum text_pooled pooled;
     int channels, pooled_channels;
     int vocab, positions;
+    int tokens; /* of a text as it gets it; 0 until opening asks tokenizer and encoder for it */
+    int masked; /* padding is not seen */
+    int lower;  /* texts are put in lower case and stripped first (text/lower.h) */
     /* Set by text_encoder_open. */
-    int tokens; /* of a text as it gets it */
     struct tokenizer *tokenizer;
     struct params *params;
 };
 
 /* Reads the classes and the configuration of encoder `number` (1, or 2: "text_encoder_2"), which
- * must be of class class_name. */
+ * must be of class class_name. A family that wants a number of tokens or a mask sets that now. */
 int text_encoder_load(struct text_encoder *ret, const struct folder *f, int number,
                       const char *class_name, enum text_states states, enum text_pooled pooled,
                       struct steer_error *err) STEER_MUSTCHECK;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "clip_bpe.h"
+#include "unigram.h"
 
 /* A kind of tokenizer: the classes that are it, and how it is used. */
 struct kind {
@@ -52,14 +53,46 @@ static const char *const clip_files[] = {
     "tokenizer.json",          "vocab.json",        "merges.txt", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", NULL};
 
+/* ---- T5 ---- */
+
+static int t5_open(void **ret, const char *dir, struct steer_error *err)
+{
+    struct unigram *t;
+    int code = unigram_open(&t, dir, err);
+    if (!code) *ret = t;
+    return code;
+}
+
+static void t5_close(void *own)
+{
+    unigram_close(own);
+}
+
+static int t5_length(const void *own)
+{
+    return unigram_length(own);
+}
+
+static int t5_encode(const void *own, const char *text, size_t size, int32_t *ids, int length,
+                     struct tokenized *ret, struct steer_error *err)
+{
+    return unigram_encode(own, text, size, ids, length, &ret->used, &ret->cut, err);
+}
+
+static const char *const t5_files[] = {"tokenizer.json",        "spiece.model",
+                                       "tokenizer_config.json", "special_tokens_map.json",
+                                       "added_tokens.json",     NULL};
+
 /* ---- all ---- */
 
-static const struct kind kinds[] = {{{"CLIPTokenizer", "CLIPTokenizerFast", NULL},
-                                     clip_files,
-                                     clip_open,
-                                     clip_close,
-                                     clip_length,
-                                     clip_encode}};
+static const struct kind kinds[] = {
+    {{"CLIPTokenizer", "CLIPTokenizerFast", NULL},
+     clip_files,
+     clip_open,
+     clip_close,
+     clip_length,
+     clip_encode},
+    {{"T5Tokenizer", "T5TokenizerFast", NULL}, t5_files, t5_open, t5_close, t5_length, t5_encode}};
 
 static const struct kind *kind_find(const char *class_name)
 {
@@ -74,7 +107,8 @@ int tokenizer_open(struct tokenizer **ret, const char *class_name, const char *d
 {
     const struct kind *kind = kind_find(class_name);
     if (!kind)
-        return steer_fail(err, STEER_UNSUPPORTED, "%s: class \"%s\": expected CLIPTokenizer", dir,
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "%s: class \"%s\": expected CLIPTokenizer or T5Tokenizer", dir,
                           class_name);
     struct tokenizer *t = calloc(1, sizeof *t);
     if (!t) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
