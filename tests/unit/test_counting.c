@@ -27,7 +27,12 @@ static void plans_make(struct compute_host *ret, const char *folder, int countin
         model_recipe(m, "ddim", &recipe, &err))
         fail_msg("%s", err.text);
     assert_int_equal(pipeline_new(&p, m, c, pipeline_limits_default()), 0);
-    struct render_shape shape = {&recipe, 64, 72, 1, GUIDANCE_NASA, 1};
+    struct render_shape shape = {.recipe = &recipe,
+                                 .width = 64,
+                                 .height = 72,
+                                 .steps = 1,
+                                 .method = GUIDANCE_NASA,
+                                 .cfg = 1};
     struct render_image image = {.prompt = "a cat", .negative = "stripes"};
     if (pipeline_plans(p, &shape, &image, 1, &plans, &err)) fail_msg("%s", err.text);
     size_t bytes = ret->bytes;
