@@ -4,7 +4,7 @@ Analysis by synthesis. The background is the nearest of the 24 there are. What d
 change at each place (the cosine of the two is its score, their quotient its strength), so outline and colour count together. A thing is
 there when its score and its strength are high: a blurry or pale one counts as missing. Then everything named is taken away, and whatever is left
 where nothing should be is a ghost: the leftover of a thing, its inverse (what classifier-free guidance makes), a pattern's, a tint, or a blob of
-nobody knows what.
+nobody knows what; a thing that is named but blended with another, pale or haloed is a smear.
 """
 
 import sys
@@ -22,12 +22,14 @@ from scenes import COLOURS, PATTERNS  # noqa: E402
 HALF = scenes.SIZE // 2  # everything happens at half the size
 # side -> the first position: those of the scenes, and of the models before them.
 SIDES = {44: 2, 64: 0, 76: 2}
-SCORE = 0.6
+SCORE, DETAIL = 0.75, 0.45  # to be named
+CLEAN = 0.93  # a thing with a lower score is there, but spoilt
 STRENGTH = (0.5, 1.7)
 OVERLAP = 0.25  # of the smaller of two places, from which on they cannot both be taken
 # Ghosts, in units of -1..1. Measured beside what clean pictures show through the autoencoder: see accuracy.py.
 BLOB, TINT = 0.16, 0.12
-GHOST_SCORE, GHOST_STRENGTH = 0.5, 0.15
+FAINT = 0.05  # enough, if it is like a thing
+GHOST_SCORE, GHOST_STRENGTH = 0.6, 0.15
 PATTERN_SCORE, PATTERN_STRENGTH = 0.45, 0.25
 
 
@@ -38,6 +40,7 @@ class Sighting:
     at: tuple  # x, y, side
     score: float
     strength: float
+    detail: float
 
     @property
     def place(self):
@@ -49,7 +52,7 @@ class Sighting:
 
 @dataclass
 class Ghost:
-    kind: str  # leftover, inverse, tint or blob
+    kind: str  # leftover, inverse, smear, tint or blob
     of: str  # a noun, a pattern, or ""
     strength: float
 
@@ -75,6 +78,8 @@ class Detector:
         boxes = torch.tensor(self.places, dtype=torch.float)
         self.overlap = overlap(boxes, boxes)
         self.covers = torch.stack([box_mask(at) for at in self.places])  # [P, 48, 48]
+        self.rim = torch.ones(HALF, HALF, dtype=torch.bool)  # mostly background, whatever stands there
+        self.rim[5:-5, 5:-5] = False
 
     @torch.no_grad()
     def look(self, pictures, chunk=64):
@@ -84,12 +89,17 @@ class Detector:
     def look_chunk(self, x):
         ground = self.nearest_ground(x)
         behind = self.backgrounds[ground]
-        score, strength = self.correlate(x - behind, behind, ground)
         seen = [Seen(*self.grounds[g]) for g in ground.tolist()]
-        for one, s, k in zip(seen, score, strength):
-            one.things = self.things(s, k)
-        rest, covered = x - behind, torch.zeros(len(x), HALF, HALF)
+        tint = (x - behind)[:, :, self.rim].median(2).values
+        for one, amount in zip(seen, tint.square().mean(1).sqrt().tolist()):
+            if amount > TINT:
+                one.ghosts.append(Ghost("tint", "", amount))
+        rest = x - behind - tint[:, :, None, None]
+        score, strength = self.correlate(rest, behind, ground)
+        covered = torch.zeros(len(x), HALF, HALF)
         for i, one in enumerate(seen):
+            one.things = self.things(score[i], strength[i], x[i])
+            one.ghosts += [Ghost("smear", t.noun, 1 - t.score) for t in one.things if t.score < CLEAN]
             for thing in one.things:
                 place = self.places.index(thing.at)
                 rest[i] -= self.drawn(thing, behind[i])
@@ -108,23 +118,38 @@ class Detector:
         parts = [scale.correlate(difference, behind, ground) for scale in self.scales]
         return tuple(torch.cat(p, 1) for p in zip(*parts))
 
-    def things(self, score, strength):
+    def things(self, score, strength, x):
+        """The best ones that pass, none over another."""
         good = torch.where((strength > STRENGTH[0]) & (strength < STRENGTH[1]), score, -1.0)
         found = []
-        free = torch.ones(len(self.places), dtype=torch.bool)
         while len(found) < 4:
-            best = torch.where(free[:, None], good, -1.0)
-            at, name = divmod(best.argmax().item(), len(self.names))
-            if best[at, name] < SCORE:
+            at, name = divmod(good.argmax().item(), len(self.names))
+            if good[at, name] < SCORE:
                 break
-            found.append(Sighting(*self.names[name], self.places[at], score[at, name].item(), strength[at, name].item()))
-            free &= self.overlap[at] < OVERLAP
+            detail = self.detail(x, self.places[at], name)
+            if detail < DETAIL:
+                good[at, name] = -1  # the outline and the colour of it, but not the thing
+                continue
+            found.append(Sighting(*self.names[name], self.places[at], score[at, name].item(), strength[at, name].item(), detail))
+            good[self.overlap[at] >= OVERLAP] = -1
         return found
+
+    def detail(self, x, at, name):
+        """The correlation of picture and thing inside its outline, colours' means taken away."""
+        left, top, side = (v // 2 for v in at)
+        scale = self.scale(at)
+        inside = scale.alpha[name, 0] > 0.9
+        a, b = (t[:, inside] for t in (x[:, top : top + side, left : left + side], scale.colour[name]))
+        a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+        return ((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-6)).item()
+
+    def scale(self, at):
+        return next(s for s in self.scales if s.side == at[2])
 
     def drawn(self, thing, behind):
         """What the thing changes of a background, [3, 48, 48]."""
         x, y, side = (v // 2 for v in thing.at)
-        scale = next(s for s in self.scales if s.side == thing.at[2])
+        scale = self.scale(thing.at)
         n = self.names.index((thing.noun, thing.variant))
         out = torch.zeros_like(behind)
         window = (slice(None), slice(y, y + side), slice(x, x + side))
@@ -133,17 +158,11 @@ class Detector:
 
     def find_ghosts(self, seen, rest, free, behind, ground):
         """rest: what nothing named explains [B, 3, 48, 48]; free: where nothing named stands [B, 48, 48]."""
-        area = free.sum((1, 2)).clamp(min=1)
-        tint = (rest * free[:, None]).sum((2, 3)) / area[:, None]
-        rest = (rest - tint[:, :, None, None]) * free[:, None]
-        for one, amount in zip(seen, tint.square().mean(1).sqrt().tolist()):
-            if amount > TINT:
-                one.ghosts.append(Ghost("tint", "", amount))
-        rest = self.pattern_ghosts(seen, rest, free)
+        rest = self.pattern_ghosts(seen, rest * free[:, None], free)
         power = F.avg_pool2d(rest.square().mean(1, keepdim=True), 12, 4)
         room = F.avg_pool2d(free[:, None], 12, 4)
         blob = torch.where(room > 0.4, power / room.clamp(min=0.1), 0.0).amax((1, 2, 3)).sqrt()
-        odd = (blob > BLOB).nonzero().flatten()
+        odd = (blob > FAINT).nonzero().flatten()
         if not len(odd):
             return
         score, strength = self.correlate(rest[odd], behind[odd], ground[odd])
@@ -154,7 +173,7 @@ class Detector:
             if score[i, at, name].abs() >= GHOST_SCORE:
                 amount = strength[i, at, name].item()
                 seen[b].ghosts.append(Ghost("leftover" if amount > 0 else "inverse", self.names[name][0], amount))
-            else:
+            elif blob[b] > BLOB:
                 seen[b].ghosts.append(Ghost("blob", "", blob[b].item()))
 
     def pattern_ghosts(self, seen, rest, free):
