@@ -2,17 +2,20 @@
 
 import torch
 
+# Half the time of f32 where the processor multiplies it; the iteration was designed for it.
+PRECISION = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
 
 def orthogonalise(g, steps=5):
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g / (g.norm() + 1e-7)
+    x = (g / (g.norm() + 1e-7)).to(PRECISION)
     flip = x.shape[0] > x.shape[1]
     if flip:
         x = x.T
     for _ in range(steps):
         s = x @ x.T
         x = a * x + (b * s + c * s @ s) @ x
-    return x.T if flip else x
+    return (x.T if flip else x).to(g.dtype)
 
 
 class Muon:
