@@ -23,7 +23,7 @@ HALF = scenes.SIZE // 2  # everything happens at half the size
 # side -> the first position: those of the scenes, and of the models before them.
 SIDES = {44: 2, 64: 0, 76: 2}
 SCORE, DETAIL = 0.75, 0.45  # to be named
-CLEAN = 0.93  # a thing with a lower score is there, but spoilt
+CLEAN, SPOILT = 0.93, 0.2  # a thing with a lower score, or with more that it does not explain, is there but spoilt
 STRENGTH = (0.5, 1.7)
 OVERLAP = 0.25  # of the smaller of two places, from which on they cannot both be taken
 # Ghosts, in units of -1..1. Measured beside what clean pictures show through the autoencoder: see accuracy.py.
@@ -99,11 +99,13 @@ class Detector:
         covered = torch.zeros(len(x), HALF, HALF)
         for i, one in enumerate(seen):
             one.things = self.things(score[i], strength[i], x[i])
-            one.ghosts += [Ghost("smear", t.noun, 1 - t.score) for t in one.things if t.score < CLEAN]
             for thing in one.things:
-                place = self.places.index(thing.at)
+                box = self.covers[self.places.index(thing.at)]
                 rest[i] -= self.drawn(thing, behind[i])
-                covered[i] = torch.maximum(covered[i], self.covers[place])
+                covered[i] = torch.maximum(covered[i], box)
+                unlike = rest[i][:, box > 0].square().mean().sqrt().item()
+                if thing.score < CLEAN or unlike > SPOILT:
+                    one.ghosts.append(Ghost("smear", thing.noun, unlike))
         self.find_ghosts(seen, rest, 1 - covered, behind, ground)
         return seen
 
