@@ -4,8 +4,10 @@
 """
 
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -261,6 +263,30 @@ class Parts(Folder):
             a, s = model.signal_and_noise(t)
             eps = [(x - a * both.score(x, t, context, lora)) / s for lora in (False, True)]
         self.assertLess((x0.grad - s**2 * (eps[0] - eps[1]) / 2).abs().max(), 1e-5)
+
+
+class Command(Folder):
+    """models/train/run with a Python that only says what it was asked."""
+
+    def run_stages(self, *stages):
+        return subprocess.run([SOURCE / "models" / "train" / "run", *stages], capture_output=True, text=True,
+                              env={**os.environ, "STATE": str(self.dir), "PYTHON": "echo"})
+
+    def test_stages(self):
+        (self.dir / "plain.pt").touch()
+        run = self.run_stages()
+        self.assertEqual(run.returncode, 0, run.stderr)
+        said = [line.split(" --state")[0] for line in run.stdout.splitlines()]
+        self.assertEqual([line[3:] for line in said if line.startswith("== ")],
+                         ["autoencoder", "corpus", "base", "nasa", "plain", "teacher", "vsd", "vsd-nasa", "judge", "export"])
+        for asked in ("autoencoder.py", "corpus.py", "student.py base", "student.py nasa", "student.py plain", "teacher.py", "distill.py vsd", "distill.py vsd-nasa"):
+            self.assertEqual(said.count(asked), 1, asked)
+        self.assertEqual(run.stdout.count("--stage plain"), 2)  # judged and exported, as it is there
+        self.assertNotIn("--stage teacher", run.stdout)
+        self.assertEqual(self.run_stages("base").stdout.splitlines(), ["== base", f"student.py base --state {self.dir}"])
+        wrong = self.run_stages("nothing")
+        self.assertEqual(wrong.returncode, 64)
+        self.assertIn("no stage nothing", wrong.stderr)
 
 
 class Stages(Folder):
