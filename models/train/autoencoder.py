@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 
 import scenes
 from optimiser import Muon
+from precision import quicken
 from run_state import Stage, Training
 
 
@@ -23,7 +24,7 @@ def build(widths=(16, 32, 64, 128)):
 
 def train(state_dir, images, batch=16, lr=0.01, widths=(16, 32, 64, 128)):
     torch.manual_seed(1)
-    vae = build(widths)  # f32, contiguous: 13.5 images/s on two cores where bf16 autocast makes 7.4
+    vae = quicken(build(widths))
     opt = Muon(vae.parameters(), lr, adam_lr=2e-3)
     training = Training(Stage(state_dir, "autoencoder"), vae, [opt], images, batch, seed=0)
     world = scenes.singles() + scenes.pairs(5000)

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 import captions
 import corpus
 import model
+from precision import quicken
 from run_state import Stage, Training
 
 SCALE = (0.5, 4.0)  # CFG of the teacher, drawn anew each time as in the paper's starred rows
@@ -99,7 +100,7 @@ class Distillation(torch.nn.Module):
 
 def train(state_dir, name, data, painter, samples, batch=48, lr=5e-5, lora_lr=1e-3):
     painter.load_state_dict(Stage(state_dir, "teacher").need()["averaged"])
-    both = Distillation(painter)
+    both = Distillation(quicken(painter))
     student_opt = Adam((p for p in both.student.parameters() if p.requires_grad), lr, betas=(0.9, 0.99))
     lora_opt = Adam(both.lora.parameters(), lora_lr, betas=(0.9, 0.99))
     training = Training(Stage(state_dir, name), both, [student_opt, lora_opt], samples, batch, seed=30_000_000)

@@ -2,8 +2,10 @@
 
 import torch
 
-# Half the time of f32 where the processor multiplies it; the iteration was designed for it.
-PRECISION = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+import precision
+
+# The iteration was designed for bf16.
+PRECISION = precision.BF16 if precision.NATIVE else torch.float32
 
 
 def orthogonalise(g, steps=5):

@@ -14,6 +14,7 @@ import judge
 import model
 import scenes
 from optimiser import Muon
+from precision import quicken
 from run_state import Stage, Training
 
 ALPHA = (0.3, 0.7)  # drawn from it in training; more of it hurts pictures that the negative does not concern
@@ -25,7 +26,7 @@ CLOSELY = 3.0  # weight of the cells where things stand, beside 1 for the backgr
 def train(state_dir, name, data, painter, until, batch=64, lr=0.01, gate=None):
     """gate(training): called now and then, for the curve."""
     parent = None if name == "base" else Stage(state_dir, "base").need()
-    opt = Muon(painter.parameters(), lr, adam_lr=1e-3)
+    opt = Muon(quicken(painter).parameters(), lr, adam_lr=1e-3)
     training = Training(Stage(state_dir, name), painter, [opt], until, batch, seed=10_000_000, parent=parent)
     for step in training:
         examples = data.examples(step.rng, batch, NEGATIVES if name == "nasa" else 0.0)

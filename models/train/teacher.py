@@ -11,6 +11,7 @@ import torch
 import corpus
 import model
 from optimiser import Muon
+from precision import quicken
 from run_state import Stage, Training
 
 NO_CAPTION = 0.12  # share of a batch; the unconditional half of classifier-free guidance
@@ -19,7 +20,7 @@ NO_CAPTION = 0.12  # share of a batch; the unconditional half of classifier-free
 def train(state_dir, data, painter, samples, batch=64, lr=0.006):
     parent = Stage(state_dir, "base").need()
     painter.load_state_dict(parent["averaged"])
-    opt = Muon(painter.parameters(), lr, adam_lr=1e-3)
+    opt = Muon(quicken(painter).parameters(), lr, adam_lr=1e-3)
     training = Training(Stage(state_dir, "teacher"), painter, [opt], samples, batch, seed=20_000_000)
     for step in training:
         examples = data.examples(step.rng, batch)
