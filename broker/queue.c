@@ -269,10 +269,11 @@ static uint64_t batch_of(const Steerfarm__Job *s)
 {
     char text[4 * STEER_NAME_BYTES_MAX];
     int cfg = s->guidance && s->guidance->guidance_scale != 1;
-    int length =
-        snprintf(text, sizeof text, "%s|%s|%s|%d|%u|%u|%u|%d|%d", s->model,
-                 s->recipe ? s->recipe : "", s->model_hash ? s->model_hash : "", (int)s->precision,
-                 s->width, s->height, s->steps, s->guidance ? (int)s->guidance->method : 0, cfg);
+    int method = s->guidance ? (int)s->guidance->method : 0;
+    int variant = s->guidance ? (int)s->guidance->nasa_variant : 0;
+    int length = snprintf(text, sizeof text, "%s|%s|%s|%d|%u|%u|%u|%d|%d|%d", s->model,
+                          s->recipe ? s->recipe : "", s->model_hash ? s->model_hash : "",
+                          (int)s->precision, s->width, s->height, s->steps, method, cfg, variant);
     return XXH64(text, (size_t)length < sizeof text ? (size_t)length : sizeof text, 0);
 }
 

@@ -5,7 +5,8 @@
  *  2. A file that could not be written whole does not stay.
  *  3. A small file that is done with waits as a spare for another image, its bytes still in it:
  *     making a file is the most expensive thing that is done with it. Emptying it at once would
- *     make ext4 write the next image out when it is closed. A start removes all spares.
+ *     make ext4 write the next image out when it is closed. Spares go when the disk has no room to
+ *     spare, and at a start.
  *  4. used + reserved never passes the quota through spool_reserve. It may through spool_count_in:
  *     a finished image that turned out bigger than its reservation is kept all the same. */
 #include "spool.h"
@@ -140,14 +141,33 @@ static int code_of(int e)
     return STEER_IO;
 }
 
+/* All spares together are a small part of what the disk has left for images. */
+static bool spares_fit(struct spool *s)
+{
+    uint64_t disk = atomic_load(&s->disk_free), least = atomic_load(&s->disk_free_min);
+    return disk > least && disk - least > UINT64_C(16) * SPARES_MAX * SPARE_BYTES_MAX;
+}
+
+static void spares_remove(struct spool *s, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        char spare[NAME_MAX_BYTES];
+        spare_name(spare, i);
+        (void)unlinkat(s->dir_fd, spare, 0);
+    }
+    s->spares = 0;
+}
+
 /* A file of that name, opened for writing; a spare one, with its old bytes, when there is one. -1:
  * errno. */
 static int file_new(struct spool *s, const char *name)
 {
     char spare[NAME_MAX_BYTES];
     if (s->spares > 0) {
-        spare_name(spare, --s->spares);
-        if (renameat2(s->dir_fd, spare, s->dir_fd, name, RENAME_NOREPLACE) == 0) {
+        spare_name(spare, s->spares - 1);
+        int moved = renameat2(s->dir_fd, spare, s->dir_fd, name, RENAME_NOREPLACE) == 0;
+        if (moved || errno != EEXIST) s->spares--;
+        if (moved) {
             int fd = openat(s->dir_fd, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
             int e = errno;
             if (fd < 0) (void)unlinkat(s->dir_fd, name, 0);
@@ -224,7 +244,7 @@ void spool_remove(struct spool *s, const struct spool_file *f)
 {
     char name[NAME_MAX_BYTES];
     file_name(name, f);
-    if (f->bytes <= SPARE_BYTES_MAX && s->spares < SPARES_MAX) {
+    if (f->bytes <= SPARE_BYTES_MAX && s->spares < SPARES_MAX && spares_fit(s)) {
         char spare[NAME_MAX_BYTES];
         spare_name(spare, s->spares);
         if (renameat(s->dir_fd, name, s->dir_fd, spare) == 0) s->spares++;
@@ -287,12 +307,7 @@ int spool_check(struct spool *s, struct spool_file *files, size_t count, uint64_
                 uint64_t *ret_removed, struct steer_error *err)
 {
     uint64_t removed = 0;
-    for (unsigned i = 0; i < SPARES_MAX; i++) {
-        char spare[NAME_MAX_BYTES];
-        spare_name(spare, i);
-        (void)unlinkat(s->dir_fd, spare, 0);
-    }
-    s->spares = 0;
+    spares_remove(s, SPARES_MAX);
     for (size_t i = 0; i < count; i++)
         files[i].usable = false;
     if (count > 0) qsort(files, count, sizeof *files, by_folder);
@@ -370,6 +385,7 @@ void spool_disk_set(struct spool *s, uint64_t free_bytes, uint64_t free_bytes_mi
 {
     atomic_store(&s->disk_free_min, free_bytes_min);
     atomic_store(&s->disk_free, free_bytes);
+    if (s->spares > 0 && !spares_fit(s)) spares_remove(s, s->spares);
 }
 
 void spool_room(struct spool *s, struct spool_room *ret_room)

@@ -44,7 +44,7 @@ int spool_write(struct spool *s, const struct spool_file *f, const void *data,
 int spool_read(struct spool *s, const struct spool_file *f, uint8_t **ret_data,
                struct steer_error *err) STEER_MUSTCHECK;
 /* Removing what is not there is fine. Its name is gone at once; up to 256 small files wait as
- * DIR/spool/spare/N to be the next ones, until the next start. */
+ * DIR/spool/spare/N to be the next ones, while the disk has plenty of room. */
 void spool_remove(struct spool *s, const struct spool_file *f);
 /* Sets `usable` of each: the file is there with the right length and, newest first until
  * verify_bytes_max bytes have been read, the right CRC. Removes every file that is not among them
@@ -61,6 +61,7 @@ void spool_release(struct spool *s, uint64_t bytes);
 /* An image is on its way into the spool, or has left it. */
 void spool_count_in(struct spool *s, uint64_t bytes);
 void spool_count_out(struct spool *s, uint64_t bytes);
+/* By the store's thread. */
 void spool_disk_set(struct spool *s, uint64_t free_bytes, uint64_t free_bytes_min);
 
 struct spool_room {

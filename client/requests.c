@@ -153,11 +153,30 @@ int steer_submit(struct steer_client *c, const struct steer_job *job,
         guidance.method = (Steerfarm__Method)number;
         m.guidance = &guidance;
     }
+    if (job->nasa_variant) {
+        if ((number = job_variant_of(job->nasa_variant)) < 0)
+            return fault_of(fault, STEER_BAD_VALUE, "nasa_variant: expected text, mass or joint");
+        guidance.has_nasa_variant = 1;
+        guidance.nasa_variant = (Steerfarm__NasaVariant)number;
+        m.guidance = &guidance;
+    }
     if (job->precision) {
         if ((code = name_fill(&number, "precision", job->precision, precisions, 3, fault)))
             return code;
         m.has_precision = 1;
         m.precision = (Steerfarm__Precision)number;
+    }
+    if (job->long_prompt) {
+        if ((number = job_long_prompt_of(job->long_prompt)) < 0)
+            return fault_of(fault, STEER_BAD_VALUE, "long_prompt: expected cut or chunk");
+        m.has_long_prompt = 1;
+        m.long_prompt = (Steerfarm__LongPrompt)number;
+    }
+    if (job->prompt_syntax) {
+        if ((number = job_prompt_syntax_of(job->prompt_syntax)) < 0)
+            return fault_of(fault, STEER_BAD_VALUE, "prompt_syntax: expected plain or a1111");
+        m.has_prompt_syntax = 1;
+        m.prompt_syntax = (Steerfarm__PromptSyntax)number;
     }
     if (job->format) {
         if ((code = name_fill(&number, "format", job->format, formats, 3, fault))) return code;

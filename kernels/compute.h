@@ -82,11 +82,23 @@ size_t compute_memory_allowed(void);
 
 /* ---- weights ---- */
 
+struct low_rank;
+
 /* A stored tensor, borrowed; it must stay mapped until the weight is freed. */
 struct stored {
     const void *data;
     enum compute_type type; /* f32, f16 or bf16 */
     int mapped; /* an untouched mapping of a file: pages that were read may be dropped */
+    const struct low_rank *added; /* LoRAs of a matrix or a kernel; NULL: none */
+};
+
+/* scale * up @ down, added in f32 to a stored matrix [out, in * size * size] whenever it is packed.
+ * Borrowed like the matrix. */
+struct low_rank {
+    const struct low_rank *next; /* of the same matrix; NULL: the last */
+    struct stored up, down;      /* [out, rank], [rank, in * size * size] */
+    int rank;
+    float scale;
 };
 
 /* All create functions copy nothing at first: a plan packs the weight into the layout it wants and
@@ -130,9 +142,17 @@ struct shape graph_shape(const struct graph *g, struct tensor t);
  * only, the type of another plan's output. */
 struct tensor graph_input(struct graph *g, const char *name, struct shape shape,
                           enum compute_type type);
-/* Like graph_input, but each image's data is at an address given by plan_bind, in the type and
- * dense [H, W, C] layout that plan_output_type says of the plan that made it. */
-struct tensor graph_bound(struct graph *g, const char *name, struct shape shape);
+/* Like graph_input, but each image's data is at an address given by plan_bind, dense [H, W, C] as
+ * another plan's graph_output of the same as_computed made it. */
+struct tensor graph_bound(struct graph *g, const char *name, struct shape shape, int as_computed);
+/* A tensor of the model itself (position embeddings, rotary tables): its data, dense [B, H, W, C],
+ * is copied here and from here into the plan, so both may go. b = 1 is read by every image of the
+ * batch where an operation's comment allows it. */
+struct tensor graph_constant(struct graph *g, const char *name, struct shape shape,
+                             const float *data);
+/* The same in i32, for op_embedding. */
+struct tensor graph_constant_ids(struct graph *g, const char *name, struct shape shape,
+                                 const int32_t *ids);
 /* Keeps t readable after a run, dense [B, H, W, C] (plan_data). as_computed: in the precision that
  * consumers would read (bf16 or f32, see plan_type); otherwise f32, or u8 after op_to_u8. */
 void graph_output(struct graph *g, struct tensor t, const char *name, int as_computed);
@@ -151,16 +171,39 @@ struct tensor op_conv(struct graph *g, struct tensor x, struct weight *w, int st
 /* Over groups of channels and all pixels; act is ACT_NONE or ACT_SILU. */
 struct tensor op_group_norm(struct graph *g, struct tensor x, struct weight *w, int groups,
                             double eps, enum activation act);
+/* Over the channels of each pixel. w NULL: neither scale nor shift (elementwise_affine=False). */
 struct tensor op_layer_norm(struct graph *g, struct tensor x, struct weight *w, double eps);
+/* x / sqrt(mean(x^2) + eps) over each of `heads` equal parts of the channels (1: all of them),
+ * times w [C / heads], a weight_norm without shift. */
+struct tensor op_rms_norm(struct graph *g, struct tensor x, struct weight *w, int heads,
+                          double eps);
+/* x * (1 + scale) + shift; both [B or 1, 1, 1, C], often channels of one linear's result. */
+struct tensor op_modulate(struct graph *g, struct tensor x, struct tensor shift,
+                          struct tensor scale);
+/* residual + gate * x; gate [B or 1, 1, 1, C]. */
+struct tensor op_gated_add(struct graph *g, struct tensor residual, struct tensor gate,
+                           struct tensor x);
 
-/* softmax(scale Q K^T + mask) V per head. q [B, 1, L, heads * D], k and v [B, 1, S, heads * D].
- * causal: query i sees keys 0..i. mask: TENSOR_NONE or [B, 1, 1, S], added to the logits; a query
- * whose keys are all masked gives 0. */
+/* Rotary positions: the pairs (2i, 2i + 1) of every head turned by the angle i of the pixel, as
+ * diffusers' apply_rotary_emb does with use_real and use_real_unbind_dim=-1. x [B, H, W, heads *
+ * D]; table [B or 1, H, W, D]: D / 2 cosines, then D / 2 sines. */
+struct tensor op_rope(struct graph *g, struct tensor x, struct tensor table, int heads);
+
+/* softmax(scale Q K^T + mask + bias) V per head. q [B, 1, L, heads * D], k and v [B, 1, S, heads *
+ * D]. causal: query i sees keys 0..i. mask: TENSOR_NONE or [B, 1, 1, S], added to the logits of
+ * every query; a query whose keys are all masked (-INFINITY) gives 0. bias: TENSOR_NONE or [B or 1,
+ * L, S, heads], added to the logits (T5's relative positions). */
 struct tensor op_attention(struct graph *g, struct tensor q, struct tensor k, struct tensor v,
-                           int heads, double scale, int causal, struct tensor mask);
+                           int heads, double scale, int causal, struct tensor mask,
+                           struct tensor bias);
 
-/* METHOD.md section 1, in docs/guidance.md: two texts under one Q. */
+/* METHOD.md section 1, in docs/guidance.md: two texts, and in joint attention the image, under one
+ * Q. */
 enum guidance_method { GUIDANCE_NONE, GUIDANCE_NASA, GUIDANCE_NAG, GUIDANCE_VSF };
+/* What NASA subtracts where there are shared keys: attention over the negative text alone; the same
+ * with the mass that it has in the joint softmax; the whole joint attention. Without shared keys
+ * all three are one. */
+enum guidance_variant { GUIDANCE_TEXT, GUIDANCE_MASS, GUIDANCE_JOINT };
 /* Places in params [B, 1, 1, GUIDANCE_PARAMS], f32. */
 enum {
     GUIDANCE_ALPHA,
@@ -171,16 +214,25 @@ enum {
     GUIDANCE_PARAMS
 };
 struct text_keys {
-    struct tensor k, v; /* [B, 1, S, heads * D] */
-    struct tensor mask; /* TENSOR_NONE or [B, 1, 1, S] */
+    struct tensor k, v; /* [B, 1, S, heads * D]; TENSOR_NONE: empty */
+    struct tensor mask; /* TENSOR_NONE or [B, 1, 1, S], added to the logits */
 };
-/* The attention's output before the output projection. method is not GUIDANCE_NONE. */
+#define TEXT_KEYS_NONE ((struct text_keys){TENSOR_NONE, TENSOR_NONE, TENSOR_NONE})
+/* The attention's output before the output projection. shared: the image's keys of joint attention,
+ * in one softmax with the texts' and read once; TEXT_KEYS_NONE: cross-attention. An empty or fully
+ * masked negative counts as 0.
+ * GUIDANCE_NONE: one softmax over shared and positive keys, for the rows of a text and for images
+ * without guidance; negative is TEXT_KEYS_NONE and params TENSOR_NONE then. It wants shared keys:
+ * without any it is op_attention. */
 struct tensor op_guided_attention(struct graph *g, struct tensor q, struct text_keys positive,
-                                  struct text_keys negative, int heads, double scale,
-                                  enum guidance_method method, struct tensor params);
+                                  struct text_keys negative, struct text_keys shared, int heads,
+                                  double scale, enum guidance_method method,
+                                  enum guidance_variant variant, struct tensor params);
 
 struct tensor op_activation(struct graph *g, struct tensor x, enum activation act);
+/* b has a's shape, or that of one image of it. */
 struct tensor op_add(struct graph *g, struct tensor a, struct tensor b);
+struct tensor op_multiply(struct graph *g, struct tensor a, struct tensor b); /* the same */
 /* x * scale + shift, constants of the model. */
 struct tensor op_affine(struct graph *g, struct tensor x, double scale, double shift);
 /* [.., 2C] -> [.., C]: first half * gelu(second half), erf (diffusers' GEGLU). */
@@ -189,8 +241,15 @@ struct tensor op_geglu(struct graph *g, struct tensor x);
 struct tensor op_concat(struct graph *g, struct tensor a, struct tensor b);
 /* Nearest neighbour to h x w, source = floor(i * in / out), as torch's interpolate. */
 struct tensor op_resize(struct graph *g, struct tensor x, int h, int w);
-/* ids [B, 1, S, 1] i32 -> [B, 1, S, C]: table[id] + positions[0..S-1] (positions NULL: none). Ids
- * outside the table are checked by the caller. */
+/* The channels of a patch: (c, row, column), as FLUX packs its latents and as a convolution's
+ * weight [out, C, p, p] is stored; or (row, column, c), as PixArt's proj_out gives them. */
+enum patch_order { PATCH_CHANNEL_FIRST, PATCH_CHANNEL_LAST };
+/* Squares of p x p pixels: [B, H, W, C] -> [B, H / p, W / p, p * p * C]. p divides H and W. */
+struct tensor op_patches(struct graph *g, struct tensor x, int p, enum patch_order order);
+/* The inverse: [B, H, W, p * p * C] -> [B, H * p, W * p, C]. */
+struct tensor op_unpatches(struct graph *g, struct tensor x, int p, enum patch_order order);
+/* ids [B, H, W, 1] i32 -> [B, H, W, C]: table[id] + positions[0 .. H * W - 1] (positions NULL:
+ * none). Ids outside the table are checked by the caller. */
 struct tensor op_embedding(struct graph *g, struct tensor ids, struct weight *table,
                            struct weight *positions);
 /* t [B, 1, 1, 1] -> [B, 1, 1, channels], diffusers' get_timestep_embedding: frequencies
@@ -213,9 +272,9 @@ size_t plan_bytes(const struct plan *p);
 /* Where an input is written or an output read: dense [B, H, W, C]. */
 void *plan_data(struct plan *p, struct tensor t);
 enum compute_type plan_type(const struct plan *p, struct tensor t);
-/* Points image b of a graph_bound tensor at data of the type bound_type wants. */
+/* Points image b of a graph_bound tensor at data of its plan_type. */
 void plan_bind(struct plan *p, struct tensor t, int b, const void *data);
-/* The type in which plans of c read graph_bound tensors, and keep as_computed outputs. */
+/* The type of as_computed outputs and bound tensors. */
 enum compute_type compute_bound_type(const struct compute *c);
 
 /* tick is called after each operation (NULL: not); non-zero stops with STEER_CANCELLED. */
@@ -241,7 +300,7 @@ int plan_operations(const struct plan *p);
 struct op_report plan_report(const struct plan *p, int i);
 
 /* What the attention kernels touched since the plan was made; tests hold guided attention to one
- * read of Q and one store per row. */
+ * read of Q and of each shared key (counted for every query and head), and one store per row. */
 struct plan_counters {
     uint64_t q_rows_read, out_rows_stored, shared_keys_read;
 };

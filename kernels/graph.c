@@ -10,9 +10,10 @@
 const char *op_name(enum op_kind kind)
 {
     static const char *const names[OP_KINDS] = {
-        "linear",     "conv",     "group_norm", "layer_norm", "attention", "guided_attention",
-        "activation", "add",      "affine",     "geglu",      "concat",    "resize",
-        "embedding",  "sinusoid", "soft_clamp", "to_u8"};
+        "linear",    "conv",      "group_norm", "layer_norm",       "rms_norm",   "modulate",
+        "gated_add", "rope",      "attention",  "guided_attention", "activation", "add",
+        "multiply",  "affine",    "geglu",      "concat",           "resize",     "patches",
+        "unpatches", "embedding", "sinusoid",   "soft_clamp",       "to_u8"};
     return names[kind];
 }
 
@@ -36,6 +37,8 @@ struct graph *graph_new(void)
 void graph_free(struct graph *g)
 {
     if (!g) return;
+    for (int i = 0; i < g->tensors_count; i++)
+        free(g->tensors[i].data);
     free(g->ops);
     free(g->tensors);
     free(g);
@@ -113,11 +116,41 @@ struct tensor graph_input(struct graph *g, const char *name, struct shape shape,
     return t;
 }
 
-struct tensor graph_bound(struct graph *g, const char *name, struct shape shape)
+struct tensor graph_bound(struct graph *g, const char *name, struct shape shape, int as_computed)
 {
     struct tensor t = graph_input(g, name, shape, TYPE_F32);
-    if (t.id >= 0) g->tensors[t.id].role = ROLE_BOUND;
+    if (t.id < 0) return t;
+    g->tensors[t.id].role = ROLE_BOUND;
+    g->tensors[t.id].output = as_computed ? 2 : 1;
     return t;
+}
+
+static struct tensor constant_new(struct graph *g, const char *name, struct shape shape,
+                                  enum compute_type type, const void *data)
+{
+    struct tensor t = graph_input(g, name, shape, type);
+    if (t.id < 0) return t;
+    size_t bytes = (size_t)shape.b * (size_t)shape.h * (size_t)shape.w * (size_t)shape.c *
+                   compute_type_bytes(type);
+    /* data NULL: its maker had no memory either */
+    void *copy = data ? malloc(bytes) : NULL;
+    if (!copy) return wrong(g, STEER_NO_MEMORY, "out of memory");
+    memcpy(copy, data, bytes);
+    g->tensors[t.id].role = ROLE_CONSTANT;
+    g->tensors[t.id].data = copy;
+    return t;
+}
+
+struct tensor graph_constant(struct graph *g, const char *name, struct shape shape,
+                             const float *data)
+{
+    return constant_new(g, name, shape, TYPE_F32, data);
+}
+
+struct tensor graph_constant_ids(struct graph *g, const char *name, struct shape shape,
+                                 const int32_t *ids)
+{
+    return constant_new(g, name, shape, TYPE_I32, ids);
 }
 
 void graph_output(struct graph *g, struct tensor t, const char *name, int as_computed)
@@ -220,7 +253,7 @@ struct tensor op_layer_norm(struct graph *g, struct tensor x, struct weight *w, 
 {
     struct shape s = graph_shape(g, x);
     if (g->error.code) return TENSOR_NONE;
-    if (!w || w->kind != WEIGHT_NORM || s.c != w->in)
+    if (w && (w->kind != WEIGHT_NORM || s.c != w->in))
         return wrong(g, STEER_INTERNAL, "layer norm: the weight does not fit");
     struct op op = op_of(OP_LAYER_NORM, x.id, -1, -1);
     op.w = w;
@@ -228,26 +261,102 @@ struct tensor op_layer_norm(struct graph *g, struct tensor x, struct weight *w, 
     return op_push(g, op, s);
 }
 
-/* Keys and values of one text beside q; 0 when they do not fit. */
-static int keys_fit(const struct graph *g, struct shape q, struct tensor k, struct tensor v,
-                    struct tensor mask)
+struct tensor op_rms_norm(struct graph *g, struct tensor x, struct weight *w, int heads, double eps)
 {
-    struct shape sk = graph_shape(g, k), sv = graph_shape(g, v);
+    struct shape s = graph_shape(g, x);
+    if (g->error.code) return TENSOR_NONE;
+    if (!w || w->kind != WEIGHT_NORM || weight_has_vector(w) || heads < 1 || s.c % heads ||
+        s.c / heads != w->in)
+        return wrong(g, STEER_INTERNAL, "rms norm: the weight is not [C / heads] without shift");
+    struct op op = op_of(OP_RMS_NORM, x.id, -1, -1);
+    op.w = w;
+    op.heads = heads;
+    op.eps = eps;
+    return op_push(g, op, s);
+}
+
+/* t has that shape, or is one image for every image of the batch. */
+static int shape_is(const struct graph *g, struct tensor t, struct shape s)
+{
+    struct shape found = graph_shape(g, t);
+    return (found.b == s.b || found.b == 1) && found.h == s.h && found.w == s.w && found.c == s.c;
+}
+
+struct tensor op_modulate(struct graph *g, struct tensor x, struct tensor shift,
+                          struct tensor scale)
+{
+    struct shape s = graph_shape(g, x), vector = {s.b, 1, 1, s.c};
+    if (g->error.code) return TENSOR_NONE;
+    if (!shape_is(g, shift, vector) || !shape_is(g, scale, vector))
+        return wrong(g, STEER_INTERNAL, "modulate: shift or scale is not [B, 1, 1, C]");
+    return op_push(g, op_of(OP_MODULATE, x.id, shift.id, scale.id), s);
+}
+
+struct tensor op_gated_add(struct graph *g, struct tensor residual, struct tensor gate,
+                           struct tensor x)
+{
+    struct shape s = graph_shape(g, residual), t = graph_shape(g, x);
+    if (g->error.code) return TENSOR_NONE;
+    if (memcmp(&s, &t, sizeof s) != 0 || !shape_is(g, gate, (struct shape){s.b, 1, 1, s.c}))
+        return wrong(g, STEER_INTERNAL,
+                     "gated add: two shapes, or a gate that is not [B, 1, 1, C]");
+    return op_push(g, op_of(OP_GATED_ADD, residual.id, gate.id, x.id), s);
+}
+
+struct tensor op_rope(struct graph *g, struct tensor x, struct tensor table, int heads)
+{
+    struct shape s = graph_shape(g, x);
+    if (g->error.code) return TENSOR_NONE;
+    if (heads < 1 || s.c % (2 * heads) ||
+        !shape_is(g, table, (struct shape){s.b, s.h, s.w, s.c / heads}))
+        return wrong(g, STEER_INTERNAL, "rope: the table is not [B or 1, H, W, D] with an even D");
+    struct op op = op_of(OP_ROPE, x.id, table.id, -1);
+    op.heads = heads;
+    return op_push(g, op, s);
+}
+
+/* Queries [B, 1, L, heads * D]. */
+static int queries_fit(struct shape q, int heads)
+{
+    return q.h == 1 && heads >= 1 && q.c % heads == 0;
+}
+
+/* Keys and values beside q; 0 when they do not fit. */
+static int keys_fit(const struct graph *g, struct shape q, struct text_keys keys)
+{
+    struct shape sk = graph_shape(g, keys.k), sv = graph_shape(g, keys.v);
     if (sk.b != q.b || sk.h != 1 || sk.c != q.c || memcmp(&sk, &sv, sizeof sk) != 0) return 0;
-    if (mask.id < 0) return 1;
-    struct shape m = graph_shape(g, mask);
+    if (keys.mask.id < 0) return 1;
+    struct shape m = graph_shape(g, keys.mask);
     return m.b == q.b && m.h == 1 && m.w == 1 && m.c == sk.w;
 }
 
+static int keys_empty(struct text_keys keys)
+{
+    return keys.k.id < 0 && keys.v.id < 0 && keys.mask.id < 0;
+}
+
+static void keys_set(struct op *op, int at, struct text_keys keys)
+{
+    op->in[at] = keys.k.id;
+    op->in[at + 1] = keys.v.id;
+    op->in[at + 2] = keys.mask.id;
+}
+
 struct tensor op_attention(struct graph *g, struct tensor q, struct tensor k, struct tensor v,
-                           int heads, double scale, int causal, struct tensor mask)
+                           int heads, double scale, int causal, struct tensor mask,
+                           struct tensor bias)
 {
     struct shape s = graph_shape(g, q);
+    struct text_keys keys = {k, v, mask};
     if (g->error.code) return TENSOR_NONE;
-    if (s.h != 1 || heads < 1 || s.c % heads || !keys_fit(g, s, k, v, mask))
+    if (!queries_fit(s, heads) || !keys_fit(g, s, keys))
         return wrong(g, STEER_INTERNAL, "attention: q, k, v and mask do not fit");
-    struct op op = op_of(OP_ATTENTION, q.id, k.id, v.id);
-    op.in[3] = mask.id;
+    if (bias.id >= 0 && !shape_is(g, bias, (struct shape){s.b, s.w, graph_shape(g, k).w, heads}))
+        return wrong(g, STEER_INTERNAL, "attention: the bias is not [B or 1, L, S, heads]");
+    struct op op = op_of(OP_ATTENTION, q.id, -1, -1);
+    keys_set(&op, IN_POSITIVE, keys);
+    op.in[IN_BIAS] = bias.id;
     op.heads = heads;
     op.scale = scale;
     op.causal = causal;
@@ -255,27 +364,31 @@ struct tensor op_attention(struct graph *g, struct tensor q, struct tensor k, st
 }
 
 struct tensor op_guided_attention(struct graph *g, struct tensor q, struct text_keys positive,
-                                  struct text_keys negative, int heads, double scale,
-                                  enum guidance_method method, struct tensor params)
+                                  struct text_keys negative, struct text_keys shared, int heads,
+                                  double scale, enum guidance_method method,
+                                  enum guidance_variant variant, struct tensor params)
 {
-    struct shape s = graph_shape(g, q), p = graph_shape(g, params);
+    struct shape s = graph_shape(g, q);
     if (g->error.code) return TENSOR_NONE;
-    if (s.h != 1 || heads < 1 || s.c % heads ||
-        !keys_fit(g, s, positive.k, positive.v, positive.mask) ||
-        !keys_fit(g, s, negative.k, negative.v, negative.mask))
+    if (!queries_fit(s, heads) || !keys_fit(g, s, positive) ||
+        !(keys_empty(negative) || keys_fit(g, s, negative)) ||
+        !(keys_empty(shared) || keys_fit(g, s, shared)))
         return wrong(g, STEER_INTERNAL, "guided attention: q, keys, values and masks do not fit");
-    if (method == GUIDANCE_NONE || p.b != s.b || p.c != GUIDANCE_PARAMS)
+    if (method == GUIDANCE_NONE && (keys_empty(shared) || !keys_empty(negative) || params.id >= 0))
         return wrong(g, STEER_INTERNAL,
-                     "guided attention: a method and its [B, 1, 1, GUIDANCE_PARAMS] are needed");
-    struct op op = op_of(OP_GUIDED_ATTENTION, q.id, positive.k.id, positive.v.id);
-    op.in[3] = positive.mask.id;
-    op.in[4] = negative.k.id;
-    op.in[5] = negative.v.id;
-    op.in[6] = negative.mask.id;
-    op.in[7] = params.id;
+                     "guided attention: no method takes shared keys and no negative");
+    if (method != GUIDANCE_NONE && !shape_is(g, params, (struct shape){s.b, 1, 1, GUIDANCE_PARAMS}))
+        return wrong(g, STEER_INTERNAL,
+                     "guided attention: a method's params are not [B, 1, 1, GUIDANCE_PARAMS]");
+    struct op op = op_of(OP_GUIDED_ATTENTION, q.id, -1, -1);
+    keys_set(&op, IN_POSITIVE, positive);
+    keys_set(&op, IN_NEGATIVE, negative);
+    keys_set(&op, IN_SHARED, shared);
+    op.in[IN_PARAMS] = params.id;
     op.heads = heads;
     op.scale = scale;
     op.method = method;
+    op.variant = variant;
     return op_push(g, op, s);
 }
 
@@ -286,12 +399,22 @@ struct tensor op_activation(struct graph *g, struct tensor x, enum activation ac
     return op_push(g, op, graph_shape(g, x));
 }
 
+static struct tensor op_pair(struct graph *g, enum op_kind kind, struct tensor a, struct tensor b)
+{
+    struct shape s = graph_shape(g, a);
+    if (g->error.code) return TENSOR_NONE;
+    if (!shape_is(g, b, s)) return wrong(g, STEER_INTERNAL, "add or multiply: two shapes");
+    return op_push(g, op_of(kind, a.id, b.id, -1), s);
+}
+
 struct tensor op_add(struct graph *g, struct tensor a, struct tensor b)
 {
-    struct shape s = graph_shape(g, a), t = graph_shape(g, b);
-    if (g->error.code) return TENSOR_NONE;
-    if (memcmp(&s, &t, sizeof s) != 0) return wrong(g, STEER_INTERNAL, "add: two shapes");
-    return op_push(g, op_of(OP_ADD, a.id, b.id, -1), s);
+    return op_pair(g, OP_ADD, a, b);
+}
+
+struct tensor op_multiply(struct graph *g, struct tensor a, struct tensor b)
+{
+    return op_pair(g, OP_MULTIPLY, a, b);
 }
 
 struct tensor op_affine(struct graph *g, struct tensor x, double scale, double shift)
@@ -327,15 +450,43 @@ struct tensor op_resize(struct graph *g, struct tensor x, int h, int w)
     return op_push(g, op_of(OP_RESIZE, x.id, -1, -1), (struct shape){s.b, h, w, s.c});
 }
 
+static struct tensor op_patch(struct graph *g, enum op_kind kind, struct tensor x, int p,
+                              enum patch_order order, struct shape out)
+{
+    struct op op = op_of(kind, x.id, -1, -1);
+    op.patch = p;
+    op.order = order;
+    return op_push(g, op, out);
+}
+
+struct tensor op_patches(struct graph *g, struct tensor x, int p, enum patch_order order)
+{
+    struct shape s = graph_shape(g, x);
+    if (g->error.code) return TENSOR_NONE;
+    if (p < 1 || s.h % p || s.w % p)
+        return wrong(g, STEER_INTERNAL, "patches: the sides are no multiples of the patch's");
+    return op_patch(g, OP_PATCHES, x, p, order, (struct shape){s.b, s.h / p, s.w / p, s.c * p * p});
+}
+
+struct tensor op_unpatches(struct graph *g, struct tensor x, int p, enum patch_order order)
+{
+    struct shape s = graph_shape(g, x);
+    if (g->error.code) return TENSOR_NONE;
+    if (p < 1 || s.c % (p * p))
+        return wrong(g, STEER_INTERNAL, "unpatches: the channels are no multiple of a patch's");
+    return op_patch(g, OP_UNPATCHES, x, p, order,
+                    (struct shape){s.b, s.h * p, s.w * p, s.c / (p * p)});
+}
+
 struct tensor op_embedding(struct graph *g, struct tensor ids, struct weight *table,
                            struct weight *positions)
 {
     struct shape s = graph_shape(g, ids);
     if (g->error.code) return TENSOR_NONE;
     if (!table || table->kind != WEIGHT_TABLE || s.c != 1 || g->tensors[ids.id].type != TYPE_I32)
-        return wrong(g, STEER_INTERNAL, "embedding: ids are not [B, 1, S, 1] i32");
-    if (positions &&
-        (positions->kind != WEIGHT_TABLE || positions->in != table->in || positions->out < s.w))
+        return wrong(g, STEER_INTERNAL, "embedding: ids are not [B, H, W, 1] i32");
+    if (positions && (positions->kind != WEIGHT_TABLE || positions->in != table->in ||
+                      positions->out / s.h < s.w))
         return wrong(g, STEER_INTERNAL, "embedding: fewer positions than tokens");
     struct op op = op_of(OP_EMBEDDING, ids.id, -1, -1);
     op.w = table;

@@ -38,7 +38,7 @@ static void places_begin(struct plan *p)
         at->type = t->type;
         at->first = INT32_MAX;
         at->last = -1;
-        if (t->role == ROLE_BOUND || t->output == 2) at->type = compute_bound_type(p->compute);
+        if (t->output == 2) at->type = compute_bound_type(p->compute);
     }
 }
 
@@ -66,9 +66,9 @@ static void lifetimes(struct plan *p)
             if (op->in[k] >= 0) p->places[p->places[op->in[k]].root].last = i;
     }
     for (int i = 0; i < p->tensors_count; i++) {
-        if (p->tensors[i].role == ROLE_INPUT) p->places[i].first = 0;
-        if (p->tensors[i].role == ROLE_INPUT || p->tensors[i].output)
-            p->places[i].last = p->steps_count;
+        int given = p->tensors[i].role == ROLE_INPUT || p->tensors[i].role == ROLE_CONSTANT;
+        if (given) p->places[i].first = 0;
+        if (given || p->tensors[i].output) p->places[i].last = p->steps_count;
     }
 }
 
@@ -141,10 +141,11 @@ static double op_gflop(const struct plan *p, const struct op *op)
     switch (op->kind) {
     case OP_LINEAR: return 2e-9 * pixels * out.c * op->w->in;
     case OP_CONV: return 2e-9 * pixels * out.c * op->w->in * op->w->size * op->w->size;
-    case OP_ATTENTION: return 4e-9 * pixels * p->places[op->in[1]].shape.w * out.c;
+    case OP_ATTENTION: return 4e-9 * pixels * keys_count(p, op, IN_POSITIVE) * out.c;
     case OP_GUIDED_ATTENTION:
         return 4e-9 * pixels * out.c *
-               (p->places[op->in[1]].shape.w + p->places[op->in[4]].shape.w);
+               (keys_count(p, op, IN_POSITIVE) + keys_count(p, op, IN_NEGATIVE) +
+                keys_count(p, op, IN_SHARED));
     default: return 0;
     }
 }
@@ -181,6 +182,15 @@ static int steps_prepare(struct plan *p, struct steer_error *err)
     return plan_take(p, p->scratch_bytes);
 }
 
+static void constants_copy(struct plan *p, const struct graph *g)
+{
+    for (int i = 0; i < p->tensors_count; i++) {
+        const struct place *at = p->places + i;
+        if (p->tensors[i].role == ROLE_CONSTANT)
+            memcpy(place_image(p, i, 0), g->tensors[i].data, at->image_bytes * (size_t)at->shape.b);
+    }
+}
+
 int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
                  struct steer_error *err)
 {
@@ -203,6 +213,8 @@ int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
         p->steps[i].op = g->ops[i];
     if (g->tensors_count)
         memcpy(p->tensors, g->tensors, (size_t)g->tensors_count * sizeof *p->tensors);
+    for (int i = 0; i < p->tensors_count; i++)
+        p->tensors[i].data = NULL; /* the graph's, which may go before the plan */
 
     omp_set_num_threads(c->threads); /* oneDNN plans for the team it finds */
     places_begin(p);
@@ -216,6 +228,7 @@ int compute_plan(struct plan **ret, struct compute *c, const struct graph *g,
     code = STEER_NO_MEMORY;
     if (p->arena_bytes && !(p->arena = pages_new(p->arena_bytes))) goto fail;
     if (p->scratch_bytes && !(p->scratch = pages_new(p->scratch_bytes))) goto fail;
+    constants_copy(p, g);
     *ret = p;
     return 0;
 fail:

@@ -81,10 +81,17 @@ void compute_give(struct compute *c, size_t bytes);
 /* Zeroed pages, large ones where the kernel has them; NULL for 0 bytes and when out of memory. */
 void *pages_new(size_t bytes);
 
-/* Image b of tensor t. */
+/* How many keys an attention has in the segment that begins at in[at]; 0: the segment is empty. */
+static inline int keys_count(const struct plan *p, const struct op *op, int at)
+{
+    return op->in[at] < 0 ? 0 : p->places[op->in[at]].shape.w;
+}
+
+/* Image b of tensor t; a tensor of one image is every image's. */
 static inline void *place_image(const struct plan *p, int t, int b)
 {
     const struct place *at = p->places + t;
+    if (at->shape.b == 1) b = 0;
     if (at->bound) return (void *)(uintptr_t)at->bound[b];
     return p->arena + at->offset + (size_t)b * p->places[at->root].image_bytes;
 }

@@ -211,46 +211,162 @@ void weight_unpack(struct weight *w, uint64_t key)
     }
 }
 
-const float *weight_matrix_f32(struct weight *w)
+/* ---- LoRAs: all of a matrix as one product of f32 matrices ---- */
+
+struct delta {
+    float *up, *down; /* [out, rank] with the scales in it, [rank, columns]; NULL: nothing to add */
+    size_t out, rank, columns, bytes;
+};
+
+static void delta_free(const struct weight *w, struct delta *d)
 {
-    float *data = weight_packed(w, WEIGHT_MATRIX_F32);
-    if (data) return data;
-    size_t count = 0, at = 0;
-    for (int i = 0; i < w->parts; i++)
-        count += part_elements(w, i);
-    if (!(data = weight_pack(w, WEIGHT_MATRIX_F32, count * sizeof *data))) return NULL;
-    for (int i = 0; i < w->parts; i++) {
-        stored_to_f32(data + at, w->matrix[i], 0, part_elements(w, i));
-        at += part_elements(w, i);
-    }
-    pages_drop(w);
-    return data;
+    if (d->up) compute_give(w->compute, d->bytes);
+    free(d->up);
 }
 
-/* Converts in pieces that stay in the processor's cache. */
-static void stored_to_bf16(uint16_t *out, struct stored s, size_t count)
+static int delta_make(struct delta *ret, const struct weight *w, int part)
 {
-    enum { PIECE = 4096 };
+    struct delta d = {.out = (size_t)w->part_out[part]};
+    for (const struct low_rank *l = w->matrix[part].added; l; l = l->next)
+        d.rank += (size_t)l->rank;
+    *ret = d;
+    if (!d.rank) return 0;
+    d.columns = (size_t)w->in * (size_t)(w->size * w->size);
+    d.bytes = d.rank * (d.out + d.columns) * sizeof *d.up;
+    if (compute_take(w->compute, d.bytes)) return STEER_NO_MEMORY;
+    if (!(d.up = malloc(d.bytes))) {
+        compute_give(w->compute, d.bytes);
+        return STEER_NO_MEMORY;
+    }
+    d.down = d.up + d.out * d.rank;
+    size_t at = 0;
+    for (const struct low_rank *l = w->matrix[part].added; l; l = l->next) {
+        size_t rank = (size_t)l->rank;
+        stored_to_f32(d.down + at * d.columns, l->down, 0, rank * d.columns);
+        for (size_t i = 0; i < d.out; i++) {
+            float *row = d.up + i * d.rank + at;
+            stored_to_f32(row, l->up, i * rank, rank);
+            for (size_t k = 0; k < rank; k++)
+                row[k] *= l->scale;
+        }
+        at += rank;
+    }
+    *ret = d;
+    return 0;
+}
+
+/* out[n] += factors[rank] @ down[rank, n], whose rows lie `columns` apart. Multiplied and added one
+ * after another in every lane, so that its bytes are those of a loop, whatever the processor. */
+__attribute__((target_clones("avx512f", "avx2", "default"))) static void
+row_add(float *restrict out, const float *factors, const float *down, size_t rank, size_t columns,
+        size_t n)
+{
+    size_t k = 0;
+    for (; k + 4 <= rank; k += 4) { /* four at a time: out is read and written less often */
+        const float *f = factors + k, *d = down + k * columns;
+        for (size_t i = 0; i < n; i++) {
+            float sum = out[i] + f[0] * d[i];
+            sum += f[1] * d[columns + i];
+            sum += f[2] * d[2 * columns + i];
+            out[i] = sum + f[3] * d[3 * columns + i];
+        }
+    }
+    for (; k < rank; k++)
+        for (size_t i = 0; i < n; i++)
+            out[i] += factors[k] * down[k * columns + i];
+}
+
+/* Adds elements [first, first + count) of up @ down. */
+static void delta_add(float *out, const struct delta *d, size_t first, size_t count)
+{
+    if (!d->up) return;
+    for (size_t at = first; at < first + count;) {
+        size_t row = at / d->columns, column = at % d->columns;
+        size_t n = d->columns - column, left = first + count - at;
+        if (n > left) n = left;
+        row_add(out + (at - first), d->up + row * d->rank, d->down + column, d->rank, d->columns,
+                n);
+        at += n;
+    }
+}
+
+/* ---- matrices as backends pack them ---- */
+
+enum { PIECE = 4096 }; /* values of a piece that stays in the processor's cache */
+
+static void piece_to_bf16(uint16_t *out, const float *values, size_t n)
+{
+    for (size_t i = 0; i < n; i++) { /* nearest even */
+        uint32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        uint16_t near = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        out[i] = values[i] != values[i] ? 0x7fc0 : near;
+    }
+}
+
+static void matrix_to_f32(float *out, struct stored s, const struct delta *d, size_t count)
+{
+    stored_to_f32(out, s, 0, count);
+    if (!d->up) return;
+#pragma omp parallel for schedule(static)
+    for (size_t at = 0; at < count; at += PIECE)
+        delta_add(out + at, d, at, count - at < PIECE ? count - at : PIECE);
+}
+
+static void matrix_to_bf16(uint16_t *out, struct stored s, const struct delta *d, size_t count)
+{
 #pragma omp parallel for schedule(static)
     for (size_t at = 0; at < count; at += PIECE) {
         size_t n = count - at < PIECE ? count - at : PIECE;
         const char *data = (const char *)s.data + at * compute_type_bytes(s.type);
         float values[PIECE];
-        if (s.type == TYPE_BF16) {
+        if (s.type == TYPE_BF16 && !d->up) {
             memcpy(out + at, data, n * sizeof *out);
             continue;
         }
-        if (s.type == TYPE_F16)
-            f16_to_f32(values, data, n);
-        else
-            memcpy(values, data, n * sizeof *values);
-        for (size_t i = 0; i < n; i++) { /* nearest even */
-            uint32_t bits;
-            memcpy(&bits, values + i, sizeof bits);
-            uint16_t near = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-            out[at + i] = values[i] != values[i] ? 0x7fc0 : near;
-        }
+        stored_to_f32(values, s, at, n);
+        delta_add(values, d, at, n);
+        piece_to_bf16(out + at, values, n);
     }
+}
+
+static size_t elements(const struct weight *w)
+{
+    size_t count = 0;
+    for (int i = 0; i < w->parts; i++)
+        count += part_elements(w, i);
+    return count;
+}
+
+/* All parts with their LoRAs, one after another. STEER_NO_MEMORY where those do not fit. */
+static int matrix_convert(void *out, const struct weight *w, enum compute_type type)
+{
+    for (int i = 0; i < w->parts; i++) {
+        size_t count = part_elements(w, i);
+        struct delta d;
+        int code = delta_make(&d, w, i);
+        if (code) return code;
+        if (type == TYPE_BF16)
+            matrix_to_bf16(out, w->matrix[i], &d, count);
+        else
+            matrix_to_f32(out, w->matrix[i], &d, count);
+        delta_free(w, &d);
+        out = (char *)out + count * compute_type_bytes(type);
+    }
+    pages_drop(w);
+    return 0;
+}
+
+const float *weight_matrix_f32(struct weight *w)
+{
+    float *data = weight_packed(w, WEIGHT_MATRIX_F32);
+    if (data) return data;
+    if (!(data = weight_pack(w, WEIGHT_MATRIX_F32, elements(w) * sizeof *data))) return NULL;
+    if (matrix_convert(data, w, TYPE_F32)) {
+        weight_unpack(w, WEIGHT_MATRIX_F32);
+        return NULL;
+    }
+    return data;
 }
 
 /* Fresh pages are what a virtual machine is slowest at, so one piece of memory serves all. */
@@ -270,20 +386,8 @@ static void *staging_get(struct compute *c, size_t bytes)
 
 const void *weight_matrix_staged(struct weight *w, enum compute_type type)
 {
-    size_t count = 0, at = 0, bytes = compute_type_bytes(type);
-    for (int i = 0; i < w->parts; i++)
-        count += part_elements(w, i);
-    void *data = staging_get(w->compute, count * bytes);
-    if (!data) return NULL;
-    for (int i = 0; i < w->parts; i++) {
-        if (type == TYPE_BF16)
-            stored_to_bf16((uint16_t *)data + at, w->matrix[i], part_elements(w, i));
-        else
-            stored_to_f32((float *)data + at, w->matrix[i], 0, part_elements(w, i));
-        at += part_elements(w, i);
-    }
-    pages_drop(w);
-    return data;
+    void *data = staging_get(w->compute, elements(w) * compute_type_bytes(type));
+    return data && !matrix_convert(data, w, type) ? data : NULL;
 }
 
 void weight_staging_free(struct compute *c)

@@ -14,16 +14,58 @@ static const char *const method_names[] = {
     [STEERFARM__METHOD__CFG] = "cfg",
 };
 #define METHODS ((int)(sizeof method_names / sizeof *method_names))
+static const char *const long_prompt_names[] = {
+    [STEERFARM__LONG_PROMPT__CUT] = "cut", [STEERFARM__LONG_PROMPT__CHUNK] = "chunk"};
+static const char *const syntax_names[] = {
+    [STEERFARM__PROMPT_SYNTAX__PLAIN] = "plain", [STEERFARM__PROMPT_SYNTAX__A1111] = "a1111"};
+
+static const char *name_at(const char *const *names, int count, int i)
+{
+    return i >= 0 && i < count ? names[i] : "?";
+}
+
+static int name_find(const char *const *names, int count, const char *name)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(name, names[i]) == 0) return i;
+    return -1;
+}
 
 const char *job_method_name(int method)
 {
-    return method >= 0 && method < METHODS ? method_names[method] : "?";
+    return name_at(method_names, METHODS, method);
 }
 
 int job_method_of(const char *name)
 {
-    for (int i = 0; i < METHODS; i++)
-        if (strcmp(name, method_names[i]) == 0) return i;
+    return name_find(method_names, METHODS, name);
+}
+
+const char *job_long_prompt_name(int long_prompt)
+{
+    return name_at(long_prompt_names, 2, long_prompt);
+}
+
+int job_long_prompt_of(const char *name)
+{
+    return name_find(long_prompt_names, 2, name);
+}
+
+const char *job_prompt_syntax_name(int syntax)
+{
+    return name_at(syntax_names, 2, syntax);
+}
+
+int job_prompt_syntax_of(const char *name)
+{
+    return name_find(syntax_names, 2, name);
+}
+
+int job_variant_of(const char *name)
+{
+    static const char *const names[] = {"text", "mass", "joint"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, names[i]) == 0) return i;
     return -1;
 }
 
@@ -59,6 +101,10 @@ static int guidance_check(const Steerfarm__Guidance *g, struct steer_error *err)
     if (g->has_method && ((int)g->method < 0 || (int)g->method >= METHODS))
         return steer_fail(err, STEER_BAD_VALUE, "guidance method %d: expected 0 (none) to 4 (cfg)",
                           (int)g->method);
+    if (g->has_nasa_variant && (unsigned)g->nasa_variant > STEERFARM__NASA_VARIANT__JOINT)
+        return steer_fail(err, STEER_BAD_VALUE,
+                          "NASA variant %d: expected 0 (text), 1 (mass) or 2 (joint)",
+                          (int)g->nasa_variant);
     if ((code = number_check("alpha", g->has_alpha, g->alpha, -100, 100, err)) ||
         (code = number_check("phi", g->has_phi, g->phi, -100, 100, err)) ||
         (code = number_check("tau", g->has_tau, g->tau, 0, 1000, err)) ||
@@ -101,6 +147,12 @@ int job_check(const Steerfarm__Job *job, struct steer_error *err)
         return steer_fail(err, STEER_BAD_VALUE,
                           "precision %d: expected 0 (auto), 1 (f32) or 2 (bf16)",
                           (int)job->precision);
+    if (job->has_long_prompt && (unsigned)job->long_prompt > STEERFARM__LONG_PROMPT__CHUNK)
+        return steer_fail(err, STEER_BAD_VALUE, "long prompt %d: expected 0 (cut) or 1 (chunk)",
+                          (int)job->long_prompt);
+    if (job->has_prompt_syntax && (unsigned)job->prompt_syntax > STEERFARM__PROMPT_SYNTAX__A1111)
+        return steer_fail(err, STEER_BAD_VALUE, "prompt syntax %d: expected 0 (plain) or 1 (a1111)",
+                          (int)job->prompt_syntax);
     if (job->output) {
         if (job->output->has_format && (unsigned)job->output->format > STEERFARM__FORMAT__PNG)
             return steer_fail(err, STEER_BAD_VALUE,
@@ -138,7 +190,7 @@ static const Steerfarm__Recipe *recipe_find(const Steerfarm__Model *m, const cha
     } while (0)
 
 static void guidance_resolve(Steerfarm__Guidance *to, const Steerfarm__Guidance *asked,
-                             const Steerfarm__Guidance *usual, int negative)
+                             const Steerfarm__Guidance *usual, int negative, int joint)
 {
     GUIDANCE_FIELD(method, STEERFARM__METHOD__NONE);
     GUIDANCE_FIELD(alpha, 0.1);
@@ -147,6 +199,7 @@ static void guidance_resolve(Steerfarm__Guidance *to, const Steerfarm__Guidance 
     GUIDANCE_FIELD(beta, 0.375);
     GUIDANCE_FIELD(offset, 0);
     GUIDANCE_FIELD(guidance_scale, 1);
+    if (joint) GUIDANCE_FIELD(nasa_variant, STEERFARM__NASA_VARIANT__TEXT);
     int named = asked && asked->has_method;
     int scale_given = asked && asked->has_guidance_scale;
     if (to->method == STEERFARM__METHOD__CFG) {
@@ -210,7 +263,13 @@ int job_resolve(struct job_resolved *ret, const Steerfarm__Job *job, const Steer
     to->recipe = recipe->name;
     if (!to->negative_prompt) to->negative_prompt = recipe->negative_prompt;
     int negative = to->negative_prompt && !prompt_blank(to->negative_prompt);
-    guidance_resolve(&ret->guidance, job->guidance, recipe->guidance, negative);
+    if (job->guidance && job->guidance->has_nasa_variant && !model->joint_attention)
+        return steer_fail(err, STEER_BAD_VALUE,
+                          "a NASA variant is for models with joint attention (FLUX), and \"%s\" "
+                          "has none: leave it out",
+                          model->name);
+    guidance_resolve(&ret->guidance, job->guidance, recipe->guidance, negative,
+                     model->joint_attention);
     to->guidance = &ret->guidance;
     if (negative && job->negative_prompt && ret->guidance.method == STEERFARM__METHOD__NONE &&
         ret->guidance.guidance_scale == 1)
@@ -224,7 +283,10 @@ int job_resolve(struct job_resolved *ret, const Steerfarm__Job *job, const Steer
     if (!to->has_images) to->images = 1;
     if (!to->has_precision) to->precision = STEERFARM__PRECISION__AUTO;
     if (!to->has_priority) to->priority = 0;
+    if (!to->has_long_prompt) to->long_prompt = STEERFARM__LONG_PROMPT__CUT;
+    if (!to->has_prompt_syntax) to->prompt_syntax = STEERFARM__PROMPT_SYNTAX__PLAIN;
     to->has_seed = to->has_images = to->has_precision = to->has_priority = 1;
+    to->has_long_prompt = to->has_prompt_syntax = 1;
     to->model_hash = model->hash;
     if (job->output) ret->output = *job->output;
     if (!ret->output.has_format) ret->output.format = STEERFARM__FORMAT__WEBP_LOSSY;

@@ -28,5 +28,13 @@ int job_resolve(struct job_resolved *ret, const Steerfarm__Job *job, const Steer
 /* "none" "nasa" "nag" "vsf" "cfg"; -1 for other names. */
 const char *job_method_name(int method);
 int job_method_of(const char *name);
+/* "text" "mass" "joint"; -1 for other names. */
+int job_variant_of(const char *name);
+/* "cut" "chunk" */
+const char *job_long_prompt_name(int long_prompt);
+int job_long_prompt_of(const char *name);
+/* "plain" "a1111" */
+const char *job_prompt_syntax_name(int syntax);
+int job_prompt_syntax_of(const char *name);
 
 #endif

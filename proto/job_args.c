@@ -101,6 +101,27 @@ static int set_precision(void *target, const char *value, struct steer_error *er
     return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected auto, f32 or bf16", value);
 }
 
+static int set_long_prompt(void *target, const char *value, struct steer_error *err)
+{
+    Steerfarm__Job *job = &((struct job_args *)target)->job;
+    int choice = job_long_prompt_of(value);
+    if (choice < 0) return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected cut or chunk", value);
+    job->has_long_prompt = 1;
+    job->long_prompt = (Steerfarm__LongPrompt)choice;
+    return 0;
+}
+
+static int set_prompt_syntax(void *target, const char *value, struct steer_error *err)
+{
+    Steerfarm__Job *job = &((struct job_args *)target)->job;
+    int choice = job_prompt_syntax_of(value);
+    if (choice < 0)
+        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected plain or a1111", value);
+    job->has_prompt_syntax = 1;
+    job->prompt_syntax = (Steerfarm__PromptSyntax)choice;
+    return 0;
+}
+
 static int set_format(void *target, const char *value, struct steer_error *err)
 {
     static const char *const names[] = {"webp", "lossless", "png"};
@@ -131,6 +152,18 @@ static int set_guidance(void *target, const char *value, struct steer_error *err
                           value);
     a->guidance.has_method = 1;
     a->guidance.method = (Steerfarm__Method)method;
+    a->job.guidance = &a->guidance;
+    return 0;
+}
+
+static int set_nasa_variant(void *target, const char *value, struct steer_error *err)
+{
+    struct job_args *a = target;
+    int variant = job_variant_of(value);
+    if (variant < 0)
+        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected text, mass or joint", value);
+    a->guidance.has_nasa_variant = 1;
+    a->guidance.nasa_variant = (Steerfarm__NasaVariant)variant;
     a->job.guidance = &a->guidance;
     return 0;
 }
@@ -199,7 +232,12 @@ static int set_label(void *target, const char *value, struct steer_error *err)
 const struct args_option job_args_image[] = {
     {"prompt", "TEXT", "what the picture shows", set_prompt},
     {"negative", "TEXT", "what it must not show", set_negative},
-    {"size", "WxH", "pixels, multiples of 8 (default: the model's)", set_size},
+    {"prompt-syntax", "plain|a1111",
+     "a1111: (word:1.2) weighs, BREAK begins a chunk (default plain)", set_prompt_syntax},
+    {"long-prompt", "cut|chunk",
+     "what the encoder cannot read at once: left out, and said, or encoded in chunks (default cut)",
+     set_long_prompt},
+    {"size", "WxH", "pixels, multiples of 8 (FLUX: 16; default: the model's)", set_size},
     {"seed", "N", "image i is drawn from seed N + i (default: a random one, which the image tells)",
      set_seed},
     {"images", "N", "how many (default 1)", set_images},
@@ -216,6 +254,8 @@ const struct args_option job_args_image[] = {
 const struct args_option job_args_guidance[] = {
     {"guidance", "METHOD", "none, cfg, nasa, nag or vsf (default: the recipe's)", set_guidance},
     {"alpha", "A", "NASA, VSF: how much of the negative is subtracted", set_alpha},
+    {"nasa-variant", "text|mass|joint",
+     "what NASA subtracts in joint attention (FLUX; default text)", set_nasa_variant},
     {"offset", "O", "VSF: bias on the negative's logits is -O", set_offset},
     {"phi", "F", "NAG: extrapolation", set_phi},
     {"tau", "T", "NAG: greatest growth of the norm", set_tau},

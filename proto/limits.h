@@ -14,6 +14,8 @@
 #define STEER_SPEC_BYTES_MAX (64u << 10) /* a resolved Job, with fields of a newer release */
 
 #define STEER_PROMPT_BYTES_MAX      16384
+#define STEER_PROMPT_CHUNKS_MAX     8   /* of one text under --long-prompt chunk */
+#define STEER_PROMPT_WEIGHT_MAX     100 /* of one word under --prompt-syntax a1111, either sign */
 #define STEER_NAME_BYTES_MAX        128 /* model, recipe, worker, label key, numerics class */
 #define STEER_KEY_BYTES_MAX         128 /* idempotency key */
 #define STEER_JOB_ID_BYTES_MAX      40

@@ -1,1 +1,2 @@
 steer_test(kernel kernels steer_kernels)
+steer_test(kernel attention steer_kernels)

@@ -18,7 +18,7 @@ foreach(group WorkerLink ClientLink Kills Stopped SmallDisk FailingSync Limits N
   set_tests_properties(faults/${group} PROPERTIES TIMEOUT 600 RUN_SERIAL ON LABELS farm
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
 endforeach()
-foreach(group Images Submitting Commands Interrupts Up Worker)
+foreach(group Images Families Submitting Commands Interrupts Up Worker)
   add_test(NAME cli/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_cli.py ${group})
   set_tests_properties(cli/${group} PROPERTIES TIMEOUT 300 RUN_SERIAL ON LABELS farm
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
@@ -26,7 +26,7 @@ endforeach()
 add_test(NAME system/chaos COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/chaos.py)
 set_tests_properties(system/chaos PROPERTIES TIMEOUT 300 RUN_SERIAL ON LABELS farm
   ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
-foreach(group BadFolders BadJobs OddFolders Drawing Commands Wire)
+foreach(group BadFolders BadJobs OddFolders Drawing Flux Commands Wire)
   add_test(NAME worker/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_worker.py ${group})
   set_tests_properties(worker/${group} PROPERTIES TIMEOUT 600 LABELS worker
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
@@ -34,3 +34,6 @@ endforeach()
 # Load for tests/bench/broker.py; not a test.
 add_executable(farm_load bench/farm_load.c)
 target_link_libraries(farm_load PRIVATE steer_flags steer_proto PkgConfig::ZMQ)
+add_test(NAME worker/Families COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_families.py)
+set_tests_properties(worker/Families PROPERTIES TIMEOUT 600 LABELS worker
+  ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")

@@ -141,10 +141,10 @@ static int run_once(struct bench *b, const struct bench_args *a, int run, double
 {
     int count = (int)a->batch;
     /* A new text for each image of each run, so that the text stage is not read from the cache. The
-     * number comes first, where a long prompt is not cut. */
-    char prompts[STEER_BATCH_MAX][STEER_PROMPT_BYTES_MAX + 16];
+     * number comes first, where a long prompt is not cut, and all have equally many tokens. */
+    static char prompts[STEER_BATCH_MAX][STEER_PROMPT_BYTES_MAX + 16];
     for (int i = 0; i < count; i++) {
-        snprintf(prompts[i], sizeof prompts[i], "%d %s", run * count + i, b->plan.image.prompt);
+        snprintf(prompts[i], sizeof prompts[i], "%04d %s", run * count + i, b->plan.image.prompt);
         b->images[i].prompt = prompts[i];
     }
     int code = pipeline_render(b->s.pipeline, &b->plan.shape, b->images, count, NULL, NULL, err);
@@ -188,7 +188,10 @@ static int stages_gflop(struct bench *b, int count, const struct pipeline_plans 
                         double ret[STAGES], struct steer_error *err)
 {
     int calls, code = pipeline_calls(&b->plan.shape, &calls, err);
-    ret[0] = count * (plan_gflop(plans->text) + plan_gflop(plans->keys));
+    ret[0] = plan_gflop(plans->text);
+    for (int i = 0; plans->encoders[i]; i++)
+        ret[0] += plan_gflop(plans->encoders[i]);
+    ret[0] *= count * plans->chunks;
     ret[1] = calls * (plan_gflop(plans->denoise) + plan_gflop(plans->second));
     ret[2] = count * plan_gflop(plans->decode);
     ret[3] = 0;
@@ -198,8 +201,9 @@ static int stages_gflop(struct bench *b, int count, const struct pipeline_plans 
 static json_t *ops_json(const struct pipeline_plans *plans)
 {
     json_t *ops = json_array();
+    for (int i = 0; plans->encoders[i]; i++)
+        ops_add(ops, "text", plans->encoders[i]);
     ops_add(ops, "text", plans->text);
-    ops_add(ops, "text", plans->keys);
     ops_add(ops, "denoise", plans->denoise);
     ops_add(ops, "denoise_negative", plans->second);
     ops_add(ops, "decode", plans->decode);
@@ -215,12 +219,15 @@ static int bench_run(struct bench *b, const struct bench_args *a, struct steer_e
     int code = run_once(b, a, 0, stage, err), runs = (int)a->runs;
     b->first_ms = now_ms() - begin;
     if (code ||
-        (code = pipeline_plans(b->s.pipeline, &b->plan.shape, (int)a->batch, &plans, err)) ||
+        (code = pipeline_plans(b->s.pipeline, &b->plan.shape, b->images, (int)a->batch, &plans,
+                               err)) ||
         (code = stages_gflop(b, (int)a->batch, &plans, gflop, err)))
         return code;
-    struct plan *all[] = {plans.text, plans.keys, plans.denoise, plans.second, plans.decode};
-    for (int i = 0; i < 5; i++)
+    struct plan *all[] = {plans.text, plans.denoise, plans.second, plans.decode};
+    for (int i = 0; i < 4; i++)
         if (all[i]) plan_profile(all[i], 1);
+    for (int i = 0; plans.encoders[i]; i++)
+        plan_profile(plans.encoders[i], 1);
     for (int run = 0; run < runs && !code; run++) {
         begin = now_ms();
         code = run_once(b, a, run + 1, stage, err);

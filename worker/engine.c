@@ -336,19 +336,6 @@ static void picture_push(struct engine *e, struct picture *p)
     pthread_mutex_unlock(&e->lock);
 }
 
-/* "the positive prompt ... and the negative prompt ...", where they were cut. */
-static void warn_cut(char *to, size_t size, const struct render_image *image, int tokens)
-{
-    const size_t cuts[] = {image->cut, image->cut_negative};
-    size_t n = 0;
-    for (int i = 0; i < 2; i++)
-        if (cuts[i] && n < size)
-            n +=
-                (size_t)snprintf(to + n, size - n,
-                                 "%sthe %s prompt is longer than %d tokens and was cut at byte %zu",
-                                 n ? "; " : "", i ? "negative" : "positive", tokens, cuts[i]);
-}
-
 /* Hands one rendered image on. Takes its pixels, unless it fails. */
 static int hand_on(struct engine *e, struct batch *b, int i, const struct job_plan *plan,
                    struct render_image *image, const struct resident *r, const char *numerics,
@@ -365,7 +352,7 @@ static int hand_on(struct engine *e, struct batch *b, int i, const struct job_pl
     struct done *d = image_end(b, (size_t)i);
     snprintf(d->model_hash, sizeof d->model_hash, "%s", r->model->hash);
     snprintf(d->numerics, sizeof d->numerics, "%s", numerics);
-    warn_cut(d->warning, sizeof d->warning, image, r->model->tokens);
+    job_cut_text(d->warning, sizeof d->warning, image, r->model->text.tokens);
     steerfarm__timing__init(&d->timing);
     d->timing.has_dispatch_us = d->timing.has_load_us = d->timing.has_tokenize_us =
         d->timing.has_text_us = d->timing.has_denoise_us = d->timing.has_decode_us = 1;
@@ -385,7 +372,7 @@ static int hand_on(struct engine *e, struct batch *b, int i, const struct job_pl
     d->header.height = (uint32_t)plan->shape.height;
     d->header.format = a->job->output && a->job->output->has_format ? a->job->output->format
                                                                     : STEERFARM__FORMAT__WEBP_LOSSY;
-    d->header.batch = (uint32_t)b->assign->n_images;
+    d->header.batch = (uint32_t)image->together;
     d->header.model_hash = d->model_hash;
     d->header.numerics = d->numerics;
     d->header.warning = d->warning[0] ? d->warning : NULL;

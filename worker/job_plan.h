@@ -26,6 +26,10 @@ int job_plan_make(struct job_plan *ret, const struct model *m, const struct reci
 /* 1 when images of both may share a forward pass. */
 int job_plans_share(const struct job_plan *a, const struct job_plan *b);
 
+/* "the positive prompt ... was cut at byte 310", and the negative one, of an image that was
+ * rendered by a model that reads so many tokens; empty when neither was cut. */
+void job_cut_text(char *to, size_t size, const struct render_image *image, int tokens);
+
 /* A seed as JSON: digits in a text beyond 2^63 - 1, where jansson's integers end, as protobuf's
  * JSON has it. NULL: out of memory. */
 json_t *job_seed_json(uint64_t seed);

@@ -12,9 +12,7 @@
 
 #include "file.h"
 #include "json.h"
-#include "safetensors.h"
-
-#define PATH_BYTES 1400
+#include "tensors.h"
 
 /* ---- the folder's hash ---- */
 
@@ -93,297 +91,247 @@ static int hash_add(XXH3_state_t *state, const char *name, const char *path, siz
     return 0;
 }
 
+struct hashing {
+    const struct model *m;
+    XXH3_state_t *state;
+    size_t small, *bytes; /* of configurations, of tensor files */
+    int code;
+    struct steer_error *err;
+};
+
+static void hash_config(struct hashing *h, const char *part, const char *name)
+{
+    char path[FOLDER_PATH_BYTES];
+    snprintf(path, sizeof path, "%s/%s%s%s", h->m->folder.dir, part, *part ? "/" : "", name);
+    if (!h->code && access(path, F_OK) == 0)
+        h->code = hash_add(h->state, path + strlen(h->m->folder.dir) + 1, path, &h->small, h->err);
+}
+
+static void hash_params(struct hashing *h, const struct params *params)
+{
+    const struct tensors *files = params_files(params);
+    for (size_t i = 0; i < tensors_files(files) && !h->code; i++) {
+        const char *file = tensors_file_path(files, i);
+        h->code = hash_add(h->state, file + strlen(h->m->folder.dir), file, h->bytes, h->err);
+    }
+}
+
 /* Over the names and bytes of what the loader reads, and of nothing that lies beside it. */
 static int model_hash(struct model *m, struct steer_error *err)
 {
-    static const char *const configs[] = {"model_index.json",
-                                          "steer.json",
-                                          "scheduler/scheduler_config.json",
-                                          "text_encoder/config.json",
-                                          "unet/config.json",
-                                          "vae/config.json",
-                                          "tokenizer/tokenizer.json",
-                                          "tokenizer/vocab.json",
-                                          "tokenizer/merges.txt",
-                                          "tokenizer/tokenizer_config.json",
-                                          "tokenizer/special_tokens_map.json",
-                                          "tokenizer/added_tokens.json"};
-    const struct params *params[] = {m->clip_params, m->unet_params, m->vae_params};
-    XXH3_state_t *state = XXH3_createState();
-    if (!state) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    XXH3_128bits_reset(state);
-    int code = 0;
-    size_t small = 0;
-    char path[PATH_BYTES];
-    for (size_t i = 0; i < sizeof configs / sizeof *configs && !code; i++) {
-        snprintf(path, sizeof path, "%s/%s", m->dir, configs[i]);
-        if (access(path, F_OK) == 0) code = hash_add(state, configs[i], path, &small, err);
-    }
-    for (int part = 0; part < 3; part++) {
-        const struct tensors *files = params_files(params[part]);
-        for (size_t i = 0; i < tensors_files(files) && !code; i++) {
-            const char *file = tensors_file_path(files, i);
-            code = hash_add(state, file + strlen(m->dir), file, &m->file_bytes, err);
-        }
-    }
-    XXH128_hash_t hash = XXH3_128bits_digest(state);
-    XXH3_freeState(state);
+    struct hashing h = {.m = m, .state = XXH3_createState(), .bytes = &m->file_bytes, .err = err};
+    if (!h.state) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    XXH3_128bits_reset(h.state);
+    hash_config(&h, "", "model_index.json");
+    hash_config(&h, "", "steer.json");
+    hash_config(&h, "scheduler", "scheduler_config.json");
+    for (int i = 0; i < m->encoders_count; i++)
+        hash_config(&h, m->encoders[i].part, "config.json");
+    hash_config(&h, m->denoiser_part, "config.json");
+    hash_config(&h, "vae", "config.json");
+    for (int i = 0; i < m->encoders_count; i++)
+        for (const char *const *file = tokenizer_files(m->encoders[i].tokenizer); *file; file++)
+            hash_config(&h, m->encoders[i].tokenizer_part, *file);
+    for (int i = 0; i < m->encoders_count; i++)
+        hash_params(&h, m->encoders[i].params);
+    hash_params(&h, m->denoiser_params);
+    hash_params(&h, m->vae_params);
+    XXH128_hash_t hash = XXH3_128bits_digest(h.state);
+    XXH3_freeState(h.state);
     snprintf(m->hash, sizeof m->hash, "%016llx%016llx", (unsigned long long)hash.high64,
              (unsigned long long)hash.low64);
-    return code;
+    return h.code;
 }
 
-/* ---- model_index.json ---- */
+/* ---- graphs ---- */
 
-/* The class of a component, or NULL when the index leaves it out ([null, null], null, absent). */
-static const char *component(const json_t *index, const char *name)
+void model_record_text(const struct model *m, struct text_graph *ret, struct net *n)
 {
-    const json_t *pair = json_object_get(index, name);
-    return json_is_array(pair) ? json_string_value(json_array_get(pair, 1)) : NULL;
+    text_graph_begin(ret, n->graph, &m->text);
+    m->family->record_text(m, ret, n);
 }
 
-static int component_is(const json_t *index, const char *file, const char *name,
-                        const char *const *classes, const char *expected, const char **ret,
-                        struct steer_error *err)
+void model_record_denoiser(const struct model *m, struct denoiser_graph *ret, struct net *n,
+                           struct shape size, struct text_chunks texts, enum guidance_method method,
+                           enum guidance_variant variant)
 {
-    const char *class_name = component(index, name);
-    if (!class_name)
-        return steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\" is missing: expected %s", file, name,
-                          expected);
-    for (int i = 0; classes[i]; i++) {
-        if (strcmp(class_name, classes[i]) != 0) continue;
-        if (ret) *ret = classes[i];
-        return 0;
-    }
-    return steer_fail(err, STEER_UNSUPPORTED, "%s: \"%s\" is a %s: expected %s", file, name,
-                      class_name, expected);
+    struct denoiser_size s = {.batch = size.b,
+                              .height = size.h,
+                              .width = size.w,
+                              .tokens_positive = texts.positive * m->text.tokens,
+                              .tokens_negative = texts.negative * m->text.tokens,
+                              .method = method,
+                              .variant = variant,
+                              .channels = m->latent_channels,
+                              .guidance_channels = m->guidance_channels,
+                              .sizes = m->sizes};
+    denoiser_graph_begin(ret, n->graph, &s);
+    m->family->record_denoiser(m, ret, n, &s);
 }
 
-static int index_check(const json_t *index, const char *file, const char **ret_vae,
-                       struct steer_error *err)
-{
-    static const char *const tokenizers[] = {"CLIPTokenizer", "CLIPTokenizerFast", NULL};
-    static const char *const encoders[] = {"CLIPTextModel", NULL};
-    static const char *const unets[] = {"UNet2DConditionModel", NULL};
-    static const char *const vaes[] = {"AutoencoderKL", "AutoencoderTiny", NULL};
-    static const char *const others[] = {"transformer", "text_encoder_2", "prior", "controlnet"};
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        if (component(index, others[i]))
-            return steer_fail(
-                err, STEER_UNSUPPORTED,
-                "%s: it has a \"%s\": expected a model of the Stable Diffusion 1.5 family", file,
-                others[i]);
-    int code;
-    if ((code = component_is(index, file, "unet", unets, "UNet2DConditionModel", NULL, err)) ||
-        (code = component_is(index, file, "text_encoder", encoders, "CLIPTextModel", NULL, err)) ||
-        (code = component_is(index, file, "tokenizer", tokenizers, "CLIPTokenizer", NULL, err)))
-        return code;
-    return component_is(index, file, "vae", vaes, "AutoencoderKL or AutoencoderTiny", ret_vae, err);
-}
+/* ---- parts ---- */
 
-/* ---- components ---- */
+enum dry_part { DRY_ENCODER, DRY_DENOISER, DRY_TEXT, DRY_VAE };
 
-static int config_load(json_t **ret, const struct model *m, const char *part, char path[PATH_BYTES],
-                       struct steer_error *err)
-{
-    snprintf(path, PATH_BYTES, "%s/%s/config.json", m->dir, part);
-    return json_file_load(ret, path, err);
-}
-
-/* The plain weights win over any variant beside them; a folder that has only fp16 files is read.
- * Where there are shards and a single file, diffusers takes the shards and transformers the file.
- */
-static int weights_open(struct tensors **ret, const struct model *m, const char *part,
-                        const char *base, struct steer_error *err)
-{
-    static const char *const file_first[] = {".safetensors", ".safetensors.index.json",
-                                             ".fp16.safetensors", ".safetensors.index.fp16.json"},
-                             *const shards_first[] = {".safetensors.index.json", ".safetensors",
-                                                      ".safetensors.index.fp16.json",
-                                                      ".fp16.safetensors"};
-    const char *const *endings = strcmp(base, "model") == 0 ? file_first : shards_first;
-    char path[PATH_BYTES];
-    for (int i = 0; i < 4; i++) {
-        snprintf(path, sizeof path, "%s/%s/%s%s", m->dir, part, base, endings[i]);
-        if (access(path, F_OK) == 0) return tensors_open(ret, path, err);
-    }
-    return steer_fail(err, STEER_BAD_MODEL,
-                      "%s/%s: there is no %s.safetensors (nor .safetensors.index.json)", m->dir,
-                      part, base);
-}
-
-static int params_open(struct params **ret, const struct model *m, struct compute *c,
-                       const char *part, const char *base, struct steer_error *err)
-{
-    struct tensors *files = NULL;
-    int code = weights_open(&files, m, part, base, err);
-    if (code) return code;
-    code = params_new(ret, c, &files);
-    if (code) {
-        tensors_close(files);
-        return steer_fail(err, code, "out of memory");
-    }
-    return 0;
-}
-
-/* Records every component once, at the default size, so that a missing tensor or a wrong shape is
- * told now and not at the first image. */
-static int dry_run(struct model *m, struct steer_error *err)
+/* Records one part once, at the default size, so that a missing tensor or a wrong shape is told now
+ * and not at the first image. */
+static int dry_record(const struct model *m, enum dry_part part, const struct text_encoder *e,
+                      struct params *params, const char *name, struct steer_error *err)
 {
     struct shape size = {1, m->height / m->factor, m->width / m->factor, 0};
-    for (int part = 0; part < 3; part++) {
-        struct params *params[] = {m->clip_params, m->unet_params, m->vae_params};
-        static const char *const names[] = {"text_encoder", "unet", "vae"};
-        struct net n = {params[part], graph_new()};
-        if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-        struct clip_graph clip;
-        struct vae_graph vae;
-        if (part == 0) clip_record(&clip, &n, &m->clip, 1, m->tokens);
-        if (part == 1)
-            unet_record(&m->layers, &n, &m->unet, size, m->tokens, m->tokens, GUIDANCE_NASA);
-        if (part == 2) vae_record(&vae, &n, &m->vae, size);
-        int code = params_error(n.params, err);
-        if (!code && part == 1) {
-            struct unet_text_graph text;
-            struct net projections = {params[part], graph_new()};
-            if (projections.graph) unet_record_text(&text, &projections, &m->layers, m->tokens);
-            graph_free(projections.graph);
-            code = params_error(n.params, err);
-        }
-        graph_free(n.graph);
-        if (code) return steer_fail_in(err, code, "%s/%s", m->dir, names[part]);
+    struct text_chunks one = {1, 1};
+    struct net n = {params, graph_new()};
+    struct encoder_graph encoder;
+    struct denoiser_graph denoiser;
+    struct text_graph text;
+    struct vae_graph vae;
+    if (!n.graph) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    switch (part) {
+    case DRY_ENCODER: text_encoder_record(&encoder, &n, e); break;
+    case DRY_DENOISER:
+        model_record_denoiser(m, &denoiser, &n, size, one, GUIDANCE_NASA, GUIDANCE_TEXT);
+        break;
+    case DRY_TEXT: model_record_text(m, &text, &n); break;
+    case DRY_VAE: vae_record(&vae, &n, &m->vae, size); break;
+    }
+    int code = params_error(params, err);
+    graph_free(n.graph);
+    return code ? steer_fail_in(err, code, "%s/%s", m->folder.dir, name) : 0;
+}
+
+static int dry_run(const struct model *m, struct steer_error *err)
+{
+    int code = 0;
+    for (int i = 0; i < m->encoders_count && !code; i++) {
+        const struct text_encoder *e = m->encoders + i;
+        code = dry_record(m, DRY_ENCODER, e, e->params, e->part, err);
+    }
+    if (!code) code = dry_record(m, DRY_DENOISER, NULL, m->denoiser_params, m->denoiser_part, err);
+    if (!code) code = dry_record(m, DRY_TEXT, NULL, m->denoiser_params, m->denoiser_part, err);
+    return code ? code : dry_record(m, DRY_VAE, NULL, m->vae_params, "vae", err);
+}
+
+/* What the encoders together give: states side by side, rows of the same texts. */
+static int text_size_read(struct model *m, struct steer_error *err)
+{
+    const struct text_encoder *first = NULL;
+    m->text = (struct text_size){0};
+    for (int i = 0; i < m->encoders_count; i++) {
+        const struct text_encoder *e = m->encoders + i;
+        if (e->pooled != POOLED_NONE) m->text.pooled_channels = e->pooled_channels;
+        if (e->states == STATES_NONE) continue;
+        m->text.channels += e->channels;
+        m->text.tokens = e->tokens;
+        m->text.masked = e->masked;
+        if (first && first->tokens != e->tokens)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "%s: %s takes %d tokens and %s %d: expected the same", m->folder.dir,
+                              first->part, first->tokens, e->part, e->tokens);
+        first = e;
     }
     return 0;
 }
 
-static int tokenizer_open(struct model *m, struct steer_error *err)
+static int parts_open(struct model *m, struct compute *c, struct steer_error *err)
 {
-    char path[PATH_BYTES];
-    snprintf(path, sizeof path, "%s/tokenizer", m->dir);
-    int code = clip_bpe_open(&m->tokenizer, path, err);
-    if (code) return code;
-    int most = clip_bpe_length(m->tokenizer);
-    m->tokens = most > 0 && most < m->clip.positions ? most : m->clip.positions;
-    if (m->tokens > CLIP_BPE_TOKENS_MAX) m->tokens = CLIP_BPE_TOKENS_MAX;
-    return 0;
+    static const char *const base = "diffusion_pytorch_model";
+    int code = 0;
+    for (int i = 0; i < m->encoders_count && !code; i++)
+        code = text_encoder_open(m->encoders + i, &m->folder, c, err);
+    if (code || (code = text_size_read(m, err)) ||
+        (code = folder_params(&m->denoiser_params, &m->folder, c, m->denoiser_part, base, err)))
+        return code;
+    return folder_params(&m->vae_params, &m->folder, c, "vae", base, err);
 }
 
-/* In pixels; 64 cells where the U-Net does not say, 512 pixels where it says too many. */
-static int side_default(int cells, int factor)
+/* In pixels; 64 cells where the denoiser does not say, 512 pixels where it says too many. */
+static int side_default(int cells, int factor, int multiple)
 {
-    int multiple = factor > 8 ? factor : 8, side = (cells ? cells : 64) * factor;
+    int side = (cells ? cells : 64) * factor;
     if (side > STEER_SIDE_MAX || (uint64_t)side * (uint64_t)side > STEER_PIXELS_MAX) side = 512;
     return side < multiple ? multiple : side / multiple * multiple;
 }
 
-static int configs_read(struct model *m, struct steer_error *err)
+static int vae_read(struct model *m, struct steer_error *err)
 {
-    char path[PATH_BYTES];
-    json_t *index = NULL, *clip = NULL, *unet = NULL, *vae = NULL, *hint = NULL;
-    const char *vae_class = NULL;
-    struct stat st;
-    if (stat(m->dir, &st) || !S_ISDIR(st.st_mode))
-        return steer_fail(err, STEER_NOT_FOUND, "model folder %s does not exist", m->dir);
-    snprintf(path, sizeof path, "%s/model_index.json", m->dir);
-    if (access(path, F_OK))
-        return steer_fail(err, STEER_BAD_MODEL,
-                          "%s: there is no model_index.json: expected a diffusers folder", m->dir);
-    int code;
-    if ((code = json_file_load(&index, path, err)) ||
-        (code = index_check(index, path, &vae_class, err)) ||
-        (code = config_load(&clip, m, "text_encoder", path, err)) ||
-        (code = clip_config_load(&m->clip, clip, path, err)) ||
-        (code = config_load(&unet, m, "unet", path, err)) ||
-        (code = unet_config_load(&m->unet, unet, path, err)) ||
-        (code = config_load(&vae, m, "vae", path, err)) ||
-        (code = vae_config_load(&m->vae, vae, vae_class, path, err)))
-        goto done;
-    if (m->vae.latent_channels != m->unet.in_channels) {
-        code =
-            steer_fail(err, STEER_BAD_MODEL, "%s: the U-Net has %d latent channels and the VAE %d",
-                       m->dir, m->unet.in_channels, m->vae.latent_channels);
-        goto done;
-    }
-    if (unet_text_channels(&m->unet) != m->clip.channels) {
-        code = steer_fail(err, STEER_BAD_MODEL,
-                          "%s: the U-Net's cross_attention_dim is %d and the text encoder's "
-                          "hidden_size %d: expected the same",
-                          m->dir, unet_text_channels(&m->unet), m->clip.channels);
-        goto done;
-    }
-    snprintf(m->scheduler_file, sizeof m->scheduler_file, "%s/scheduler/scheduler_config.json",
-             m->dir);
-    if (access(m->scheduler_file, F_OK) == 0 &&
-        (code = json_file_load(&m->scheduler, m->scheduler_file, err)))
-        goto done;
-    /* diffusers makes the class that the index names, of whatever keys the file has. */
-    const char *scheduler = component(index, "scheduler");
-    if (m->scheduler && scheduler &&
-        json_object_set_new(m->scheduler, "_class_name", json_string(scheduler))) {
-        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
-        goto done;
-    }
-
+    static const char *const classes[] = {"AutoencoderKL", "AutoencoderTiny", NULL};
+    char path[FOLDER_PATH_BYTES];
+    const char *class_name;
+    json_t *config = NULL;
+    int code = folder_class_get(&class_name, &m->folder, "vae", classes,
+                                "AutoencoderKL or AutoencoderTiny", err);
+    if (!code) code = folder_config(&config, &m->folder, "vae", path, err);
+    if (!code) code = vae_config_load(&m->vae, config, class_name, path, err);
+    json_decref(config);
+    if (code) return code;
+    if (m->vae.latent_channels != m->latent_channels)
+        return steer_fail(err, STEER_BAD_MODEL, "%s: the %s has %d latent channels and the VAE %d",
+                          m->folder.dir, m->denoiser_part, m->latent_channels,
+                          m->vae.latent_channels);
     m->factor = vae_factor(&m->vae);
-    m->width = side_default(m->unet.sample_width, m->factor);
-    m->height = side_default(m->unet.sample_height, m->factor);
+    m->multiple = (m->factor > 8 ? m->factor : 8) * (m->patch ? m->patch : 1);
+    m->width = side_default(m->sample_width, m->factor, m->multiple);
+    m->height = side_default(m->sample_height, m->factor, m->multiple);
+    return 0;
+}
 
-    /* A folder may say which recipe it wants; otherwise the scheduler's class tells. */
-    scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
+static int scheduler_read(struct model *m, struct steer_error *err)
+{
+    snprintf(m->scheduler_file, sizeof m->scheduler_file, "%s/scheduler/scheduler_config.json",
+             m->folder.dir);
+    if (access(m->scheduler_file, F_OK)) return 0;
+    int code = json_file_load(&m->scheduler, m->scheduler_file, err);
+    /* diffusers makes the class that the index names, of whatever keys the file has. */
+    const char *class_name = folder_class(&m->folder, "scheduler");
+    if (!code && class_name &&
+        json_object_set_new(m->scheduler, "_class_name", json_string(class_name)))
+        code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    return code;
+}
+
+/* A folder may say which recipe it wants; otherwise its family and the scheduler's class tell. */
+static int default_recipe_read(struct model *m, struct steer_error *err)
+{
+    char path[FOLDER_PATH_BYTES];
+    const char *scheduler = json_string_value(json_object_get(m->scheduler, "_class_name"));
     int lcm = scheduler && strcmp(scheduler, "LCMScheduler") == 0;
-    const char *recipe = !lcm ? "sd15" : m->unet.guidance_channels ? "lcm-full" : "lcm";
-    snprintf(path, sizeof path, "%s/steer.json", m->dir);
-    if (access(path, F_OK) == 0) {
-        if ((code = json_file_load(&hint, path, err))) goto done;
-        const char *wanted = json_string_value(json_object_get(hint, "recipe"));
-        if (!wanted || strlen(wanted) > STEER_NAME_BYTES_MAX) {
-            code =
-                steer_fail(err, STEER_BAD_MODEL, "%s: \"recipe\": expected a recipe's name", path);
-            goto done;
-        }
-        snprintf(m->default_recipe, sizeof m->default_recipe, "%s", wanted);
-    } else {
-        snprintf(m->default_recipe, sizeof m->default_recipe, "%s", recipe);
-    }
-done:
-    json_decref(index);
-    json_decref(clip);
-    json_decref(unet);
-    json_decref(vae);
+    snprintf(m->default_recipe, sizeof m->default_recipe, "%s",
+             !lcm                   ? m->family->recipe
+             : m->guidance_channels ? "lcm-full"
+                                    : "lcm");
+    snprintf(path, sizeof path, "%s/steer.json", m->folder.dir);
+    if (access(path, F_OK)) return 0;
+    json_t *hint = NULL;
+    int code = json_file_load(&hint, path, err);
+    const char *wanted = json_string_value(json_object_get(hint, "recipe"));
+    if (!code && (!wanted || strlen(wanted) > STEER_NAME_BYTES_MAX))
+        code = steer_fail(err, STEER_BAD_MODEL, "%s: \"recipe\": expected a recipe's name", path);
+    if (!code) snprintf(m->default_recipe, sizeof m->default_recipe, "%s", wanted);
     json_decref(hint);
     return code;
+}
+
+/* The name that people see in the folder, which for a link is the link's own. */
+static void model_name(struct model *m)
+{
+    const char *slash = strrchr(m->folder.dir, '/'), *base = slash ? slash + 1 : m->folder.dir;
+    char *real =
+        *base && strcmp(base, ".") && strcmp(base, "..") ? NULL : realpath(m->folder.dir, NULL);
+    if (real) base = strrchr(real, '/') + 1;
+    snprintf(m->name, sizeof m->name, "%.*s", STEER_NAME_BYTES_MAX, *base ? base : "model");
+    free(real);
 }
 
 int model_open(struct model **ret, const char *dir, struct compute *c, struct steer_error *err)
 {
     struct model *m = calloc(1, sizeof *m);
     if (!m) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    int code = 0;
-    size_t n = strlen(dir);
-    while (n > 1 && dir[n - 1] == '/')
-        n--;
-    if (!n || n >= sizeof m->dir) {
-        code = steer_fail(err, STEER_BAD_MODEL,
-                          "a model folder's path has %zu bytes: expected 1 to %zu", n,
-                          sizeof m->dir - 1);
-        goto fail;
-    }
-    memcpy(m->dir, dir, n);
-    /* The name that people see in the folder, which for a link is the link's own. */
-    char full[sizeof m->dir];
-    size_t length = (size_t)snprintf(full, sizeof full, "%s", m->dir);
-    while (length > 1 && full[length - 1] == '/')
-        full[--length] = 0;
-    const char *slash = strrchr(full, '/'), *base = slash ? slash + 1 : full;
-    char *real = *base && strcmp(base, ".") && strcmp(base, "..") ? NULL : realpath(full, NULL);
-    if (real) base = strrchr(real, '/') + 1;
-    snprintf(m->name, sizeof m->name, "%.*s", STEER_NAME_BYTES_MAX, *base ? base : "model");
-    free(real);
-    if ((code = configs_read(m, err)) || (code = tokenizer_open(m, err)) ||
-        (code = params_open(&m->clip_params, m, c, "text_encoder", "model", err)) ||
-        (code = params_open(&m->unet_params, m, c, "unet", "diffusion_pytorch_model", err)) ||
-        (code = params_open(&m->vae_params, m, c, "vae", "diffusion_pytorch_model", err)) ||
-        (code = dry_run(m, err)) || (code = model_hash(m, err)))
+    int code = folder_open(&m->folder, dir, err);
+    if (code) goto fail;
+    model_name(m);
+    if ((code = family_open(m, err)) || (code = vae_read(m, err)) ||
+        (code = scheduler_read(m, err)) || (code = default_recipe_read(m, err)) ||
+        (code = parts_open(m, c, err)) || (code = dry_run(m, err)) || (code = model_hash(m, err)))
         goto fail;
     *ret = m;
     return 0;
@@ -392,40 +340,47 @@ fail:
     return code;
 }
 
-static void params_close(struct model *m)
+static void parts_close(struct model *m)
 {
-    params_free(m->clip_params);
-    params_free(m->unet_params);
+    for (int i = 0; i < TEXT_ENCODERS_MAX; i++)
+        text_encoder_close(m->encoders + i);
+    params_free(m->denoiser_params);
     params_free(m->vae_params);
-    m->clip_params = m->unet_params = m->vae_params = NULL;
+    m->denoiser_params = m->vae_params = NULL;
 }
 
 int model_inspect(struct model **ret, const char *dir, struct steer_error *err)
 {
     int code = model_open(ret, dir, NULL, err);
-    if (!code) params_close(*ret);
+    if (!code) parts_close(*ret);
     return code;
 }
 
 void model_close(struct model *m)
 {
     if (!m) return;
-    params_close(m);
-    clip_bpe_close(m->tokenizer);
+    parts_close(m);
+    folder_close(&m->folder);
     json_decref(m->scheduler);
+    free(m->denoiser);
     free(m);
 }
 
 int model_recipe(const struct model *m, const char *name, struct recipe *ret,
                  struct steer_error *err)
 {
-    return recipe_load(ret, name && *name ? name : m->default_recipe, m->scheduler,
-                       m->scheduler ? m->scheduler_file : NULL, err);
+    const struct recipe_folder folder = {.scheduler = m->scheduler,
+                                         .scheduler_file = m->scheduler_file,
+                                         .family = m->family->name,
+                                         .guidance = m->family->guidance,
+                                         .joint_attention = m->family->joint_attention,
+                                         .old_rules = m->family->old_scheduler_rules};
+    return recipe_load(ret, name && *name ? name : m->default_recipe, &folder, err);
 }
 
 int model_size_check(const struct model *m, int width, int height, struct steer_error *err)
 {
-    int multiple = m->factor > 8 ? m->factor : 8;
+    int multiple = m->multiple;
     if (width < multiple || height < multiple || width > STEER_SIDE_MAX ||
         height > STEER_SIDE_MAX || width % multiple || height % multiple)
         return steer_fail(err, STEER_BAD_SIZE, "size %dx%d: expected multiples of %d from %d to %d",

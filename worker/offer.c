@@ -13,7 +13,7 @@
 
 /* Built with malloc as protobuf-c's own unpacking would, so that its free fits. */
 
-static Steerfarm__Guidance *guidance_offer(const struct guidance *g)
+static Steerfarm__Guidance *guidance_offer(const struct guidance *g, int joint)
 {
     static const Steerfarm__Method methods[] = {
         [GUIDANCE_NONE] = STEERFARM__METHOD__NONE,
@@ -33,16 +33,18 @@ static Steerfarm__Guidance *guidance_offer(const struct guidance *g)
     o->beta = g->beta;
     o->offset = g->offset;
     o->guidance_scale = g->scale;
+    o->has_nasa_variant = joint;
+    o->nasa_variant = (Steerfarm__NasaVariant)g->variant;
     return o;
 }
 
-static Steerfarm__Recipe *recipe_new(const struct recipe *r)
+static Steerfarm__Recipe *recipe_new(const struct recipe *r, int joint)
 {
     Steerfarm__Recipe *o = malloc(sizeof *o);
     if (!o) return NULL;
     steerfarm__recipe__init(o);
     o->name = strdup(r->name);
-    o->guidance = guidance_offer(&r->guidance);
+    o->guidance = guidance_offer(&r->guidance, joint);
     o->negative_prompt = *r->negative_prompt ? strdup(r->negative_prompt) : NULL;
     o->has_steps = o->has_steps_min = o->has_steps_max = 1;
     o->steps = (uint32_t)r->steps;
@@ -55,7 +57,7 @@ static Steerfarm__Recipe *recipe_new(const struct recipe *r)
 
 static int recipe_add(Steerfarm__Model *offer, const struct recipe *r)
 {
-    Steerfarm__Recipe *o = recipe_new(r);
+    Steerfarm__Recipe *o = recipe_new(r, offer->joint_attention);
     if (!o) return STEER_NO_MEMORY;
     offer->recipes[offer->n_recipes++] = o;
     return 0;
@@ -91,7 +93,7 @@ static Steerfarm__Model *offer_new(const struct model *m)
     steerfarm__model__init(o);
     o->name = strdup(m->name);
     o->hash = strdup(m->hash);
-    o->family = strdup("sd15");
+    o->family = strdup(m->family->name);
     o->recipes = calloc(STEER_RECIPES_MAX, sizeof *o->recipes);
     o->precisions = calloc(2, sizeof *o->precisions);
     if (!o->name || !o->hash || !o->family || !o->recipes || !o->precisions) {
@@ -102,11 +104,13 @@ static Steerfarm__Model *offer_new(const struct model *m)
         o->has_text_tokens_max = o->has_memory_bytes = 1;
     o->width = (uint32_t)m->width;
     o->height = (uint32_t)m->height;
-    o->size_multiple = m->factor > 8 ? (uint32_t)m->factor : 8;
+    o->size_multiple = (uint32_t)m->multiple;
     o->side_max = STEER_SIDE_MAX;
     o->pixels_max = STEER_PIXELS_MAX;
-    o->text_tokens_max = (uint32_t)m->tokens;
+    o->text_tokens_max = (uint32_t)m->text.tokens;
     o->memory_bytes = m->file_bytes;
+    o->has_joint_attention = 1;
+    o->joint_attention = m->family->joint_attention;
     o->precisions[o->n_precisions++] = STEERFARM__PRECISION__F32;
     if (compute_bf16_native()) o->precisions[o->n_precisions++] = STEERFARM__PRECISION__BF16;
     return o;

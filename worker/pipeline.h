@@ -4,10 +4,11 @@
  *     decode -> 8 bits
  *
  * A pipeline belongs to one open model. It keeps plans (per size, batch and guidance) and prompt
- * embeddings with their projected keys and values, both least-recently-used within bounds. Images
+ * embeddings with what the denoiser is bound to of them (keys, values), both least-recently-used
+ * within bounds. Images
  * of a batch share forward passes and nothing else: each is what it would be alone, to the byte.
- * They share the denoiser's; the decoder, whose activations are by far the largest, takes one image
- * at a time. */
+ * They share the denoiser's, if their texts have equally many chunks; the decoder, whose
+ * activations are by far the largest, takes one image at a time. */
 #ifndef WORKER_PIPELINE_H
 #define WORKER_PIPELINE_H
 #include <stdint.h>
@@ -15,6 +16,7 @@
 #include "limits.h"
 #include "model.h"
 #include "recipe.h"
+#include "text/prompt_chunks.h"
 
 struct pipeline;
 
@@ -39,6 +41,7 @@ struct render_shape {
     int width, height, steps;
     enum guidance_method method;
     int cfg; /* a second pass under the negative text */
+    enum guidance_variant variant;
 };
 
 /* Microseconds. tokenize and text are this image's own; load (plans and packing weights for them),
@@ -48,12 +51,14 @@ struct render_times {
 };
 
 struct render_image {
-    const char *prompt, *negative; /* negative "" is a text like any other */
+    const char *prompt, *negative; /* negative "" is a text like any other; NULL: absent */
+    struct prompt_reading reading; /* of both */
     struct guidance guidance;      /* method as the shape's; the numbers are this image's own */
     uint64_t seed;
     /* results */
     uint8_t *pixels;          /* the caller's, width * height * 3 */
     size_t cut, cut_negative; /* byte at which the text was cut; 0: it was not */
+    int together;             /* images that shared its forward passes */
     struct render_times times;
 };
 
@@ -67,7 +72,7 @@ struct dump_tensor {
     int64_t shape[4];
     void *data;
 };
-#define DUMP_TENSORS_MAX 12
+#define DUMP_TENSORS_MAX 16
 struct dump {
     struct dump_tensor tensors[DUMP_TENSORS_MAX];
     int count;
@@ -80,20 +85,24 @@ struct render_watch {
     void *data;
 };
 
-/* Renders count images (1..STEER_BATCH_MAX). dump (NULL: none) wants count 1. */
+/* Renders count images (1..STEER_BATCH_MAX), those with equally many chunks of text together. dump
+ * (NULL: none) wants count 1. */
 int pipeline_render(struct pipeline *p, const struct render_shape *shape,
                     struct render_image *images, int count, struct dump *dump,
                     const struct render_watch *watch, struct steer_error *err) STEER_MUSTCHECK;
 
-/* The plans of a shape, for reports and tuning; they stay until another shape is rendered.
- * STEER_NO_MEMORY when they do not fit together. */
+/* The plans of a shape and of an image's texts, for reports and tuning; they stay until another
+ * shape is rendered. STEER_NO_MEMORY when they do not fit together. */
 struct pipeline_plans {
-    struct plan *text, *keys;      /* of one text */
+    int chunks; /* of the positive text */
+    /* Of one chunk: each encoder's (NULL after the last), and what the denoiser is bound to. */
+    struct plan *encoders[TEXT_ENCODERS_MAX + 1], *text;
     struct plan *denoise, *second; /* of a batch; second: CFG's other pass, else NULL */
     struct plan *decode;           /* of one image */
 };
-int pipeline_plans(struct pipeline *p, const struct render_shape *shape, int batch,
-                   struct pipeline_plans *ret, struct steer_error *err) STEER_MUSTCHECK;
+int pipeline_plans(struct pipeline *p, const struct render_shape *shape,
+                   const struct render_image *image, int batch, struct pipeline_plans *ret,
+                   struct steer_error *err) STEER_MUSTCHECK;
 /* How often a job of that shape calls the denoiser (twice each with CFG). */
 int pipeline_calls(const struct render_shape *shape, int *ret,
                    struct steer_error *err) STEER_MUSTCHECK;

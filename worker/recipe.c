@@ -12,6 +12,7 @@
 #include "json.h"
 
 static const char *const methods[] = {"none", "nasa", "nag", "vsf"};
+static const char *const variants[] = {"text", "mass", "joint"};
 
 const char *guidance_method_name(enum guidance_method method)
 {
@@ -23,6 +24,11 @@ int guidance_method_of(const char *name)
     for (int i = 0; i < 4; i++)
         if (strcmp(name, methods[i]) == 0) return i;
     return -1;
+}
+
+const char *guidance_variant_name(enum guidance_variant variant)
+{
+    return variants[variant];
 }
 
 /* ---- where recipes lie ---- */
@@ -104,7 +110,7 @@ struct reader {
     const json_t *recipe, *folder; /* folder: NULL when its values do not apply */
     const char *recipe_file, *folder_file;
     const char *file; /* of the value found last */
-    int code;
+    int old_rules, code;
     struct steer_error *err;
 };
 
@@ -241,9 +247,13 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_real(r, "beta_start", 1, &c->beta_start);
     read_real(r, "beta_end", 1, &c->beta_end);
     read_int(r, "num_train_timesteps", 1, 2, SAMPLER_TRAIN_STEPS_MAX, &c->num_train_timesteps);
-    /* StableDiffusionPipeline sets a folder's steps_offset to 1, whatever it says. */
-    c->steps_offset = 1;
-    read_int(r, "steps_offset", 0, 0, 1000, &c->steps_offset);
+    c->steps_offset = r->old_rules;
+    read_int(r, "steps_offset", !r->old_rules, 0, 1000, &c->steps_offset);
+    if (!r->old_rules && (c->scheduler == SCHEDULER_DDIM || c->scheduler == SCHEDULER_LCM)) {
+        int clips = c->scheduler == SCHEDULER_DDIM && same_class; /* diffusers' defaults */
+        read_flag(r, "clip_sample", same_class, &clips);
+        if (clips) wrong(r, "clip_sample", "false (true where DDIMScheduler's file leaves it out)");
+    }
     read_flag(r, "set_alpha_to_one", same_class, &c->set_alpha_to_one);
     read_flag(r, "skip_prk_steps", same_class, &c->skip_prk_steps);
     /* The model's own table, whoever samples it, unless the recipe brings another; PNDM has none.
@@ -258,10 +268,14 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_int(r, "original_inference_steps", same_class, 1, SAMPLER_TRAIN_STEPS_MAX,
              &c->original_inference_steps);
     read_real(r, "timestep_scaling", same_class, &c->timestep_scaling);
+    read_real(r, "shift", same_class, &c->shift);
+    if (!(c->shift > 0)) wrong(r, "shift", "more than 0");
     read_real(r, "alpha_bar", 0, &c->alpha_bar);
 
     const json_t *list = value_of(r, "timesteps", 0);
     size_t count = json_array_size(list);
+    if (list && c->scheduler == SCHEDULER_FLOW_MATCH)
+        wrong(r, "timesteps", "none, as FlowMatchEulerDiscreteScheduler spaces its own");
     if (list && (!json_is_array(list) || count < 1 || count > SAMPLER_TIMESTEPS_MAX)) {
         wrong(r, "timesteps", "a list of 1 to 64 time steps");
         return;
@@ -292,13 +306,19 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
         wrong(r, "prediction_type", "epsilon or v_prediction, as PNDMScheduler has them");
     /* What changes the picture and is not here. A folder's file may hold keys of the class that it
      * was made from; those of another class mean nothing. */
+    enum { FLOW = 1 << SCHEDULER_FLOW_MATCH };
     static const struct {
         const char *key;
         unsigned classes;
     } refused[] = {{"thresholding", 1 << SCHEDULER_DDIM | 1 << SCHEDULER_DPM | 1 << SCHEDULER_LCM},
-                   {"use_beta_sigmas", 1 << SCHEDULER_EULER | 1 << SCHEDULER_DPM},
+                   {"use_beta_sigmas", 1 << SCHEDULER_EULER | 1 << SCHEDULER_DPM | FLOW},
                    {"use_flow_sigmas", 1 << SCHEDULER_DPM},
-                   {"use_dynamic_shifting", 1 << SCHEDULER_DPM}};
+                   {"use_dynamic_shifting", 1 << SCHEDULER_DPM | FLOW},
+                   {"shift_terminal", FLOW},
+                   {"invert_sigmas", FLOW},
+                   {"use_karras_sigmas", FLOW},
+                   {"use_exponential_sigmas", FLOW},
+                   {"stochastic_sampling", FLOW}};
     refuse(r, "trained_betas", 1); /* of the model, whoever samples it */
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         if (refused[i].classes >> c->scheduler & 1) refuse(r, refused[i].key, same_class);
@@ -307,14 +327,18 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
         wrong(r, "variance_type", "a variance that the model does not predict");
 }
 
-static void read_guidance(struct reader *r, struct recipe *out)
+static void read_guidance(struct reader *r, struct recipe *out, int joint_attention)
 {
     struct reader inner = *r;
     inner.recipe = json_object_get(r->recipe, "guidance");
     inner.folder = NULL;
-    int method = GUIDANCE_NONE;
+    int method = GUIDANCE_NONE, variant = GUIDANCE_TEXT;
     read_choice(&inner, "method", 0, methods, 4, &method);
     out->guidance.method = (enum guidance_method)method;
+    read_choice(&inner, "nasa_variant", 0, variants, 3, &variant);
+    if (!joint_attention && value_of(&inner, "nasa_variant", 0))
+        wrong(&inner, "nasa_variant", "none, for a model without joint attention");
+    out->guidance.variant = (enum guidance_variant)variant;
     read_real(&inner, "alpha", 0, &out->guidance.alpha);
     read_real(&inner, "phi", 0, &out->guidance.phi);
     read_real(&inner, "tau", 0, &out->guidance.tau);
@@ -324,17 +348,44 @@ static void read_guidance(struct reader *r, struct recipe *out)
     if (inner.code && !r->code) r->code = inner.code;
 }
 
-int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
-                const char *scheduler_file, struct steer_error *err)
+/* "family": a name or a list of names; a recipe without fits any. */
+static int family_check(const json_t *family, const char *path, const char *wanted,
+                        struct steer_error *err)
 {
+    char named[128] = "";
+    size_t count = json_is_array(family) ? json_array_size(family) : family != NULL;
+    for (size_t i = 0; i < count; i++) {
+        const char *name =
+            json_string_value(json_is_array(family) ? json_array_get(family, i) : family);
+        if (!name)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "%s: \"family\": expected a family's name or a list of such", path);
+        if (!wanted || strcmp(name, wanted) == 0) return 0;
+        size_t n = strlen(named);
+        snprintf(named + n, sizeof named - n, "%s%s", i ? ", " : "", name);
+    }
+    if (!count || !wanted) return 0;
+    return steer_fail(err, STEER_UNSUPPORTED,
+                      "%s: the recipe is for models of the family %s, and this one is of %s", path,
+                      named, wanted);
+}
+
+int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder *folder,
+                struct steer_error *err)
+{
+    const json_t *scheduler = folder->scheduler;
+    const char *scheduler_file = scheduler ? folder->scheduler_file : NULL;
     char path[PATH_MAX];
     json_t *root = NULL;
     int code = recipe_path(path, sizeof path, name, err);
     if (code || (code = json_file_load(&root, path, err))) return code;
 
-    struct reader r = {root, scheduler, path, scheduler_file, path, 0, err};
-    /* METHOD.md section 1: SD1.5's own values for each method. */
-    struct recipe out = {.steps = 1, .guidance = {GUIDANCE_NONE, .1, 2, 2.5, .375, 0, 1}};
+    struct reader r = {root, scheduler, path, scheduler_file, path, folder->old_rules, 0, err};
+    struct recipe out = {.steps = 1, .guidance = folder->guidance};
+    out.guidance.method = GUIDANCE_NONE;
+    out.guidance.scale = 1;
+    if ((code = family_check(json_object_get(root, "family"), path, folder->family, err)))
+        goto done;
     const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
     snprintf(
         out.name, sizeof out.name, "%.*s",
@@ -350,8 +401,9 @@ int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
         code = steer_fail(
             err, STEER_UNSUPPORTED,
             "%s: scheduler \"%s\": expected DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, "
-            "DPMSolverMultistepScheduler, LCMScheduler or RectifiedFlow (choose a recipe that "
-            "names one, with --recipe or in the folder's steer.json)",
+            "DPMSolverMultistepScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler or "
+            "RectifiedFlow (choose a recipe that names one, with --recipe or in the folder's "
+            "steer.json)",
             named || !scheduler_file ? path : scheduler_file, class_name ? class_name : "(none)");
         goto done;
     }
@@ -371,7 +423,7 @@ int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
     read_int(&r, "steps_max", 0, 1, STEER_STEPS_MAX, &out.steps_max);
     if (out.steps < out.steps_min || out.steps > out.steps_max)
         wrong(&r, "steps", "a number within steps_min and steps_max");
-    read_guidance(&r, &out);
+    read_guidance(&r, &out, folder->joint_attention);
     read_text(&r, "negative_prompt", 0, out.negative_prompt, sizeof out.negative_prompt);
     code = r.code;
     /* What the numbers make together is tried now, and not at the first image. */

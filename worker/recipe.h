@@ -15,6 +15,7 @@ struct guidance {
     enum guidance_method method;
     double alpha, phi, tau, beta, offset;
     double scale; /* of CFG; 1: off */
+    enum guidance_variant variant;
 };
 
 struct recipe {
@@ -27,7 +28,8 @@ struct recipe {
 
 /* "none", "nasa", "nag", "vsf" */
 const char *guidance_method_name(enum guidance_method method);
-int guidance_method_of(const char *name); /* -1: none of them */
+int guidance_method_of(const char *name);                         /* -1: none of them */
+const char *guidance_variant_name(enum guidance_variant variant); /* "text", "mass", "joint" */
 
 /* 1 when name is a file's path (it has a '/' or ends in .json). Jobs from a farm may not name
  * files of this machine: job_plan_make refuses them. */
@@ -35,11 +37,20 @@ int recipe_is_file(const char *name);
 /* The file of that name or path. STEER_UNKNOWN_RECIPE. */
 int recipe_path(char *out, size_t size, const char *name, struct steer_error *err) STEER_MUSTCHECK;
 
+/* What a model folder lends to a recipe. */
+struct recipe_folder {
+    const json_t *scheduler; /* scheduler_config.json; NULL: it has none */
+    const char *scheduler_file;
+    const char *family;       /* a recipe for others is refused; NULL: none is */
+    struct guidance guidance; /* the numbers that the recipe does not say */
+    int joint_attention;      /* guidance may name a variant of NASA */
+    int old_rules;            /* steps_offset counts as 1 and clip_sample as false */
+};
+
 /* name is one of the shipped recipes or of $STEER_RECIPES, or a path with a '/' or ending in .json.
- * scheduler is the folder's scheduler_config.json, NULL when it has none. STEER_UNKNOWN_RECIPE,
- * STEER_BAD_MODEL or STEER_UNSUPPORTED with one sentence. */
-int recipe_load(struct recipe *ret, const char *name, const json_t *scheduler,
-                const char *scheduler_file, struct steer_error *err) STEER_MUSTCHECK;
+ * STEER_UNKNOWN_RECIPE, STEER_BAD_MODEL or STEER_UNSUPPORTED with one sentence. */
+int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder *folder,
+                struct steer_error *err) STEER_MUSTCHECK;
 
 /* Calls each for every recipe file that ships or lies in $STEER_RECIPES, in order of name, without
  * the ".json". */

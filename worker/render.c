@@ -77,15 +77,12 @@ static json_t *times_json(const struct render_times *t, uint64_t encode_us, uint
 }
 
 static void report(const struct render_args *r, const char *path, const struct render_image *image,
-                   size_t bytes, uint64_t encode_us, uint64_t total_us, json_t *list)
+                   int tokens, size_t bytes, uint64_t encode_us, uint64_t total_us, json_t *list)
 {
     const struct render_times *t = &image->times;
-    const size_t cuts[] = {image->cut, image->cut_negative};
-    for (int i = 0; i < 2; i++)
-        if (cuts[i])
-            fprintf(stderr,
-                    "steer-worker: the %s prompt was cut at byte %zu: the model reads no more\n",
-                    i ? "negative" : "positive", cuts[i]);
+    char cut[256];
+    job_cut_text(cut, sizeof cut, image, tokens);
+    if (*cut) fprintf(stderr, "steer-worker: %s\n", cut);
     if (r->json)
         json_array_append_new(list,
                               json_pack("{s:s, s:o, s:I, s:o}", "file", path, "seed",
@@ -126,7 +123,8 @@ static int render_one(struct session *s, const struct render_args *r, uint32_t i
         code = steer_fail(err, STEER_BAD_VALUE, "--output %s: the name is too long", r->output);
     if (!code) code = output_write(path, file, bytes, 1, err);
     if (!code && r->dump && !index) code = dump_write(&dump, r->dump, err);
-    if (!code) report(r, path, &p.image, bytes, encode, now_us() - start, list);
+    if (!code)
+        report(r, path, &p.image, s->model->text.tokens, bytes, encode, now_us() - start, list);
     dump_free(&dump);
     job_meta_free(meta);
     free(file);

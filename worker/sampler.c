@@ -13,14 +13,19 @@ struct schedule {
     struct sampler_config config;
     int steps, calls;
     double timestep[2 * STEER_STEPS_MAX + 16]; /* of each call */
-    float sigma[STEER_STEPS_MAX + 2];          /* EULER, DPM: of each step, then the last */
+    float sigma[STEER_STEPS_MAX + 2]; /* EULER, DPM, FLOW_MATCH: of each step, then the last */
     float alpha_bar[SAMPLER_TRAIN_STEPS_MAX];
     double init_scale;
 };
 
 static const char *const class_names[] = {
-    "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "LCMScheduler",  "RectifiedFlow",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "LCMScheduler",
+    "RectifiedFlow",
+    "FlowMatchEulerDiscreteScheduler",
 };
 
 int sampler_class(const char *class_name)
@@ -48,6 +53,7 @@ void sampler_config_default(struct sampler_config *config, enum scheduler schedu
         .lower_order_final = 1,
         .original_inference_steps = 50,
         .timestep_scaling = 10,
+        .shift = 1,
         .timestep_spacing = scheduler == SCHEDULER_EULER || scheduler == SCHEDULER_DPM
                                 ? SPACING_LINSPACE
                                 : SPACING_LEADING,
@@ -366,6 +372,27 @@ static int spaced_lcm(struct schedule *s, int steps, struct steer_error *err)
     return 0;
 }
 
+/* Noise levels from 1 towards 0 in equal steps, shifted. */
+static void spaced_flow(struct schedule *s, int steps)
+{
+    float shift = (float)s->config.shift, more = (float)(s->config.shift - 1);
+    double step = steps == 1 ? 0 : (1.0 / steps - 1) / (steps - 1);
+    for (int i = 0; i < steps; i++) {
+        float even = (float)(i && i == steps - 1 ? 1.0 / steps : 1 + i * step);
+        s->sigma[i] = shift * even / (1 + more * even);
+        /* The pipeline divides by 1000 and the model multiplies again, in f32. */
+        s->timestep[i] = s->sigma[i] * (float)s->config.num_train_timesteps / 1000 * 1000;
+    }
+    s->sigma[steps] = 0;
+    s->calls = steps;
+}
+
+/* Noise is mixed in along a straight line: there are no betas. */
+static int is_flow(enum scheduler scheduler)
+{
+    return scheduler == SCHEDULER_RECTIFIED_FLOW || scheduler == SCHEDULER_FLOW_MATCH;
+}
+
 int schedule_new(struct schedule **ret, const struct sampler_config *config, int steps,
                  struct steer_error *err)
 {
@@ -389,7 +416,7 @@ int schedule_new(struct schedule **ret, const struct sampler_config *config, int
     s->steps = steps;
     s->init_scale = 1;
     int code = 0;
-    if (config->scheduler != SCHEDULER_RECTIFIED_FLOW) code = noise_levels(s, err);
+    if (!is_flow(config->scheduler)) code = noise_levels(s, err);
     if (code) goto fail;
 
     if (config->timesteps_count) {
@@ -408,13 +435,14 @@ int schedule_new(struct schedule **ret, const struct sampler_config *config, int
                 s->timestep[i] = 1000.0 * (1 - (double)i / steps);
             s->calls = steps;
             break;
+        case SCHEDULER_FLOW_MATCH: spaced_flow(s, steps); break;
         }
         if (code) goto fail;
     }
     int sigmas = config->scheduler == SCHEDULER_EULER || config->scheduler == SCHEDULER_DPM;
     if (sigmas) sigmas_fill(s);
     /* The others look their noise levels up at the time step. */
-    for (int i = 0; i < s->calls && !sigmas && config->scheduler != SCHEDULER_RECTIFIED_FLOW; i++) {
+    for (int i = 0; i < s->calls && !sigmas && !is_flow(config->scheduler); i++) {
         if (s->timestep[i] < 0 || s->timestep[i] > train - 1) {
             code = steer_fail(err, STEER_BAD_VALUE, "time step %g of %d steps: expected 0 to %d",
                               s->timestep[i], steps, train - 1);
@@ -656,6 +684,14 @@ static void step_euler(struct sampler *s, int call, const float *out, float *x)
     }
 }
 
+static void step_flow(const struct sampler *s, int call, const float *out, float *x)
+{
+    const float *sigma = s->schedule->sigma + call;
+    float change = sigma[1] - sigma[0];
+    for (size_t i = 0; i < s->count; i++)
+        x[i] += change * out[i];
+}
+
 static void step_dpm(struct sampler *s, int call, const float *out, float *x)
 {
     const struct schedule *h = s->schedule;
@@ -735,6 +771,7 @@ int sampler_step(struct sampler *s, int call, const float *out, float *x)
     case SCHEDULER_DPM: step_dpm(s, call, out, x); return 0;
     case SCHEDULER_LCM: step_lcm(s, call, out, x); return 0;
     case SCHEDULER_RECTIFIED_FLOW: blend(x, 1, out, 1.0 / h->steps, s->count); return 0;
+    case SCHEDULER_FLOW_MATCH: step_flow(s, call, out, x); return 0;
     }
     return STEER_INTERNAL;
 }

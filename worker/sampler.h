@@ -19,6 +19,7 @@ enum scheduler {
     SCHEDULER_DPM,            /* DPMSolverMultistepScheduler: dpmsolver++, order 1 to 3 */
     SCHEDULER_LCM,            /* LCMScheduler */
     SCHEDULER_RECTIFIED_FLOW, /* InstaFlow: x += v / n, at t = 1000 (1 - i / n) */
+    SCHEDULER_FLOW_MATCH,     /* FlowMatchEulerDiscreteScheduler, as FluxPipeline asks of it */
 };
 enum prediction { PREDICTION_EPSILON, PREDICTION_V, PREDICTION_SAMPLE };
 /* Noise levels other than the table's at the time steps: between the largest and the smallest. */
@@ -44,6 +45,7 @@ struct sampler_config {
     int log_linear, continuous;   /* EULER: interpolation_type, timestep_type */
     int original_inference_steps; /* LCM */
     double timestep_scaling;      /* LCM */
+    double shift;                 /* FLOW_MATCH */
     /* A one-step checkpoint's own rule: explicit time steps (descending) and, when not 0, the
      * alpha_bar that its script uses at each of them. */
     int timesteps[SAMPLER_TIMESTEPS_MAX], timesteps_count;

@@ -101,7 +101,7 @@ static int measure(struct table *t, int way, const struct tune_args *a,
     machine.backend = "cpu";
     int code = session_open(&s, a->model, &machine, &j, 1, err);
     if (!code) code = session_plan(&s, 0, &p, err);
-    if (!code) code = pipeline_plans(s.pipeline, &p.shape, 1, &plans, err);
+    if (!code) code = pipeline_plans(s.pipeline, &p.shape, &p.image, 1, &plans, err);
     if (!code && !(p.image.pixels = malloc((size_t)p.shape.width * (size_t)p.shape.height * 3)))
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
     for (int run = 0; run <= RUNS && !code; run++) {

@@ -63,9 +63,12 @@ struct steer_label {
 /* What to render. Texts are borrowed during the call; NULL, 0 and NAN mean the model's default. */
 struct steer_job {
     const char *model, *prompt, *negative, *recipe;
-    const char *guidance;  /* "none", "cfg", "nasa", "nag", "vsf" */
-    const char *precision; /* "auto", "f32", "bf16" */
-    const char *format;    /* "webp", "lossless", "png" */
+    const char *guidance;      /* "none", "cfg", "nasa", "nag", "vsf" */
+    const char *nasa_variant;  /* "text", "mass", "joint"; of models with joint attention */
+    const char *precision;     /* "auto", "f32", "bf16" */
+    const char *format;        /* "webp", "lossless", "png" */
+    const char *long_prompt;   /* "cut", "chunk" */
+    const char *prompt_syntax; /* "plain", "a1111" */
     double alpha, phi, tau, beta, offset, guidance_scale;
     uint32_t width, height, steps, images;
     int quality; /* -1: default */

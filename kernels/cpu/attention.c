@@ -2,9 +2,10 @@
 /* Attention in tiles (FlashAttention's order): 48 queries against 64 keys at a time, a running
  * maximum and sum per row, everything accumulated in f32.
  *
- * Guided attention is the same loop over two segments of keys under one read of the queries; each
- * segment keeps its own maximum, sum and values, and they meet only in the last line, so a negative
- * whose logits lie far below the positive's is still normalised by itself (METHOD.md section 1).
+ * Guided attention is the same loop over up to three segments of keys (positive and negative text,
+ * the image's in joint attention) under one read of the queries; each segment keeps its own
+ * maximum, sum and values, and they meet only at the end, so a negative whose logits lie far below
+ * the positive's is still normalised by itself (METHOD.md section 1).
  *
  * Keys are packed transposed, [head][tile][D][64], values [head][key][D rounded up to lanes]. Where
  * the processor multiplies pairs of bf16 into f32 and the tensors are bf16, the four bytes of an
@@ -19,32 +20,38 @@
 #include "vector.h"
 
 enum { ROWS = 48, ROW_GROUP = 6, KEYS = 64 };
+enum { NAG_BLOCKS = 4 }; /* blocks of queries that share a reading of the keys */
 
 static size_t round_up(size_t x, size_t to)
 {
     return (x + to - 1) / to * to;
 }
 
-/* Floats that one segment of keys takes when packed. */
+/* Floats that one segment of keys takes when packed, its mask among them. */
 static size_t packed_floats(int heads, int keys, int d)
 {
     size_t padded = round_up((size_t)keys, KEYS);
-    return (size_t)heads * padded * ((size_t)d + round_up((size_t)d, LANES));
+    return padded + (size_t)heads * padded * ((size_t)d + round_up((size_t)d, LANES));
 }
 
+enum { POSITIVE, NEGATIVE, SHARED, SEGMENTS };
+/* Where the k, v and mask of each begin in op->in. */
+static const int segment_in[SEGMENTS] = {IN_POSITIVE, IN_NEGATIVE, IN_SHARED};
+
 /* Floats that one thread works in. */
-static size_t thread_floats(int heads, int d)
+static size_t thread_floats(const struct op *op, int d)
 {
-    size_t dp = round_up((size_t)d, LANES);
-    size_t tile = ROWS * ((size_t)d + KEYS + 2 * dp + 4 + LANES);
-    return round_up(tile + 2 * ROWS * (size_t)heads * (size_t)d, LANES);
+    size_t dp = round_up((size_t)d, LANES), tile = ROWS * ((size_t)d + KEYS + LANES);
+    size_t rows = op->method == GUIDANCE_NAG ? NAG_BLOCKS * ROWS : 0;
+    tile += ROWS * SEGMENTS * (dp + 2);
+    return round_up(tile + 2 * rows * (size_t)op->heads * (size_t)d, LANES);
 }
 
 struct segment {
     int keys, tiles;
     const float *kt, *v; /* packed */
-    const float *mask;   /* NULL: none */
-    double bias;         /* added to every logit */
+    const float *mask;   /* of all tiles' keys; NULL: none */
+    float offset;        /* added to every logit */
 };
 
 /* Shapes and places of one image's attention. */
@@ -55,28 +62,32 @@ struct job {
     int unit; /* values in an element: 2 for pairs of bf16 */
     int du;   /* elements in D */
     float scale;
-    struct segment positive, negative;
+    const float *bias;  /* [rows, keys, heads], of plain attention; NULL: none */
+    const float *param; /* of the method; NULL: none */
+    struct segment segment[SEGMENTS];
+    int used; /* bits of the segments that are summed */
 };
 
-/* A thread's workspace. */
+/* A thread's workspace. lanes: l before its lanes are added; zt, zp: NAG's rows [heads * D]. */
 struct work {
-    float *q, *s, *o[2], *m[2], *l[2], *lanes, *zt, *zp; /* lanes: l before its lanes are added */
+    float *q, *s, *lanes, *o[SEGMENTS], *m[SEGMENTS], *l[SEGMENTS], *zt, *zp;
+    uint64_t read, stored, shared; /* queries, rows and shared keys, each once per head */
 };
 
 static struct work work_of(float *base, const struct job *j)
 {
-    struct work w;
-    w.q = base;
+    struct work w = {.q = base};
     w.s = w.q + ROWS * j->d;
-    w.o[0] = w.s + ROWS * KEYS;
-    w.o[1] = w.o[0] + ROWS * j->dp;
-    w.m[0] = w.o[1] + ROWS * j->dp;
-    w.m[1] = w.m[0] + ROWS;
-    w.l[0] = w.m[1] + ROWS;
-    w.l[1] = w.l[0] + ROWS;
-    w.lanes = w.l[1] + ROWS;
-    w.zt = w.lanes + ROWS * LANES;
-    w.zp = w.zt + ROWS * j->heads * j->d;
+    w.lanes = w.s + ROWS * KEYS;
+    float *next = w.lanes + ROWS * LANES;
+    for (int i = 0; i < SEGMENTS; i++) {
+        w.o[i] = next;
+        w.m[i] = w.o[i] + ROWS * j->dp;
+        w.l[i] = w.m[i] + ROWS;
+        next = w.l[i] + ROWS;
+    }
+    w.zt = next;
+    w.zp = w.zt + NAG_BLOCKS * ROWS * j->heads * j->d;
     return w;
 }
 
@@ -172,23 +183,16 @@ INLINE void weights_store(float *s, const v16 e[KEYS / LANES], const int unit)
         store(s + i * LANES, e[i]);
 }
 
-/* Lanes of vector i that are below n keys. */
-INLINE int lanes_below(int n, int i)
-{
-    n -= i * LANES;
-    return n < 0 ? 0 : n > LANES ? LANES : n;
-}
-
 /* Turns a row's products of one tile into weights under the running maximum; what was summed before
  * is scaled down to it. valid: keys of this tile that the row sees, all in the first `vectors`. */
 INLINE void row_softmax(float *s, float *o, float *m, float *l, int dp, int valid, float scale,
-                        const float *mask, float bias, const int vectors, const int unit)
+                        const float *mask, float offset, const int vectors, const int unit)
 {
     v16 x[KEYS / LANES] = {{0}}, most = splat(-INFINITY);
     v16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int i = 0; i < vectors; i++) {
-        x[i] = load(s + i * LANES) * scale + bias;
-        if (mask) x[i] += load_part(mask + i * LANES, TYPE_F32, lanes_below(valid, i));
+        x[i] = load(s + i * LANES) * scale + offset;
+        if (mask) x[i] += load(mask + i * LANES);
         if (valid < vectors * LANES)
             x[i] = pick(lane < splat((float)(valid - i * LANES)), x[i], splat(-INFINITY));
         most = vmax(most, x[i]);
@@ -215,23 +219,38 @@ INLINE void row_softmax(float *s, float *o, float *m, float *l, int dp, int vali
     store(l, load(l) + sum);
 }
 
-INLINE void rows_softmax(const struct job *j, const struct segment *g, struct work *w, int which,
-                         int tile, int first, int count, int seen, const int vectors,
-                         const int unit)
+/* Logits with a bias of their own are scaled before it is added. */
+static void bias_add(const struct job *j, struct work *w, int head, int tile, int first, int count,
+                     int seen)
 {
+    size_t keys = (size_t)j->segment[POSITIVE].keys, heads = (size_t)j->heads;
+    for (int r = 0; r < count; r++) {
+        size_t key = (size_t)(first + r) * keys + (size_t)tile * KEYS;
+        const float *bias = j->bias + key * heads + head;
+        float *logits_row = w->s + r * KEYS;
+        for (int i = 0; i < seen; i++)
+            logits_row[i] = logits_row[i] * j->scale + bias[(size_t)i * heads];
+    }
+}
+
+INLINE void rows_softmax(const struct job *j, int which, struct work *w, int tile, int first,
+                         int count, int seen, const int vectors, const int unit)
+{
+    const struct segment *g = j->segment + which;
     for (int r = 0; r < count; r++) {
         int valid = seen, sees = first + r + 1 - tile * KEYS;
         if (j->causal && sees < valid) valid = sees < 0 ? 0 : sees;
         row_softmax(w->s + r * KEYS, w->o[which] + r * j->dp, w->m[which] + r, w->lanes + r * LANES,
-                    j->dp, valid, j->scale, g->mask ? g->mask + tile * KEYS : NULL, (float)g->bias,
-                    vectors, unit);
+                    j->dp, valid, j->bias ? 1 : j->scale, g->mask ? g->mask + tile * KEYS : NULL,
+                    g->offset, vectors, unit);
     }
 }
 
 /* Adds up one head's segment for the queries in w->q. */
-INLINE void segment_add(const struct job *j, const struct segment *g, int head, int first,
-                        int count, struct work *w, int which, const int unit)
+INLINE void segment_add(const struct job *j, int which, int head, int first, int count,
+                        struct work *w, const int unit)
 {
+    const struct segment *g = j->segment + which;
     float *o = w->o[which], *m = w->m[which], *l = w->l[which];
     size_t padded = (size_t)g->tiles * KEYS;
     const float *kt = g->kt + (size_t)head * padded * (size_t)j->du;
@@ -245,24 +264,26 @@ INLINE void segment_add(const struct job *j, const struct segment *g, int head, 
         if (j->causal && t * KEYS > first + count - 1) break;
         int vectors = (seen + LANES - 1) / LANES;
         logits(w->s, w->q, kt + (size_t)t * KEYS * (size_t)j->du, j->du, vectors, unit);
+        if (j->bias) bias_add(j, w, head, t, first, count, seen);
         if (vectors == KEYS / LANES)
-            rows_softmax(j, g, w, which, t, first, count, seen, KEYS / LANES, unit);
+            rows_softmax(j, which, w, t, first, count, seen, KEYS / LANES, unit);
         else
-            rows_softmax(j, g, w, which, t, first, count, seen, vectors, unit);
+            rows_softmax(j, which, w, t, first, count, seen, vectors, unit);
         values_add(o, w->s, v + (size_t)t * (size_t)(KEYS / unit) * (size_t)j->dp, j->dp,
                    (seen + unit - 1) / unit, unit);
+        if (which == SHARED) w->shared += (uint64_t)count * (uint64_t)seen;
     }
     for (int r = 0; r < ROWS; r++)
         l[r] = sum_lanes(load(w->lanes + r * LANES));
 }
 
-static void segment_sum(const struct job *j, const struct segment *g, int head, int first,
-                        int count, struct work *w, int which)
+static void segment_sum(const struct job *j, int which, int head, int first, int count,
+                        struct work *w)
 {
     if (j->unit == 2)
-        segment_add(j, g, head, first, count, w, which, 2);
+        segment_add(j, which, head, first, count, w, 2);
     else
-        segment_add(j, g, head, first, count, w, which, 1);
+        segment_add(j, which, head, first, count, w, 1);
 }
 
 static const char *element(const struct job *j, int tensor, int row, int channel)
@@ -273,13 +294,14 @@ static const char *element(const struct job *j, int tensor, int row, int channel
 }
 
 /* Queries first.. of one head; rows beyond count, and what an odd D leaves of a pair, are zeros. */
-static void queries_read(const struct job *j, int head, int first, int count, float *q)
+static void queries_read(const struct job *j, int head, int first, int count, struct work *w)
 {
     enum compute_type type = j->p->places[j->op->in[0]].type;
-    memset(q, 0, (size_t)(ROWS * j->du) * sizeof *q);
+    memset(w->q, 0, (size_t)(ROWS * j->du) * sizeof *w->q);
+    w->read += (uint64_t)count;
     for (int r = 0; r < count; r++) {
         const char *from = element(j, j->op->in[0], first + r, head * j->d);
-        float *to = q + r * j->du;
+        float *to = w->q + r * j->du;
         if (j->unit == 2) {
             memcpy(to, from, (size_t)j->d * sizeof(uint16_t));
             continue;
@@ -303,42 +325,78 @@ static void row_store(const struct job *j, int row, int channel, const float *fr
     }
 }
 
-static float inverse(float l)
+/* What each segment's sum counts in one softmax over those joined (bits): its weight under their
+ * common maximum over the mass of all of them. 0 where nothing is seen. */
+static void softmax_shares(const struct job *j, const struct work *w, int r, int joined,
+                           float share[SEGMENTS])
 {
-    return l > 0 ? 1 / l : 0;
+    float most = -INFINITY, mass = 0;
+    joined &= j->used;
+    for (int i = 0; i < SEGMENTS; i++)
+        if (joined & 1 << i && w->m[i][r] > most) most = w->m[i][r];
+    for (int i = 0; i < SEGMENTS; i++) {
+        share[i] = 0;
+        if (!(joined & 1 << i) || w->m[i][r] == -INFINITY) continue;
+        share[i] = w->m[i][r] == most ? 1 : expf(w->m[i][r] - most);
+        mass += share[i] * w->l[i][r];
+    }
+    float inverse = mass > 0 ? 1 / mass : 0;
+    for (int i = 0; i < SEGMENTS; i++)
+        share[i] *= inverse;
 }
 
-/* The row of this head under the method; NAG's waits in zt and zp until all heads are there. */
-static void row_combine(const struct job *j, struct work *w, int r, int head, const float *param)
+/* A text's sum becomes its part of the output: its own share, and that of the shared keys. */
+static void part_make(const struct job *j, struct work *w, int r, int text, const float *share)
 {
-    float *a = w->o[0] + r * j->dp;
-    const float *n = w->o[1] + r * j->dp;
-    float lp = w->l[0][r], ln = w->l[1][r], alpha = param[GUIDANCE_ALPHA];
-    if (j->op->method == GUIDANCE_NASA) {
-        float ip = inverse(lp), in = inverse(ln);
+    float *o = w->o[text] + r * j->dp;
+    const float *shared = w->o[SHARED] + r * j->dp;
+    for (int c = 0; c < j->dp; c += LANES)
+        store(o + c, load(o + c) * share[text]);
+    for (int c = 0; share[SHARED] > 0 && c < j->dp; c += LANES)
+        store(o + c, load(o + c) + load(shared + c) * share[SHARED]);
+}
+
+/* Z+ and Z- of a row, METHOD.md's table "One kernel for all of them". Z+ is made by the same
+ * instructions whether or not there is a negative, so that alpha 0 is none to the bit. */
+static void parts_make(const struct job *j, struct work *w, int r)
+{
+    enum { P = 1 << POSITIVE, N = 1 << NEGATIVE, S = 1 << SHARED };
+    enum guidance_method method = j->op->method;
+    enum guidance_variant variant = method == GUIDANCE_NAG ? GUIDANCE_JOINT : j->op->variant;
+    float share[SEGMENTS];
+    softmax_shares(j, w, r, method == GUIDANCE_VSF ? P | N | S : P | S, share);
+    part_make(j, w, r, POSITIVE, share);
+    if (method == GUIDANCE_NONE) return;
+    if (method != GUIDANCE_VSF)
+        softmax_shares(j, w, r, variant == GUIDANCE_TEXT ? N : N | S, share);
+    if (method == GUIDANCE_VSF || variant != GUIDANCE_JOINT) share[SHARED] = 0;
+    part_make(j, w, r, NEGATIVE, share);
+}
+
+/* A row's head under the method, into Z+'s place; NAG's waits in zp and zt, where the row is the
+ * `at`-th, until all heads are there. */
+static void row_combine(const struct job *j, struct work *w, int r, int head, int at)
+{
+    float *zp = w->o[POSITIVE] + r * j->dp;
+    const float *zn = w->o[NEGATIVE] + r * j->dp;
+    if (j->op->method == GUIDANCE_NASA || j->op->method == GUIDANCE_VSF) {
+        float alpha = j->param[GUIDANCE_ALPHA];
         for (int c = 0; c < j->dp; c += LANES)
-            store(a + c, load(a + c) * ip - alpha * (load(n + c) * in));
-    } else if (j->op->method == GUIDANCE_VSF) {
-        float mp = w->m[0][r], mn = w->m[1][r], most = mp > mn ? mp : mn;
-        float wp = mp == -INFINITY ? 0 : expf(mp - most),
-              wn = mn == -INFINITY ? 0 : expf(mn - most);
-        float all = inverse(lp * wp + ln * wn);
-        for (int c = 0; c < j->dp; c += LANES)
-            store(a + c, (load(a + c) * wp - alpha * wn * load(n + c)) * all);
-    } else {
-        float ip = inverse(lp), in = inverse(ln), phi = param[GUIDANCE_PHI];
-        size_t at = ((size_t)r * (size_t)j->heads + (size_t)head) * (size_t)j->d;
+            store(zp + c, load(zp + c) - alpha * load(zn + c));
+    } else if (j->op->method == GUIDANCE_NAG) {
+        float phi = j->param[GUIDANCE_PHI];
+        size_t to = ((size_t)at * (size_t)j->heads + (size_t)head) * (size_t)j->d;
         for (int c = 0; c < j->d; c++) {
-            float zp = a[c] * ip;
-            w->zp[at + (size_t)c] = zp;
-            w->zt[at + (size_t)c] = zp + phi * (zp - n[c] * in);
+            w->zp[to + (size_t)c] = zp[c];
+            w->zt[to + (size_t)c] = zp[c] + phi * (zp[c] - zn[c]);
         }
     }
 }
 
 /* NAG: the 1-norms go over all channels of a token, so they come after the last head. */
-static void row_nag(const struct job *j, struct work *w, int r, const float *param)
+static void row_nag(const struct job *j, struct work *w, int r)
 {
+    const float *param = j->param;
     int channels = j->heads * j->d;
     float *zt = w->zt + r * channels;
     const float *zp = w->zp + r * channels;
@@ -353,34 +411,38 @@ static void row_nag(const struct job *j, struct work *w, int r, const float *par
         zt[c] = beta * shrink * zt[c] + (1 - beta) * zp[c];
 }
 
-static void block_plain(const struct job *j, struct work *w, int head, int first, int count)
+/* A block of queries under one head; `at`: where its rows are among those of the unit. */
+static void block_attend(const struct job *j, struct work *w, int head, int first, int count,
+                         int at)
 {
-    queries_read(j, head, first, count, w->q);
-    segment_sum(j, &j->positive, head, first, count, w, 0);
+    queries_read(j, head, first, count, w);
+    for (int i = 0; i < SEGMENTS; i++)
+        if (j->used & 1 << i) segment_sum(j, i, head, first, count, w);
     for (int r = 0; r < count; r++) {
-        float *o = w->o[0] + r * j->dp, scale = inverse(w->l[0][r]);
-        for (int c = 0; c < j->dp; c += LANES)
-            store(o + c, load(o + c) * scale);
-        row_store(j, first + r, head * j->d, o, j->d);
+        parts_make(j, w, r);
+        row_combine(j, w, r, head, at + r);
+        if (j->op->method == GUIDANCE_NAG) continue;
+        row_store(j, first + r, head * j->d, w->o[POSITIVE] + r * j->dp, j->d);
+        w->stored++;
     }
 }
 
-static void block_guided(const struct job *j, struct work *w, int first, int count)
+/* What a thread does in one go: rows first .. last - 1 under some heads. */
+struct unit {
+    int first, last, head, heads;
+};
+
+static void unit_attend(const struct job *j, struct work *w, struct unit u)
 {
-    const float *param = place_image(j->p, j->op->in[7], j->image);
-    int nag = j->op->method == GUIDANCE_NAG;
-    for (int head = 0; head < j->heads; head++) {
-        queries_read(j, head, first, count, w->q);
-        segment_sum(j, &j->positive, head, first, count, w, 0);
-        segment_sum(j, &j->negative, head, first, count, w, 1);
-        for (int r = 0; r < count; r++) {
-            row_combine(j, w, r, head, param);
-            if (!nag) row_store(j, first + r, head * j->d, w->o[0] + r * j->dp, j->d);
+    for (int head = u.head; head < u.head + u.heads; head++)
+        for (int row = u.first; row < u.last; row += ROWS) {
+            int count = u.last - row < ROWS ? u.last - row : ROWS;
+            block_attend(j, w, head, row, count, row - u.first);
         }
-    }
-    for (int r = 0; nag && r < count; r++) {
-        row_nag(j, w, r, param);
-        row_store(j, first + r, 0, w->zt + r * j->heads * j->d, j->heads * j->d);
+    for (int row = u.first; row < u.last && j->op->method == GUIDANCE_NAG; row++) {
+        row_nag(j, w, row - u.first);
+        row_store(j, row, 0, w->zt + (row - u.first) * j->heads * j->d, j->heads * j->d);
+        w->stored += (uint64_t)j->heads;
     }
 }
 
@@ -429,17 +491,31 @@ static void tile_pack_pairs(const struct job *j, int k, int v, float *kt, float 
     }
 }
 
-static void segment_pack(const struct job *j, struct segment *g, int k, int v, int mask,
-                         float **scratch)
+/* Dense, f32, with zeros after the last key. */
+static void mask_pack(const struct job *j, int mask, float *to, int keys, int padded)
 {
-    g->keys = j->p->places[k].shape.w;
+    enum compute_type type = j->p->places[mask].type;
+    memset(to, 0, (size_t)padded * sizeof *to);
+    for (int i = 0; i < keys; i += LANES) {
+        int n = keys - i < LANES ? keys - i : LANES;
+        store_typed(to + i, TYPE_F32, load_typed(element(j, mask, 0, i), type, n), n);
+    }
+}
+
+static void segment_pack(const struct job *j, struct segment *g, int in, float **scratch)
+{
+    int k = j->op->in[in], v = j->op->in[in + 1], mask = j->op->in[in + 2];
+    g->keys = keys_count(j->p, j->op, in);
     g->tiles = (g->keys + KEYS - 1) / KEYS;
-    g->mask = mask >= 0 ? place_image(j->p, mask, j->image) : NULL;
     size_t padded = (size_t)g->tiles * KEYS;
-    float *kt = *scratch, *vp = kt + (size_t)j->heads * padded * (size_t)j->du;
-    *scratch += packed_floats(j->heads, g->keys, j->d);
+    float *kt = *scratch + padded, *vp = kt + (size_t)j->heads * padded * (size_t)j->du;
     g->kt = kt;
     g->v = vp;
+    if (mask >= 0) {
+        mask_pack(j, mask, *scratch, g->keys, (int)padded);
+        g->mask = *scratch;
+    }
+    *scratch += packed_floats(j->heads, g->keys, j->d);
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < j->heads * g->tiles; i++) {
         size_t head = (size_t)(i / g->tiles), at = (size_t)(i % g->tiles) * KEYS;
@@ -456,11 +532,10 @@ static void segment_pack(const struct job *j, struct segment *g, int k, int v, i
 static int pairs(const struct plan *p, const struct op *op)
 {
 #ifdef __AVX512BF16__
-    int guided = op->kind == OP_GUIDED_ATTENTION;
-    const int read[] = {op->in[0], op->in[1], op->in[2], op->in[guided ? 4 : 1],
-                        op->in[guided ? 5 : 2]};
-    for (size_t i = 0; i < sizeof read / sizeof *read; i++)
-        if (p->places[read[i]].type != TYPE_BF16) return 0;
+    if (p->places[op->in[0]].type != TYPE_BF16) return 0;
+    for (int i = 0; i < (op->kind == OP_ATTENTION ? 1 : SEGMENTS); i++)
+        for (int k = segment_in[i]; k < segment_in[i] + 2; k++)
+            if (op->in[k] >= 0 && p->places[op->in[k]].type != TYPE_BF16) return 0;
     return 1;
 #else
     (void)p, (void)op;
@@ -468,7 +543,7 @@ static int pairs(const struct plan *p, const struct op *op)
 #endif
 }
 
-static struct job job_of(const struct plan *p, const struct op *op, int image)
+static struct job job_of(const struct plan *p, const struct op *op, int image, float **scratch)
 {
     struct job j = {.p = p, .op = op, .image = image, .heads = op->heads, .causal = op->causal};
     j.rows = p->places[op->in[0]].shape.w;
@@ -477,54 +552,61 @@ static struct job job_of(const struct plan *p, const struct op *op, int image)
     j.scale = (float)op->scale;
     j.unit = pairs(p, op) ? 2 : 1;
     j.du = (j.d + j.unit - 1) / j.unit;
+    j.used = 1 << POSITIVE;
+    if (op->method != GUIDANCE_NONE) j.used |= 1 << NEGATIVE;
+    if (op->kind == OP_GUIDED_ATTENTION && op->in[IN_SHARED] >= 0) j.used |= 1 << SHARED;
+    for (int i = 0; i < SEGMENTS; i++)
+        if (j.used & 1 << i) segment_pack(&j, j.segment + i, segment_in[i], scratch);
+    if (op->kind == OP_ATTENTION && op->in[IN_BIAS] >= 0)
+        j.bias = place_image(p, op->in[IN_BIAS], image);
+    if (op->method != GUIDANCE_NONE) j.param = place_image(p, op->in[IN_PARAMS], image);
+    if (op->method == GUIDANCE_VSF) j.segment[NEGATIVE].offset = -j.param[GUIDANCE_OFFSET];
     return j;
+}
+
+/* The parts of the work. Many keys: a head at a time, so that its keys stay in the cache. Two texts
+ * alone fit there with all heads, and a query's row is then read in one go. NAG needs all heads of
+ * a row; some blocks of rows share what it costs to fetch the keys. */
+struct division {
+    int heads, rows, units, runs; /* of a unit; units in all, and of one run over the rows */
+};
+
+static struct division divide(const struct job *j)
+{
+    int nag = j->op->method == GUIDANCE_NAG, shared = j->used & 1 << SHARED;
+    int blocks = (j->rows + ROWS - 1) / ROWS, each = 1;
+    struct division d = {.heads = 1};
+    if (nag || (j->op->kind == OP_GUIDED_ATTENTION && !shared)) d.heads = j->heads;
+    if (nag) each = blocks / (4 * j->p->compute->threads);
+    each = each < 1 ? 1 : each > NAG_BLOCKS ? NAG_BLOCKS : each;
+    d.rows = each * ROWS;
+    d.runs = (blocks + each - 1) / each;
+    d.units = j->heads / d.heads * d.runs;
+    return d;
 }
 
 int ISA(attention)(struct plan *p, struct step *s)
 {
     const struct op *op = &s->op;
     for (int b = 0; b < p->places[op->out].shape.b; b++) {
-        struct job j = job_of(p, op, b);
         float *scratch = (float *)p->scratch;
-        segment_pack(&j, &j.positive, op->in[1], op->in[2], op->in[3], &scratch);
-        size_t each = thread_floats(j.heads, j.d);
-        int blocks = (j.rows + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(static)
-        for (int i = 0; i < j.heads * blocks; i++) {
+        struct job j = job_of(p, op, b, &scratch);
+        struct division d = divide(&j);
+        size_t each = thread_floats(op, j.d);
+        uint64_t read = 0, stored = 0, shared = 0;
+#pragma omp parallel for schedule(static) reduction(+ : read, stored, shared)
+        for (int i = 0; i < d.units; i++) {
             struct work w = work_of(scratch + (size_t)omp_get_thread_num() * each, &j);
-            int first = i % blocks * ROWS, left = j.rows - first;
-            block_plain(&j, &w, i / blocks, first, left < ROWS ? left : ROWS);
+            struct unit u = {.first = i % d.runs * d.rows, .heads = d.heads};
+            u.last = j.rows - u.first < d.rows ? j.rows : u.first + d.rows;
+            u.head = i / d.runs * d.heads;
+            unit_attend(&j, &w, u);
+            read += w.read, stored += w.stored, shared += w.shared;
             compute_beat(p->compute); /* a large image's attention takes a minute */
         }
-        p->counters.q_rows_read += (uint64_t)j.rows;
-        p->counters.out_rows_stored += (uint64_t)j.rows;
-    }
-    return 0;
-}
-
-int ISA(guided_attention)(struct plan *p, struct step *s)
-{
-    const struct op *op = &s->op;
-    for (int b = 0; b < p->places[op->out].shape.b; b++) {
-        struct job j = job_of(p, op, b);
-        float *scratch = (float *)p->scratch;
-        segment_pack(&j, &j.positive, op->in[1], op->in[2], op->in[3], &scratch);
-        segment_pack(&j, &j.negative, op->in[4], op->in[5], op->in[6], &scratch);
-        const float *param = place_image(p, op->in[7], b);
-        if (op->method == GUIDANCE_VSF) j.negative.bias = -(double)param[GUIDANCE_OFFSET];
-        size_t each = thread_floats(j.heads, j.d);
-        int blocks = (j.rows + ROWS - 1) / ROWS;
-        uint64_t rows = 0;
-#pragma omp parallel for schedule(static) reduction(+ : rows)
-        for (int i = 0; i < blocks; i++) {
-            struct work w = work_of(scratch + (size_t)omp_get_thread_num() * each, &j);
-            int left = j.rows - i * ROWS, count = left < ROWS ? left : ROWS;
-            block_guided(&j, &w, i * ROWS, count);
-            compute_beat(p->compute);
-            rows += (uint64_t)count;
-        }
-        p->counters.q_rows_read += rows;
-        p->counters.out_rows_stored += rows;
+        p->counters.q_rows_read += read / (uint64_t)j.heads;
+        p->counters.out_rows_stored += stored / (uint64_t)j.heads;
+        p->counters.shared_keys_read += shared;
     }
     return 0;
 }
@@ -533,10 +615,9 @@ int ISA(guided_attention)(struct plan *p, struct step *s)
 size_t attention_scratch(const struct plan *p, const struct op *op)
 {
     int d = p->tensors[op->in[0]].shape.c / op->heads;
-    size_t floats = packed_floats(op->heads, p->tensors[op->in[1]].shape.w, d) +
-                    (size_t)p->compute->threads * thread_floats(op->heads, d);
-    if (op->kind == OP_GUIDED_ATTENTION)
-        floats += packed_floats(op->heads, p->tensors[op->in[4]].shape.w, d);
+    size_t floats = (size_t)p->compute->threads * thread_floats(op, d);
+    for (int i = 0; i < (op->kind == OP_ATTENTION ? 1 : SEGMENTS); i++)
+        floats += packed_floats(op->heads, keys_count(p, op, segment_in[i]), d);
     return floats * sizeof(float) + 64;
 }
 #endif

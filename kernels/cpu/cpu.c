@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The cpu backend's passes: which type and layout each tensor has, and who computes each step.
+/* The cpu backend's passes: which steps are one, which type and layout each tensor has, and who
+ * computes each step.
  *
- * 1. A tensor is bf16 when all that read it multiply matrices (or are GEGLU); residual sums and
- *    what norms read stay f32.
+ * 1. A tensor is bf16 when all that read it multiply matrices, or lead to one that does: GEGLU,
+ *    products, the norm and rotation of queries and keys, a concat that is bf16 itself. Residual
+ *    sums and what other norms read stay f32.
  * 2. A 3x3 convolution over many pixels runs in f32 by Winograd, which beats bf16 there: its input
  *    stays f32, in oneDNN's blocked layout.
- * 3. An f32 tensor is blocked when all that make and read it can be. A convolution has one layout
- * on both sides, for oneDNN has no fast code for two; norms and sums read and write either, so
+ * 3. A layer norm takes along the modulation after it, an RMS norm the rotation: one pass.
+ * 4. An f32 tensor is blocked when all that make and read it can be. A convolution has one layout
+ *    on both sides, for oneDNN has no fast code for two; norms and sums read and write either, so
  *    nothing is ever reordered in a step of its own. */
 #include "cpu.h"
 
@@ -33,16 +36,61 @@ static int winograd_wanted(const struct plan *p, const struct op *op)
     return tuning_winograd(p->compute, op->w->in, op->w->out, out.h, out.w, pixels >= least);
 }
 
+/* What is known of a tensor's readers. bf16, blocked: all of them would read it so. */
+struct uses {
+    int readers, views, made_by, bf16, blocked;
+};
+
+/* ---- fusing ---- */
+
+/* The step that makes tensor t for nobody but its one reader; -1: there is none. */
+static int sole_maker(const struct plan *p, const struct uses *uses, int t)
+{
+    const struct uses *u = uses + t;
+    return u->readers == 1 && !u->views && !p->tensors[t].output ? u->made_by : -1;
+}
+
+/* A modulation takes the layer norm before it along, and a rotation the RMS norm, in one pass over
+ * memory: the later step becomes the norm with the other's inputs behind its own. */
+static void fuse(struct plan *p, const struct uses *uses)
+{
+    int kept = 0;
+    for (int i = 0; i < p->steps_count; i++) {
+        struct op *op = &p->steps[i].op;
+        int maker = sole_maker(p, uses, op->in[0]);
+        const struct op *norm = maker >= 0 ? &p->steps[maker].op : NULL;
+        int fits = norm &&
+                   ((op->kind == OP_MODULATE && norm->kind == OP_LAYER_NORM && !norm->w) ||
+                    (op->kind == OP_ROPE && norm->kind == OP_RMS_NORM && norm->heads == op->heads));
+        if (!fits) continue;
+        struct op both = *norm;
+        both.in[1] = op->in[1];
+        both.in[2] = op->in[2];
+        both.out = op->out;
+        *op = both;
+        p->steps[maker].op.kind = OP_KINDS; /* gone */
+    }
+    for (int i = 0; i < p->steps_count; i++)
+        if (p->steps[i].op.kind != OP_KINDS) p->steps[kept++] = p->steps[i];
+    p->steps_count = kept;
+}
+
 /* ---- types ---- */
 
-static int reads_bf16(const struct plan *p, const struct op *op, int tensor)
+/* Whether op takes its k-th input in bf16; decided after the type of what it writes. */
+static int reads_bf16(const struct plan *p, const struct op *op, int k)
 {
     switch (op->kind) {
-    case OP_LINEAR: return 1;
-    case OP_CONV: return tensor == op->in[0] && !winograd_wanted(p, op);
-    case OP_ATTENTION:
-    case OP_GUIDED_ATTENTION: return tensor != op->in[op->kind == OP_ATTENTION ? 3 : 7];
-    case OP_GEGLU: return 1;
+    case OP_LINEAR:
+    case OP_GEGLU:
+    case OP_MULTIPLY: return 1;
+    case OP_CONV: return k == 0 && !winograd_wanted(p, op);
+    case OP_RMS_NORM:
+    case OP_ROPE: return k == 0;
+    case OP_ATTENTION: return k < IN_POSITIVE + 2;
+    case OP_GUIDED_ATTENTION: /* neither masks nor parameters */
+        return k < IN_PARAMS && k != IN_POSITIVE + 2 && k != IN_NEGATIVE + 2 && k != IN_SHARED + 2;
+    case OP_CONCAT: return p->places[op->out].type == TYPE_BF16;
     default: return 0;
     }
 }
@@ -51,13 +99,18 @@ static int writes_bf16(const struct op *op)
 {
     switch (op->kind) {
     case OP_LINEAR:
+    case OP_CONV:
     case OP_GROUP_NORM:
     case OP_LAYER_NORM:
+    case OP_RMS_NORM:
+    case OP_MODULATE:
+    case OP_ROPE:
     case OP_ATTENTION:
     case OP_GUIDED_ATTENTION:
     case OP_GEGLU:
+    case OP_MULTIPLY:
+    case OP_CONCAT:
     case OP_RESIZE: return 1;
-    case OP_CONV: return 1;
     default: return 0;
     }
 }
@@ -70,33 +123,10 @@ static int writes_blocked(const struct op *op)
            op->kind == OP_RESIZE || op->kind == OP_ACTIVATION || op->kind == OP_CONCAT;
 }
 
-static int reads_blocked(const struct op *op, int tensor)
+static int reads_blocked(const struct op *op, int k)
 {
-    if (op->kind == OP_CONV) return tensor == op->in[0];
+    if (op->kind == OP_CONV) return k == 0;
     return writes_blocked(op);
-}
-
-/* What all readers and views of a tensor agree on. */
-struct uses {
-    int readers, bf16, blocked, views;
-};
-
-static void uses_count(const struct plan *p, struct uses *uses)
-{
-    for (int i = 0; i < p->tensors_count; i++)
-        uses[i] = (struct uses){0, 1, 1, 0};
-    for (int i = 0; i < p->tensors_count; i++)
-        if (p->tensors[i].role == ROLE_VIEW) uses[p->tensors[i].parent].views++;
-    for (int i = 0; i < p->steps_count; i++) {
-        const struct op *op = &p->steps[i].op;
-        for (int k = 0; k < OP_INPUTS_MAX; k++) {
-            if (op->in[k] < 0) continue;
-            struct uses *u = uses + p->places[op->in[k]].root;
-            u->readers++;
-            if (!reads_bf16(p, op, op->in[k])) u->bf16 = 0;
-            if (!reads_blocked(op, op->in[k])) u->blocked = 0;
-        }
-    }
 }
 
 static int may_be_blocked(const struct plan *p, const struct op *op, const struct uses *u)
@@ -107,22 +137,50 @@ static int may_be_blocked(const struct plan *p, const struct op *op, const struc
            (op->kind != OP_CONCAT || p->tensors[op->in[0]].shape.c % 16 == 0);
 }
 
-static void choose(struct plan *p)
+static void uses_count(const struct plan *p, struct uses *uses)
 {
-    struct uses *uses = calloc((size_t)p->tensors_count + 1, sizeof *uses);
-    if (!uses) return; /* all dense f32 is right too */
-    uses_count(p, uses);
+    for (int i = 0; i < p->tensors_count; i++)
+        uses[i] = (struct uses){.made_by = -1, .bf16 = 1, .blocked = 1};
+    for (int i = 0; i < p->tensors_count; i++)
+        if (p->tensors[i].role == ROLE_VIEW) uses[p->tensors[i].parent].views++;
     for (int i = 0; i < p->steps_count; i++) {
+        const struct op *op = &p->steps[i].op;
+        uses[op->out].made_by = i;
+        for (int k = 0; k < OP_INPUTS_MAX; k++)
+            if (op->in[k] >= 0) uses[p->places[op->in[k]].root].readers++;
+    }
+}
+
+/* From the last step to the first, so that a step knows all readers' wishes and its own result. */
+static void types_choose(struct plan *p, struct uses *uses)
+{
+    int narrow = p->compute->precision == PRECISION_BF16;
+    for (int i = p->steps_count - 1; i >= 0; i--) {
         const struct op *op = &p->steps[i].op;
         struct place *out = p->places + op->out;
         const struct uses *u = uses + op->out;
-        if (p->tensors[op->out].output || out->type != TYPE_F32) continue;
-        if (p->compute->precision == PRECISION_BF16 && u->bf16 && u->readers && writes_bf16(op) &&
-            !winograd_wanted(p, op))
-            out->type = TYPE_BF16;
-        else if (may_be_blocked(p, op, u))
-            out->layout = LAYOUT_BLOCKED;
+        if (!p->tensors[op->out].output && out->type == TYPE_F32) {
+            if (narrow && u->bf16 && u->readers && writes_bf16(op) && !winograd_wanted(p, op))
+                out->type = TYPE_BF16;
+            else if (may_be_blocked(p, op, u))
+                out->layout = LAYOUT_BLOCKED;
+        }
+        for (int k = 0; k < OP_INPUTS_MAX; k++) {
+            if (op->in[k] < 0) continue;
+            struct uses *read = uses + p->places[op->in[k]].root;
+            read->bf16 &= reads_bf16(p, op, k);
+            read->blocked &= reads_blocked(op, k);
+        }
     }
+}
+
+static void choose(struct plan *p)
+{
+    struct uses *uses = calloc((size_t)p->tensors_count + 1, sizeof *uses);
+    if (!uses) return; /* all dense f32, one step after the other, is right too */
+    uses_count(p, uses);
+    fuse(p, uses);
+    types_choose(p, uses);
     /* A convolution with two layouts gives up the blocked one, which may reach its neighbours. */
     for (int changed = 1; changed;) {
         changed = 0;
@@ -160,37 +218,59 @@ const struct cpu_kernels *cpu_kernels_find(const char *isa)
     return NULL;
 }
 
+static int weights_ready(struct weight *w, struct steer_error *err)
+{
+    if (!w || (weight_matrix_f32(w) && weight_vector_f32(w))) return 0;
+    return steer_fail(err, STEER_NO_MEMORY, "no memory for a norm");
+}
+
+/* Inputs that a kernel reads as f32 only; a bound one may be bf16. */
+static int wants_f32(const struct op *op, int k)
+{
+    switch (op->kind) {
+    case OP_GROUP_NORM:
+    case OP_RESIZE: return 1;
+    case OP_RMS_NORM:
+    case OP_ROPE: return k == 1;
+    case OP_ATTENTION: return k == IN_BIAS;
+    case OP_GUIDED_ATTENTION: return k == IN_PARAMS;
+    default: return 0;
+    }
+}
+
 static int prepare(struct plan *p, struct step *s, struct steer_error *err)
 {
     const struct cpu_kernels *k = p->compute->kernels;
+    for (int i = 0; i < OP_INPUTS_MAX; i++)
+        if (s->op.in[i] >= 0 && wants_f32(&s->op, i) && p->places[s->op.in[i]].type != TYPE_F32)
+            return steer_fail(err, STEER_INTERNAL, "it would read bf16 as f32");
     switch (s->op.kind) {
     case OP_LINEAR: return onednn_linear(p, s, err);
     case OP_CONV: return onednn_conv(p, s, winograd_wanted(p, &s->op), err);
     case OP_ATTENTION:
     case OP_GUIDED_ATTENTION:
         s->scratch_bytes = attention_scratch(p, &s->op);
-        s->run = s->op.kind == OP_ATTENTION ? k->attention : k->guided_attention;
+        s->run = k->attention;
         break;
     case OP_GROUP_NORM:
-        if (!weight_matrix_f32(s->op.w) || !weight_vector_f32(s->op.w))
-            return steer_fail(err, STEER_NO_MEMORY, "no memory for a norm");
         s->scratch_bytes = group_norm_scratch(p, &s->op);
         s->run = k->group_norm;
         break;
-    case OP_LAYER_NORM:
-        if (!weight_matrix_f32(s->op.w) || !weight_vector_f32(s->op.w))
-            return steer_fail(err, STEER_NO_MEMORY, "no memory for a norm");
-        s->run = k->layer_norm;
-        break;
+    case OP_LAYER_NORM: s->run = k->layer_norm; break;
+    case OP_RMS_NORM:
+    case OP_ROPE: s->run = k->rms_norm; break;
     case OP_ACTIVATION:
-    case OP_ADD: s->run = k->elementwise; break;
+    case OP_ADD:
+    case OP_MULTIPLY:
+    case OP_MODULATE:
+    case OP_GATED_ADD: s->run = k->elementwise; break;
     case OP_CONCAT: s->run = k->concat; break;
     case OP_RESIZE: s->run = k->resize; break;
     case OP_GEGLU: s->run = k->geglu; break;
     default: return ref_prepare(p, s, err);
     }
     s->primitive = k->name;
-    return 0;
+    return weights_ready(s->op.w, err);
 }
 
 static struct compute_peak peak(struct compute *c)

@@ -11,8 +11,7 @@ typedef int (*step_run)(struct plan *p, struct step *s);
 
 struct cpu_kernels {
     const char *name; /* "ours:avx512" */
-    step_run attention, guided_attention, group_norm, layer_norm, elementwise, geglu, concat,
-        resize;
+    step_run attention, group_norm, layer_norm, rms_norm, elementwise, geglu, concat, resize;
     double (*fma_peak)(int threads); /* GFLOP/s, f32 */
 };
 extern const struct cpu_kernels cpu_kernels_avx512_bf16, cpu_kernels_avx512, cpu_kernels_avx2,

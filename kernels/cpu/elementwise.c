@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Sums, activations, GEGLU, concat and resize: bound by memory, so one pass each. Tensors of either
- * layout are read and written 16 channels of a pixel at a time. */
+/* Sums, products, modulation, activations, GEGLU, concat and resize: bound by memory, so one pass
+ * each. Tensors are read and written 16 channels of a pixel at a time, in the order of memory where
+ * both layouts allow it. */
 #include "cpu.h"
 
 #include <string.h>
@@ -21,31 +22,80 @@ INLINE v16 activate(v16 x, enum activation act)
     return x;
 }
 
-/* OP_ADD and OP_ACTIVATION, f32 in and out. */
+/* Pixels that a thread takes at a time. */
+enum { TILE = 16 };
+
+/* An image of a tensor, or one row of values for all pixels. */
+struct operand {
+    const struct place *at;
+    char *data;
+    int one_row;
+};
+
+static struct operand operand_of(const struct plan *p, int tensor, int image)
+{
+    if (tensor < 0) return (struct operand){0};
+    const struct place *at = p->places + tensor;
+    return (struct operand){at, place_image(p, tensor, image), 0};
+}
+
+INLINE char *operand_at(const struct operand *o, int block, size_t pixel)
+{
+    return o->data + block_at(o->at, block, o->one_row ? 0 : pixel) * bytes_of(o->at->type);
+}
+
+INLINE v16 operand_load(const struct operand *o, int block, size_t pixel, int n)
+{
+    return load_typed(operand_at(o, block, pixel), o->at->type, n);
+}
+
+INLINE void element(const struct op *op, const struct operand in[3], const struct operand *out,
+                    int block, size_t pixel)
+{
+    int left = out->at->shape.c - block * LANES, n = left < LANES ? left : LANES;
+    v16 v = operand_load(in, block, pixel, n);
+    switch (op->kind) {
+    case OP_ADD: v += operand_load(in + 1, block, pixel, n); break;
+    case OP_MULTIPLY: v *= operand_load(in + 1, block, pixel, n); break;
+    case OP_MODULATE:
+        v = v * (operand_load(in + 2, block, pixel, n) + 1.f) +
+            operand_load(in + 1, block, pixel, n);
+        break;
+    case OP_GATED_ADD:
+        v += operand_load(in + 1, block, pixel, n) * operand_load(in + 2, block, pixel, n);
+        break;
+    default: v = activate(v, op->act);
+    }
+    store_typed(operand_at(out, block, pixel), out->at->type, v, n);
+}
+
+/* Sums, products, modulation and activations of any types; the first two of either layout. */
 int ISA(elementwise)(struct plan *p, struct step *s)
 {
     const struct op *op = &s->op;
-    const struct place *in = p->places + op->in[0], *out = p->places + op->out;
-    const struct place *second = op->kind == OP_ADD ? p->places + op->in[1] : NULL;
-    int channels = out->shape.c, blocks = (channels + LANES - 1) / LANES;
-    for (int image = 0; image < out->shape.b; image++) {
-        const float *x = place_image(p, op->in[0], image);
-        const float *more = second ? place_image(p, op->in[1], image) : NULL;
-        float *y = place_image(p, op->out, image);
+    struct shape shape = p->places[op->out].shape;
+    int blocks = (shape.c + LANES - 1) / LANES, blocked = 0;
+    size_t pixels = (size_t)shape.h * (size_t)shape.w;
+    for (int image = 0; image < shape.b; image++) {
+        const struct operand out = operand_of(p, op->out, image);
+        struct operand in[3];
+        blocked = out.at->layout == LAYOUT_BLOCKED;
+        for (int k = 0; k < 3; k++) {
+            in[k] = operand_of(p, op->in[k], image);
+            if (in[k].at && in[k].at->layout == LAYOUT_BLOCKED) blocked = 1;
+        }
+        in[1].one_row = op->kind == OP_MODULATE || op->kind == OP_GATED_ADD;
+        in[2].one_row = op->kind == OP_MODULATE;
 #pragma omp parallel for schedule(static)
-        for (int row = 0; row < out->shape.h; row++)
-            for (int block = 0; block < blocks; block++) {
-                int n = channels - block * LANES < LANES ? channels - block * LANES : LANES;
-                size_t first = (size_t)row * (size_t)out->shape.w;
-                for (size_t i = first; i < first + (size_t)out->shape.w; i++) {
-                    v16 v = load_typed(x + block_at(in, block, i), TYPE_F32, n);
-                    if (more)
-                        v += load_typed(more + block_at(second, block, i), TYPE_F32, n);
-                    else
-                        v = activate(v, op->act);
-                    store_typed(y + block_at(out, block, i), TYPE_F32, v, n);
-                }
-            }
+        for (size_t first = 0; first < pixels; first += TILE) {
+            size_t last = first + TILE < pixels ? first + TILE : pixels;
+            for (int block = 0; blocked && block < blocks; block++)
+                for (size_t i = first; i < last; i++)
+                    element(op, in, &out, block, i);
+            for (size_t i = first; !blocked && i < last; i++)
+                for (int block = 0; block < blocks; block++)
+                    element(op, in, &out, block, i);
+        }
     }
     return 0;
 }
@@ -67,8 +117,8 @@ int ISA(geglu)(struct plan *p, struct step *s)
     const struct op *op = &s->op;
     const struct place *in = p->places + op->in[0], *out = p->places + op->out;
     size_t channels = (size_t)out->shape.c;
-    size_t from = 2 * channels * compute_type_bytes(in->type);
-    size_t to = channels * compute_type_bytes(out->type);
+    size_t from = (size_t)in->pitch * bytes_of(in->type);
+    size_t to = channels * bytes_of(out->type);
     for (int image = 0; image < out->shape.b; image++) {
         const char *x = place_image(p, op->in[0], image);
         char *y = place_image(p, op->out, image);
@@ -84,27 +134,34 @@ int ISA(geglu)(struct plan *p, struct step *s)
     return 0;
 }
 
-/* Channels of one tensor to `first` and on of another, f32. first is a multiple of 16 where out is
+INLINE void block_copy(const struct operand *in, const struct operand *out, int first, int block,
+                       size_t pixel)
+{
+    int left = in->at->shape.c - block * LANES, n = left < LANES ? left : LANES;
+    int whole = first / LANES; /* what is left of first lies inside a dense row only */
+    char *to = operand_at(out, block + whole, pixel);
+    to += (size_t)(first - whole * LANES) * bytes_of(out->at->type);
+    store_typed(to, out->at->type, operand_load(in, block, pixel, n), n);
+}
+
+/* Channels of one tensor to `first` and on of another. first is a multiple of 16 where out is
  * blocked. */
 static void channels_copy(struct plan *p, int from, int to, int first, int image)
 {
-    const struct place *in = p->places + from, *out = p->places + to;
-    const float *x = place_image(p, from, image);
-    float *y = place_image(p, to, image);
-    int channels = in->shape.c, blocks = (channels + LANES - 1) / LANES;
+    const struct operand in = operand_of(p, from, image), out = operand_of(p, to, image);
+    int blocks = (in.at->shape.c + LANES - 1) / LANES;
+    int blocked = in.at->layout == LAYOUT_BLOCKED || out.at->layout == LAYOUT_BLOCKED;
+    size_t pixels = (size_t)out.at->shape.h * (size_t)out.at->shape.w;
 #pragma omp parallel for schedule(static)
-    for (int row = 0; row < out->shape.h; row++)
-        for (int block = 0; block < blocks; block++) {
-            int n = channels - block * LANES < LANES ? channels - block * LANES : LANES;
-            size_t begin = (size_t)row * (size_t)out->shape.w;
-            for (size_t i = begin; i < begin + (size_t)out->shape.w; i++) {
-                size_t at = out->layout == LAYOUT_BLOCKED
-                                ? block_at(out, block + first / LANES, i)
-                                : i * (size_t)out->pitch + (size_t)(first + block * LANES);
-                store_typed(y + at, TYPE_F32, load_typed(x + block_at(in, block, i), TYPE_F32, n),
-                            n);
-            }
-        }
+    for (size_t begin = 0; begin < pixels; begin += TILE) {
+        size_t end = begin + TILE < pixels ? begin + TILE : pixels;
+        for (int block = 0; blocked && block < blocks; block++)
+            for (size_t i = begin; i < end; i++)
+                block_copy(&in, &out, first, block, i);
+        for (size_t i = begin; !blocked && i < end; i++)
+            for (int block = 0; block < blocks; block++)
+                block_copy(&in, &out, first, block, i);
+    }
 }
 
 int ISA(concat)(struct plan *p, struct step *s)
@@ -145,5 +202,5 @@ int ISA(resize)(struct plan *p, struct step *s)
 }
 
 const struct cpu_kernels ISA(cpu_kernels) = {
-    "ours:" ISA_TEXT, ISA(attention), ISA(guided_attention), ISA(group_norm), ISA(layer_norm),
-    ISA(elementwise), ISA(geglu),     ISA(concat),           ISA(resize),     ISA(fma_peak)};
+    "ours:" ISA_TEXT, ISA(attention), ISA(group_norm), ISA(layer_norm), ISA(rms_norm),
+    ISA(elementwise), ISA(geglu),     ISA(concat),     ISA(resize),     ISA(fma_peak)};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Group norm (with SiLU) and layer norm. A group's sums run over a whole image: partial sums per
- * thread in double, shifted by the first pixel so that a large mean costs no digits. */
+/* Group norm (with SiLU), layer norm (with modulation), RMS norm and rotary positions. A group's
+ * sums run over a whole image: partial sums per thread in double, shifted by the first pixel so
+ * that a large mean costs no digits. */
 #include "cpu.h"
 
 #include <math.h>
@@ -146,19 +147,25 @@ int ISA(group_norm)(struct plan *p, struct step *s)
     return 0;
 }
 
-static void row_norm(const float *x, char *y, enum compute_type type, const float *scale,
-                     const float *shift, int channels, double eps)
+/* What a normalised row is multiplied by, and what is added then. scale NULL: nothing of it. */
+struct row_affine {
+    const char *scale, *shift;
+    enum compute_type scale_type, shift_type;
+    float more; /* 1 where scale means 1 + scale */
+};
+
+INLINE void row_norm(const char *x, char *y, const struct row_affine *affine, int channels,
+                     double eps, const enum compute_type from, const enum compute_type to)
 {
     v16 total = splat(0), square = splat(0), rest = splat(0);
     for (int c = 0; c < channels; c += LANES)
-        total += load_typed(x + c, TYPE_F32, channels - c < LANES ? channels - c : LANES);
+        total += load_row(x, c, from, channels);
     float mean = sum_lanes(total) / (float)channels;
     for (int c = 0; c < channels; c += LANES) {
-        int n = channels - c < LANES ? channels - c : LANES;
-        v16 d = load_typed(x + c, TYPE_F32, n) - mean;
-        if (n < LANES) { /* lanes beyond the row would count as -mean */
+        v16 d = load_row(x, c, from, channels) - mean;
+        if (channels - c < LANES) { /* lanes beyond the row would count as -mean */
             float lanes[LANES] = {0};
-            store_part(lanes, TYPE_F32, d, n);
+            store_part(lanes, TYPE_F32, d, channels - c);
             d = load(lanes);
         }
         square += d * d;
@@ -169,26 +176,109 @@ static void row_norm(const float *x, char *y, enum compute_type type, const floa
     double variance = (double)sum_lanes(square) / channels - left * left;
     float inverse = (float)(1 / sqrt((variance > 0 ? variance : 0) + eps)), off = (float)left;
     for (int c = 0; c < channels; c += LANES) {
-        int n = channels - c < LANES ? channels - c : LANES;
-        v16 v = (load_typed(x + c, TYPE_F32, n) - mean - off) * inverse;
-        v = v * load_typed(scale + c, TYPE_F32, n) + load_typed(shift + c, TYPE_F32, n);
-        store_typed(y + (size_t)c * compute_type_bytes(type), type, v, n);
+        v16 v = (load_row(x, c, from, channels) - mean - off) * inverse;
+        if (affine->scale) {
+            v16 scale = load_row(affine->scale, c, affine->scale_type, channels) + affine->more;
+            v = v * scale + load_row(affine->shift, c, affine->shift_type, channels);
+        }
+        store_row(y, c, to, v, channels);
     }
+}
+
+/* The weight's scale and shift, or those of the modulation that follows (cpu.c, fuse). */
+static struct row_affine row_affine_of(const struct plan *p, const struct op *op, int image)
+{
+    struct row_affine a = {.scale_type = TYPE_F32, .shift_type = TYPE_F32};
+    if (op->w) {
+        a.scale = (const char *)weight_matrix_f32(op->w);
+        a.shift = (const char *)weight_vector_f32(op->w);
+    } else if (op->in[1] >= 0) {
+        a.shift = place_image(p, op->in[1], image);
+        a.scale = place_image(p, op->in[2], image);
+        a.shift_type = p->places[op->in[1]].type;
+        a.scale_type = p->places[op->in[2]].type;
+        a.more = 1;
+    }
+    return a;
 }
 
 int ISA(layer_norm)(struct plan *p, struct step *s)
 {
     const struct op *op = &s->op;
     const struct place *in = p->places + op->in[0], *out = p->places + op->out;
-    const float *scale = weight_matrix_f32(op->w), *shift = weight_vector_f32(op->w);
-    size_t channels = (size_t)in->shape.c, bytes = compute_type_bytes(out->type);
+    size_t from = (size_t)in->pitch * bytes_of(in->type);
+    size_t to = (size_t)out->pitch * bytes_of(out->type);
+    int channels = in->shape.c;
     for (int image = 0; image < in->shape.b; image++) {
-        const float *x = place_image(p, op->in[0], image);
+        const struct row_affine affine = row_affine_of(p, op, image);
+        const char *x = place_image(p, op->in[0], image);
+        char *y = place_image(p, op->out, image);
+#pragma omp parallel for schedule(static)
+        for (int i = 0; i < in->shape.h * in->shape.w; i++) {
+            const char *row = x + (size_t)i * from;
+            char *result = y + (size_t)i * to;
+            if (in->type == TYPE_F32 && out->type == TYPE_BF16)
+                row_norm(row, result, &affine, channels, op->eps, TYPE_F32, TYPE_BF16);
+            else
+                row_norm(row, result, &affine, channels, op->eps, in->type, out->type);
+        }
+    }
+    return 0;
+}
+
+/* Pairs of channels c and on turned by their angles: table holds D / 2 cosines, then the sines. */
+INLINE v16 turn(v16 x, const float *table, int c, int d)
+{
+    const v16 sign = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+    int pairs = (d - c) / 2;
+    v16 cosines = load_pairs(table + c / 2, pairs);
+    v16 sines = load_pairs(table + d / 2 + c / 2, pairs) * sign;
+    return x * cosines + lanes_1(x) * sines;
+}
+
+/* One head of a pixel: normalised where there is a scale, turned where there is a table. */
+INLINE void head_norm_turn(const char *x, char *y, const float *scale, const float *table, int d,
+                           double eps, const enum compute_type from, const enum compute_type to)
+{
+    v16 square = splat(0);
+    float inverse = 1;
+    for (int c = 0; scale && c < d; c += LANES) {
+        v16 v = load_row(x, c, from, d);
+        square += v * v;
+    }
+    if (scale) inverse = (float)(1 / sqrt((double)sum_lanes(square) / d + eps));
+    for (int c = 0; c < d; c += LANES) {
+        v16 v = load_row(x, c, from, d);
+        if (scale) v = v * inverse * load_row((const char *)scale, c, TYPE_F32, d);
+        if (table) v = turn(v, table, c, d);
+        store_row(y, c, to, v, d);
+    }
+}
+
+/* OP_RMS_NORM, OP_ROPE, and the first with the second after it (cpu.c, fuse). */
+int ISA(rms_norm)(struct plan *p, struct step *s)
+{
+    const struct op *op = &s->op;
+    const struct place *in = p->places + op->in[0], *out = p->places + op->out;
+    const float *scale = op->kind == OP_RMS_NORM ? weight_matrix_f32(op->w) : NULL;
+    int d = in->shape.c / op->heads;
+    size_t from = bytes_of(in->type), to = bytes_of(out->type);
+    for (int image = 0; image < in->shape.b; image++) {
+        const char *x = place_image(p, op->in[0], image);
+        const float *table = op->in[1] >= 0 ? place_image(p, op->in[1], image) : NULL;
+        size_t step = table ? (size_t)p->places[op->in[1]].pitch : 0;
         char *y = place_image(p, op->out, image);
 #pragma omp parallel for schedule(static)
         for (int i = 0; i < in->shape.h * in->shape.w; i++)
-            row_norm(x + (size_t)i * channels, y + (size_t)i * channels * bytes, out->type, scale,
-                     shift, in->shape.c, op->eps);
+            for (int head = 0; head < op->heads; head++) {
+                const char *row = x + ((size_t)i * (size_t)in->pitch + (size_t)(head * d)) * from;
+                char *result = y + ((size_t)i * (size_t)out->pitch + (size_t)(head * d)) * to;
+                const float *angles = table ? table + (size_t)i * step : NULL;
+                if (in->type == TYPE_BF16 && out->type == TYPE_BF16)
+                    head_norm_turn(row, result, scale, angles, d, op->eps, TYPE_BF16, TYPE_BF16);
+                else
+                    head_norm_turn(row, result, scale, angles, d, op->eps, in->type, out->type);
+            }
     }
     return 0;
 }

@@ -24,14 +24,15 @@
 
 typedef float v16 __attribute__((vector_size(64)));
 typedef float v16_any __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t i16 __attribute__((vector_size(64)));
 typedef uint32_t u16 __attribute__((vector_size(64)));
 typedef uint16_t h16 __attribute__((vector_size(32), aligned(2), may_alias));
 
 int ISA(attention)(struct plan *p, struct step *s);
-int ISA(guided_attention)(struct plan *p, struct step *s);
 int ISA(group_norm)(struct plan *p, struct step *s);
 int ISA(layer_norm)(struct plan *p, struct step *s);
+int ISA(rms_norm)(struct plan *p, struct step *s);
 int ISA(elementwise)(struct plan *p, struct step *s);
 int ISA(geglu)(struct plan *p, struct step *s);
 int ISA(concat)(struct plan *p, struct step *s);
@@ -125,6 +126,36 @@ INLINE void store_typed(void *p, enum compute_type type, v16 x, int count)
         store_bf16(p, x);
     else
         store(p, x);
+}
+
+INLINE size_t bytes_of(enum compute_type type)
+{
+    return type == TYPE_BF16 ? sizeof(uint16_t) : sizeof(float);
+}
+
+/* 16 values of a row from its i-th on, or as many as are left of its length. */
+INLINE v16 load_row(const char *row, int i, enum compute_type type, int length)
+{
+    int n = length - i < LANES ? length - i : LANES;
+    return load_typed(row + (size_t)i * bytes_of(type), type, n);
+}
+
+INLINE void store_row(char *row, int i, enum compute_type type, v16 x, int length)
+{
+    int n = length - i < LANES ? length - i : LANES;
+    store_typed(row + (size_t)i * bytes_of(type), type, x, n);
+}
+
+/* 8 values (or count, when fewer), each of them twice. */
+INLINE v16 load_pairs(const float *p, int count)
+{
+    float few[LANES / 2] = {0};
+    if (count < LANES / 2) {
+        memcpy(few, p, (size_t)count * sizeof *few);
+        p = few;
+    }
+    v8 x = *(const v8 *)p;
+    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
 }
 
 INLINE v16 pick(i16 mask, v16 yes, v16 no)

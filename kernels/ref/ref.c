@@ -119,9 +119,10 @@ static int group_norm(struct plan *p, struct step *s)
 static int layer_norm(struct plan *p, struct step *s)
 {
     const struct op *op = &s->op;
-    const float *scale = weight_matrix_f32(op->w), *shift = weight_vector_f32(op->w);
+    const float *scale = op->w ? weight_matrix_f32(op->w) : NULL;
+    const float *shift = op->w ? weight_vector_f32(op->w) : NULL;
     struct shape shape = p->places[op->out].shape;
-    if (!scale || !shift) return STEER_NO_MEMORY;
+    if (op->w && (!scale || !shift)) return STEER_NO_MEMORY;
     for (int b = 0; b < shape.b; b++)
         for (int i = 0; i < shape.h * shape.w; i++) {
             const float *x = pixel(p, op->in[0], b, i);
@@ -133,8 +134,50 @@ static int layer_norm(struct plan *p, struct step *s)
             for (int c = 0; c < shape.c; c++)
                 square += (x[c] - mean) * (x[c] - mean);
             double inverse = 1 / sqrt(square / shape.c + op->eps);
-            for (int c = 0; c < shape.c; c++)
-                y[c] = (float)((x[c] - mean) * inverse * scale[c] + shift[c]);
+            for (int c = 0; c < shape.c; c++) {
+                double v = (x[c] - mean) * inverse;
+                y[c] = (float)(op->w ? v * scale[c] + shift[c] : v);
+            }
+        }
+    return 0;
+}
+
+static int rms_norm(struct plan *p, struct step *s)
+{
+    const struct op *op = &s->op;
+    const float *scale = weight_matrix_f32(op->w);
+    struct shape shape = p->places[op->out].shape;
+    int d = shape.c / op->heads;
+    if (!scale) return STEER_NO_MEMORY;
+    for (int b = 0; b < shape.b; b++)
+        for (int i = 0; i < shape.h * shape.w * op->heads; i++) {
+            const float *x = pixel(p, op->in[0], b, i / op->heads) + i % op->heads * d;
+            float *y = pixel(p, op->out, b, i / op->heads) + i % op->heads * d;
+            double square = 0;
+            for (int c = 0; c < d; c++)
+                square += (double)x[c] * x[c];
+            double inverse = 1 / sqrt(square / d + op->eps);
+            for (int c = 0; c < d; c++)
+                y[c] = (float)(x[c] * inverse * scale[c]);
+        }
+    return 0;
+}
+
+static int rope(struct plan *p, struct step *s)
+{
+    const struct op *op = &s->op;
+    struct shape shape = p->places[op->out].shape;
+    int half = shape.c / op->heads / 2; /* pairs in a head */
+    for (int b = 0; b < shape.b; b++)
+        for (int i = 0; i < shape.h * shape.w; i++) {
+            const float *x = pixel(p, op->in[0], b, i), *cosines = pixel(p, op->in[1], b, i);
+            const float *sines = cosines + half;
+            float *y = pixel(p, op->out, b, i);
+            for (int k = 0; k < op->heads * half; k++) {
+                float even = x[2 * k], odd = x[2 * k + 1];
+                y[2 * k] = even * cosines[k % half] - odd * sines[k % half];
+                y[2 * k + 1] = odd * cosines[k % half] + even * sines[k % half];
+            }
         }
     return 0;
 }
@@ -142,124 +185,184 @@ static int layer_norm(struct plan *p, struct step *s)
 /* ---- attention ---- */
 
 /* One softmax's parts for one query and head: max m, A = sum e^(s-m) v, l = sum e^(s-m).
- * METHOD.md's segment; an empty or fully masked one has l = 0. */
+ * METHOD.md's segment; an empty or fully masked one has m = -INFINITY, l = 0 and A = 0. */
 struct segment {
-    double m, l;
-    double *a; /* [D] */
+    double m, l, a[ATTENTION_HEAD_MAX];
 };
 
-static void segment_add(struct segment *g, const struct plan *p, int k, int v, int mask, int b,
-                        int head, const float *q, int d, double scale, double bias, int keys)
+/* A query of one image and head. */
+struct query {
+    const struct plan *p;
+    const struct op *op;
+    int image, row, head, d;
+};
+
+/* Adds key j: its logit below the running maximum weighs less, above it shrinks what was summed. */
+static void key_add(struct segment *g, double logit, const float *value, int d)
 {
-    double *logits = malloc((size_t)keys * sizeof *logits);
-    g->m = -INFINITY;
-    g->l = 0;
-    memset(g->a, 0, (size_t)d * sizeof *g->a);
-    if (!logits) return;
-    for (int j = 0; j < keys; j++) {
-        const float *key = pixel(p, k, b, j) + head * d;
-        double dot = 0;
+    if (logit == -INFINITY) return;
+    if (logit > g->m) {
+        double shrink = exp(g->m - logit);
+        g->m = logit;
+        g->l *= shrink;
         for (int c = 0; c < d; c++)
-            dot += (double)q[c] * key[c];
-        logits[j] = dot * scale + bias + (mask >= 0 ? pixel(p, mask, b, 0)[j] : 0);
-        if (logits[j] > g->m) g->m = logits[j];
+            g->a[c] *= shrink;
     }
-    for (int j = 0; j < keys && g->m > -INFINITY; j++) {
-        double weight = exp(logits[j] - g->m);
-        const float *value = pixel(p, v, b, j) + head * d;
-        g->l += weight;
-        for (int c = 0; c < d; c++)
-            g->a[c] += weight * value[c];
-    }
-    free(logits);
+    double weight = exp(logit - g->m);
+    g->l += weight;
+    for (int c = 0; c < d; c++)
+        g->a[c] += weight * value[c];
 }
 
-static double normalised(const struct segment *g, int c)
+/* The first `keys` of the segment that begins at op->in[at]; offset is added to every logit. */
+static void segment_sum(struct segment *g, const struct query *q, int at, int keys, double offset)
 {
-    return g->l > 0 ? g->a[c] / g->l : 0;
+    const struct op *op = q->op;
+    int k = op->in[at], v = op->in[at + 1], mask = op->in[at + 2];
+    int bias = op->kind == OP_ATTENTION ? op->in[IN_BIAS] : -1;
+    const float *query = pixel(q->p, op->in[0], q->image, q->row) + q->head * q->d;
+    g->m = -INFINITY;
+    g->l = 0;
+    memset(g->a, 0, (size_t)q->d * sizeof *g->a);
+    for (int j = 0; j < keys; j++) {
+        const float *key = pixel(q->p, k, q->image, j) + q->head * q->d;
+        double dot = 0;
+        for (int c = 0; c < q->d; c++)
+            dot += (double)query[c] * key[c];
+        double logit = dot * op->scale + offset;
+        if (mask >= 0) logit += pixel(q->p, mask, q->image, 0)[j];
+        if (bias >= 0)
+            logit += pixel(q->p, bias, q->image, q->row * q->p->places[k].shape.w + j)[q->head];
+        key_add(g, logit, pixel(q->p, v, q->image, j) + q->head * q->d, q->d);
+    }
+}
+
+static void attention_count(struct plan *p, const struct op *op)
+{
+    struct shape q = p->places[op->in[0]].shape;
+    uint64_t rows = (uint64_t)q.b * (uint64_t)q.w;
+    p->counters.q_rows_read += rows;
+    p->counters.out_rows_stored += rows;
+    if (op->kind == OP_GUIDED_ATTENTION)
+        p->counters.shared_keys_read +=
+            rows * (uint64_t)op->heads * (uint64_t)keys_count(p, op, IN_SHARED);
 }
 
 static int attention(struct plan *p, struct step *s)
 {
     const struct op *op = &s->op;
     struct shape q = p->places[op->in[0]].shape;
-    int d = q.c / op->heads, keys = p->places[op->in[1]].shape.w;
+    int d = q.c / op->heads, keys = keys_count(p, op, IN_POSITIVE);
     for (int b = 0; b < q.b; b++)
 #pragma omp parallel for schedule(static)
-        for (int i = 0; i < q.w; i++) {
-            double a[ATTENTION_HEAD_MAX];
-            struct segment g = {.a = a};
-            for (int h = 0; h < op->heads; h++) {
-                segment_add(&g, p, op->in[1], op->in[2], op->in[3], b, h,
-                            pixel(p, op->in[0], b, i) + h * d, d, op->scale, 0,
-                            op->causal && i + 1 < keys ? i + 1 : keys);
-                for (int c = 0; c < d; c++)
-                    pixel(p, op->out, b, i)[h * d + c] = (float)normalised(&g, c);
-            }
+        for (int i = 0; i < q.w * op->heads; i++) {
+            struct segment g;
+            struct query query = {p, op, b, i / op->heads, i % op->heads, d};
+            int seen = op->causal && query.row + 1 < keys ? query.row + 1 : keys;
+            segment_sum(&g, &query, IN_POSITIVE, seen, 0);
+            for (int c = 0; c < d; c++)
+                pixel(p, op->out, b, query.row)[query.head * d + c] =
+                    (float)(g.l > 0 ? g.a[c] / g.l : 0);
         }
-    p->counters.q_rows_read += (uint64_t)q.b * (uint64_t)q.w;
-    p->counters.out_rows_stored += (uint64_t)q.b * (uint64_t)q.w;
+    attention_count(p, op);
     return 0;
 }
 
-/* VSF: one softmax over both texts, the negative's values taken with -alpha. */
-static double vsf(const struct segment *pos, const struct segment *neg, double alpha, int c)
+enum { POSITIVE, NEGATIVE, SHARED, SEGMENTS };
+
+/* What each segment's A counts in a sum of them: one softmax over those named, normalised by the
+ * mass of all of them under their common maximum. */
+static void softmax_shares(const struct segment *g, int first, int second, int third,
+                           double share[SEGMENTS])
 {
-    double m = pos->m > neg->m ? pos->m : neg->m;
-    if (m == -INFINITY) return 0;
-    double wp = exp(pos->m - m), wn = exp(neg->m - m);
-    return (pos->a[c] * wp - alpha * neg->a[c] * wn) / (pos->l * wp + neg->l * wn);
+    const int joined[SEGMENTS] = {[POSITIVE] = first, [NEGATIVE] = second, [SHARED] = third};
+    double most = -INFINITY, mass = 0;
+    for (int i = 0; i < SEGMENTS; i++)
+        if (joined[i] && g[i].m > most) most = g[i].m;
+    for (int i = 0; i < SEGMENTS; i++) {
+        share[i] = joined[i] && g[i].m > -INFINITY ? exp(g[i].m - most) : 0;
+        mass += share[i] * g[i].l;
+    }
+    for (int i = 0; i < SEGMENTS; i++)
+        share[i] = mass > 0 ? share[i] / mass : 0;
+}
+
+/* METHOD.md's table "One kernel for all of them": Z+ and Z- of one head's query, from what its
+ * segments count in each. */
+static void guided_parts(const struct op *op, const struct segment *g, int d, double *plus,
+                         double *minus)
+{
+    double up[SEGMENTS], down[SEGMENTS];
+    int alone = op->method == GUIDANCE_NASA && op->variant == GUIDANCE_TEXT;
+    int whole = op->method == GUIDANCE_NAG || op->variant == GUIDANCE_JOINT;
+    if (op->method == GUIDANCE_VSF) { /* one softmax over all */
+        softmax_shares(g, 1, 1, 1, up);
+        down[NEGATIVE] = up[NEGATIVE];
+        down[SHARED] = 0;
+    } else {
+        softmax_shares(g, 1, 0, 1, up);
+        softmax_shares(g, 0, 1, !alone, down);
+        if (!whole) down[SHARED] = 0;
+    }
+    for (int c = 0; c < d; c++) {
+        plus[c] = up[POSITIVE] * g[POSITIVE].a[c] + up[SHARED] * g[SHARED].a[c];
+        minus[c] = down[NEGATIVE] * g[NEGATIVE].a[c] + down[SHARED] * g[SHARED].a[c];
+    }
+}
+
+/* A token's row under the method, from Z+ and Z- of all its heads. */
+static void guided_row(const struct op *op, const float *param, const double *plus,
+                       const double *minus, int channels, float *out)
+{
+    if (op->method == GUIDANCE_NONE) {
+        for (int c = 0; c < channels; c++)
+            out[c] = (float)plus[c];
+    } else if (op->method != GUIDANCE_NAG) {
+        for (int c = 0; c < channels; c++)
+            out[c] = (float)(plus[c] - param[GUIDANCE_ALPHA] * minus[c]);
+    } else {
+        double phi = param[GUIDANCE_PHI], tau = param[GUIDANCE_TAU], beta = param[GUIDANCE_BETA];
+        double norm_t = 0, norm_p = 0; /* 1-norms over all channels of the token */
+        for (int c = 0; c < channels; c++) {
+            norm_t += fabs(plus[c] + phi * (plus[c] - minus[c]));
+            norm_p += fabs(plus[c]);
+        }
+        double ratio = norm_t / (norm_p + 1e-6), shrink = ratio > tau ? tau / ratio : 1;
+        for (int c = 0; c < channels; c++)
+            out[c] = (float)(beta * shrink * (plus[c] + phi * (plus[c] - minus[c])) +
+                             (1 - beta) * plus[c]);
+    }
 }
 
 static int guided_attention(struct plan *p, struct step *s)
 {
     const struct op *op = &s->op;
     struct shape q = p->places[op->in[0]].shape;
-    int d = q.c / op->heads;
-    int keys = p->places[op->in[1]].shape.w, negatives = p->places[op->in[4]].shape.w;
+    int d = q.c / op->heads, failed = 0;
     for (int b = 0; b < q.b; b++) {
-        const float *param = pixel(p, op->in[7], b, 0);
-        double alpha = param[GUIDANCE_ALPHA], phi = param[GUIDANCE_PHI];
-        double tau = param[GUIDANCE_TAU], beta = param[GUIDANCE_BETA];
+        const float *param = op->method ? pixel(p, op->in[IN_PARAMS], b, 0) : NULL;
         double offset = op->method == GUIDANCE_VSF ? -(double)param[GUIDANCE_OFFSET] : 0;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) reduction(| : failed)
         for (int i = 0; i < q.w; i++) {
-            double ap[ATTENTION_HEAD_MAX], an[ATTENTION_HEAD_MAX];
-            struct segment pos = {.a = ap}, neg = {.a = an};
-            double norm_t = 0, norm_p = 0; /* NAG: 1-norms over all channels of the token */
-            float *out = pixel(p, op->out, b, i);
-            double *zt = op->method == GUIDANCE_NAG ? calloc((size_t)q.c, 2 * sizeof *zt) : NULL;
-            if (op->method == GUIDANCE_NAG && !zt) continue;
-            for (int h = 0; h < op->heads; h++) {
-                const float *query = pixel(p, op->in[0], b, i) + h * d;
-                segment_add(&pos, p, op->in[1], op->in[2], op->in[3], b, h, query, d, op->scale, 0,
-                            keys);
-                segment_add(&neg, p, op->in[4], op->in[5], op->in[6], b, h, query, d, op->scale,
-                            offset, negatives);
-                for (int c = 0; c < d; c++) {
-                    double zp = normalised(&pos, c), zn = normalised(&neg, c);
-                    if (op->method == GUIDANCE_NASA) out[h * d + c] = (float)(zp - alpha * zn);
-                    if (op->method == GUIDANCE_VSF)
-                        out[h * d + c] = (float)vsf(&pos, &neg, alpha, c);
-                    if (op->method != GUIDANCE_NAG) continue;
-                    double t = zp + phi * (zp - zn);
-                    zt[h * d + c] = t;
-                    zt[q.c + h * d + c] = zp;
-                    norm_t += fabs(t);
-                    norm_p += fabs(zp);
-                }
+            struct segment *g = malloc(SEGMENTS * sizeof *g);
+            double *plus = malloc((size_t)q.c * sizeof *plus);
+            double *minus = malloc((size_t)q.c * sizeof *minus);
+            int short_of_memory = !g || !plus || !minus;
+            failed |= short_of_memory;
+            for (int h = 0; !short_of_memory && h < op->heads; h++) {
+                struct query query = {p, op, b, i, h, d};
+                segment_sum(g + POSITIVE, &query, IN_POSITIVE, keys_count(p, op, IN_POSITIVE), 0);
+                segment_sum(g + NEGATIVE, &query, IN_NEGATIVE, keys_count(p, op, IN_NEGATIVE),
+                            offset);
+                segment_sum(g + SHARED, &query, IN_SHARED, keys_count(p, op, IN_SHARED), 0);
+                guided_parts(op, g, d, plus + h * d, minus + h * d);
             }
-            for (int c = 0; zt && c < q.c; c++) {
-                double ratio = norm_t / (norm_p + 1e-6);
-                double shrink = ratio > tau ? tau / ratio : 1;
-                out[c] = (float)(beta * shrink * zt[c] + (1 - beta) * zt[q.c + c]);
-            }
-            free(zt);
+            if (!short_of_memory) guided_row(op, param, plus, minus, q.c, pixel(p, op->out, b, i));
+            free(g), free(plus), free(minus);
         }
     }
-    p->counters.q_rows_read += (uint64_t)q.b * (uint64_t)q.w;
-    p->counters.out_rows_stored += (uint64_t)q.b * (uint64_t)q.w;
-    return 0;
+    attention_count(p, op);
+    return failed ? STEER_NO_MEMORY : 0;
 }
 
 /* ---- what is done value by value ---- */
@@ -277,6 +380,13 @@ static int elementwise(struct plan *p, struct step *s)
                 switch (op->kind) {
                 case OP_ACTIVATION: y[c] = activate(x[c], op->act); break;
                 case OP_ADD: y[c] = x[c] + pixel(p, op->in[1], b, i)[c]; break;
+                case OP_MULTIPLY: y[c] = x[c] * pixel(p, op->in[1], b, i)[c]; break;
+                case OP_MODULATE:
+                    y[c] = x[c] * (1 + pixel(p, op->in[2], b, 0)[c]) + pixel(p, op->in[1], b, 0)[c];
+                    break;
+                case OP_GATED_ADD:
+                    y[c] = x[c] + pixel(p, op->in[1], b, 0)[c] * pixel(p, op->in[2], b, i)[c];
+                    break;
                 case OP_AFFINE: y[c] = (float)(x[c] * op->scale + op->shift); break;
                 case OP_GEGLU: y[c] = x[c] * activate(x[shape.c + c], ACT_GELU); break;
                 case OP_SOFT_CLAMP: y[c] = 3 * tanhf(x[c] / 3); break;
@@ -313,6 +423,29 @@ static int resize(struct plan *p, struct step *s)
     return 0;
 }
 
+/* Every value of the image between its place among patches [h, w, p * p * C] and among pixels. */
+static int patches(struct plan *p, struct step *s)
+{
+    const struct op *op = &s->op;
+    int packs = op->kind == OP_PATCHES, side = op->patch;
+    struct shape pixels = p->places[packs ? op->in[0] : op->out].shape;
+    for (int b = 0; b < pixels.b; b++)
+        for (int i = 0; i < pixels.h * pixels.w; i++) {
+            int row = i / pixels.w, column = i % pixels.w;
+            int patch = row / side * (pixels.w / side) + column / side;
+            int inside = row % side * side + column % side;
+            for (int c = 0; c < pixels.c; c++) {
+                int channel = op->order == PATCH_CHANNEL_FIRST ? c * side * side + inside
+                                                               : inside * pixels.c + c;
+                if (packs)
+                    pixel(p, op->out, b, patch)[channel] = pixel(p, op->in[0], b, i)[c];
+                else
+                    pixel(p, op->out, b, i)[c] = pixel(p, op->in[0], b, patch)[channel];
+            }
+        }
+    return 0;
+}
+
 static int embedding(struct plan *p, struct step *s)
 {
     struct weight *table = s->op.w, *positions = s->op.positions;
@@ -322,7 +455,7 @@ static int embedding(struct plan *p, struct step *s)
     if (!position) return STEER_NO_MEMORY;
     for (int b = 0; b < out.b; b++) {
         const int32_t *ids = place_image(p, s->op.in[0], b);
-        for (int i = 0; i < out.w; i++) {
+        for (int i = 0; i < out.h * out.w; i++) {
             float *y = pixel(p, s->op.out, b, i);
             stored_to_f32(y, table->matrix[0], (size_t)ids[i] * c, c);
             if (!positions) continue;
@@ -372,18 +505,39 @@ static int to_u8(struct plan *p, struct step *s)
 int ref_prepare(struct plan *p, struct step *s, struct steer_error *err)
 {
     static int (*const functions[OP_KINDS])(struct plan *, struct step *) = {
-        [OP_LINEAR] = linear,          [OP_CONV] = conv,
-        [OP_GROUP_NORM] = group_norm,  [OP_LAYER_NORM] = layer_norm,
-        [OP_ATTENTION] = attention,    [OP_GUIDED_ATTENTION] = guided_attention,
-        [OP_ACTIVATION] = elementwise, [OP_ADD] = elementwise,
-        [OP_AFFINE] = elementwise,     [OP_GEGLU] = elementwise,
-        [OP_CONCAT] = concat,          [OP_RESIZE] = resize,
-        [OP_EMBEDDING] = embedding,    [OP_SINUSOID] = sinusoid,
-        [OP_SOFT_CLAMP] = elementwise, [OP_TO_U8] = to_u8};
+        [OP_LINEAR] = linear,
+        [OP_CONV] = conv,
+        [OP_GROUP_NORM] = group_norm,
+        [OP_LAYER_NORM] = layer_norm,
+        [OP_RMS_NORM] = rms_norm,
+        [OP_MODULATE] = elementwise,
+        [OP_GATED_ADD] = elementwise,
+        [OP_ROPE] = rope,
+        [OP_ATTENTION] = attention,
+        [OP_GUIDED_ATTENTION] = guided_attention,
+        [OP_ACTIVATION] = elementwise,
+        [OP_ADD] = elementwise,
+        [OP_MULTIPLY] = elementwise,
+        [OP_AFFINE] = elementwise,
+        [OP_GEGLU] = elementwise,
+        [OP_CONCAT] = concat,
+        [OP_RESIZE] = resize,
+        [OP_PATCHES] = patches,
+        [OP_UNPATCHES] = patches,
+        [OP_EMBEDDING] = embedding,
+        [OP_SINUSOID] = sinusoid,
+        [OP_SOFT_CLAMP] = elementwise,
+        [OP_TO_U8] = to_u8,
+    };
     int attends = s->op.kind == OP_ATTENTION || s->op.kind == OP_GUIDED_ATTENTION;
     if (attends && p->places[s->op.out].shape.c / s->op.heads > ATTENTION_HEAD_MAX)
         return steer_fail(err, STEER_UNSUPPORTED, "a head of %d: expected at most %d",
                           p->places[s->op.out].shape.c / s->op.heads, ATTENTION_HEAD_MAX);
+    for (int k = 0; k < OP_INPUTS_MAX; k++)
+        if (s->op.in[k] >= 0 && p->places[s->op.in[k]].type == TYPE_BF16)
+            return steer_fail(err, STEER_INTERNAL, "it would read bf16 as f32");
+    if (p->places[s->op.out].type == TYPE_BF16)
+        return steer_fail(err, STEER_INTERNAL, "it would write f32 as bf16");
     s->run = functions[s->op.kind];
     s->primitive = "ref";
     return 0;

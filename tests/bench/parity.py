@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Folders that nobody has seen: random models of the SD1.5 family, each stage compared with diffusers and transformers.
+"""Folders that nobody has seen: random models of SD1.5, SD2.1 and SDXL, each stage compared with diffusers and transformers.
 
-    python tests/bench/parity.py [--folders 40] [--seed 1] [--backend cpu|ref] [--precision f32|bf16] [--keep DIR]
+    python tests/bench/parity.py [--folders 40] [--seed 1] [--backend cpu|ref] [--precision f32|bf16] [--family sd|sdxl] [--keep DIR]
 
 Wants tests/golden/make.py's versions of torch, diffusers and transformers, and build/bin/steer-worker (or
 STEER_BIN_DIR). Each folder comes from its seed alone: widths, depths, heads, block types, activations, odd latent
@@ -32,7 +32,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import make
 import schedules
@@ -64,17 +64,17 @@ def tokenizer(r, folder, length):
     return CLIPTokenizer.from_pretrained(folder), form
 
 
-def text_encoder(r, tok, length):
+def text_encoder(r, tok, length, cls=CLIPTextModel):
     heads = r.choice([1, 2, 3, 5])
     width = heads * r.choice([6, 8, 12, 20])
-    return make.lively(CLIPTextModel(CLIPTextConfig(
+    return make.lively(cls(CLIPTextConfig(
         vocab_size=len(tok) + r.choice([0, 1, 7]), hidden_size=width, intermediate_size=r.choice([width, 3 * width + 5]),
         num_hidden_layers=r.choice([1, 2, 3]), num_attention_heads=heads, max_position_embeddings=length,
         hidden_act=r.choice(["quick_gelu", "gelu", "gelu_new", "relu", "silu"]), layer_norm_eps=r.choice([1e-5, 1e-6, 1e-3]),
         projection_dim=r.choice([16, 64]), bos_token_id=tok.bos_token_id, eos_token_id=r.choice([2, tok.eos_token_id]))))
 
 
-def unet(r, channels, text_width):
+def unet(r, channels, text_width, pooled=0):
     blocks = r.choice([1, 2, 3, 4])
     groups = r.choice([1, 2, 4, 8])
     heads = [r.choice([1, 2, 3]) for _ in range(blocks)]
@@ -95,6 +95,9 @@ def unet(r, channels, text_width):
         more.update(conv_in_kernel=r.choice([1, 5]), conv_out_kernel=r.choice([1, 5]))
     if r.random() < 0.2:
         more.update(upcast_attention=True, dropout=0.1)
+    if pooled:
+        sizes = r.choice([4, 7, 16])
+        more.update(addition_embed_type="text_time", addition_time_embed_dim=sizes, projection_class_embeddings_input_dim=pooled + 6 * sizes)
     listed = lambda values: list(values) if len(set(values)) > 1 or r.random() < 0.5 else values[0]
     model = UNet2DConditionModel(
         sample_size=r.choice([8, 9, None, (7, 9)]), in_channels=channels, out_channels=channels, block_out_channels=widths,
@@ -148,8 +151,14 @@ def as_pipeline(s):
     return type(s).from_config(s.config, **changed)
 
 
+def as_pipeline_xl(s):
+    """StableDiffusionXLPipeline changes nothing; the folder's file says false, for true is refused."""
+    return type(s).from_config(s.config, **({"clip_sample": False} if "clip_sample" in s.config else {}))
+
+
 def save(r, parts, folder):
-    names = dict(text_encoder="model", unet="diffusion_pytorch_model", vae="diffusion_pytorch_model")
+    two = "text_encoder_2" in parts
+    names = dict(text_encoder="model", unet="diffusion_pytorch_model", vae="diffusion_pytorch_model", **({"text_encoder_2": "model"} if two else {}))
     for name, base in names.items():
         dtype = r.choice(DTYPES)
         parts[name].to(dtype)
@@ -157,20 +166,22 @@ def save(r, parts, folder):
         parts[name].save_pretrained(folder / name, **shards)
         parts[name].float()
         whole = folder / name / f"{base}.safetensors"
-        if name == "text_encoder" and whole.exists() and r.random() < 0.5:
+        if name == "text_encoder" and not two and whole.exists() and r.random() < 0.5:
             other = {("text_model." + k if not k.startswith("text_model.") else k[11:]): v for k, v in load_file(whole).items()}
             save_file(other, whole, metadata={"format": "pt"})
         if whole.exists() and r.random() < 0.2:
             whole.rename(whole.with_name(f"{base}.fp16.safetensors"))
-    index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", type(parts["scheduler"]).__name__],
+    index = {**parts["index"], "_class_name": "StableDiffusionXLPipeline" if two else "StableDiffusionPipeline", "scheduler": ["diffusers", type(parts["scheduler"]).__name__],
              "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
              "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", type(parts["vae"]).__name__],
              "safety_checker": r.choice([[None, None], ["stable_diffusion", "StableDiffusionSafetyChecker"]]),
              "feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": r.random() < 0.5}
+    if two:
+        index.update(text_encoder_2=["transformers", "CLIPTextModelWithProjection"], tokenizer_2=["transformers", "CLIPTokenizer"])
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def make_folder(seed, folder):
+def make_folder(seed, folder, family):
     r = random.Random(seed)
     torch.manual_seed(seed)
     length = r.choice([8, 13, 24, 77])
@@ -178,16 +189,31 @@ def make_folder(seed, folder):
     channels = r.choice([4, 4, 3, 8])
     text = text_encoder(r, tok, length)
     sched, config, steps = scheduler(r)
-    parts = dict(tokenizer=tok, text_encoder=text, unet=unet(r, channels, text.config.hidden_size), vae=vae(r, channels), scheduler=sched)
+    if family == "sdxl":
+        tok_2, _ = tokenizer(r, folder / "tokenizer_2", length)
+        for t in (tok, tok_2):  # the pipeline pads to what each says, and both must be the same
+            t.model_max_length = length
+        for name in ("tokenizer", "tokenizer_2"):
+            path = folder / name / "tokenizer_config.json"
+            path.write_text(json.dumps(dict(json.loads(path.read_text()), model_max_length=length)))
+        text_2 = text_encoder(r, tok_2, length, CLIPTextModelWithProjection)
+        parts = dict(tokenizer=tok, tokenizer_2=tok_2, text_encoder=text, text_encoder_2=text_2, vae=vae(r, channels), scheduler=sched,
+                     unet=unet(r, channels, text.config.hidden_size + text_2.config.hidden_size, text_2.config.projection_dim),
+                     index=dict(force_zeros_for_empty_prompt=r.random() < 0.5))
+    else:
+        parts = dict(tokenizer=tok, text_encoder=text, unet=unet(r, channels, text.config.hidden_size), vae=vae(r, channels), scheduler=sched,
+                     index={})
     save(r, parts, folder)
     (folder / "scheduler").mkdir()
+    if family == "sdxl":
+        config = dict(config, clip_sample=False)
     if r.random() < 0.3:  # the index names the class; a config from another one is common
         config = dict(config, _class_name="DDIMScheduler")
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     multiple = max(8, 2 ** (len(parts["vae"].config.block_out_channels) - 1))
     guidance = r.choice(["none", "none", "nasa", "nag", "vsf"])
     run = dict(prompt=r.choice(["the red cat on a blue Dog!", "a <sks> Cat, 3 dogs \u00e9", "x " * 90]), steps=steps, seed=r.choice([0, 7, 2**32 + 5]),
-               size=(multiple * r.choice([1, 3, 5]), multiple * r.choice([1, 2, 4])), guidance=guidance, scheduler=as_pipeline,
+               size=(multiple * r.choice([1, 3, 5]), multiple * r.choice([1, 2, 4])), guidance=guidance, scheduler=as_pipeline if family == "sd" else as_pipeline_xl,
                alpha=0.3, offset=0.2 if guidance == "vsf" else 0.0, phi=2.5, tau=1.5, beta=0.4,
                **{"guidance-scale": r.choice([1.0, 1.0, 4.5])})
     if guidance != "none" or run["guidance-scale"] != 1.0:
@@ -215,9 +241,9 @@ def compare(parts, run, got):
     if not all(torch.isfinite(v).all() for v in want.values() if v.is_floating_point()):
         return None
     errors = {}
-    for name in ("tokens.pos", "tokens.neg"):
+    for name in [k for k in want if k.startswith("tokens")]:
         errors["tokens"] = max(errors.get("tokens", 0.0), float(not torch.equal(got[name], want[name])))
-    for name in ("text.pos", "text.neg"):
+    for name in want.keys() & {"text.pos", "text.neg", "pooled.pos", "pooled.neg"}:
         errors["text"] = max(errors.get("text", 0), distance(got[name], want[name]))
     errors["noise"] = float(not torch.equal(got["latents.start"], want["latents.start"]))
     errors["denoise"] = distance(got["denoise.out.0"], want["denoise.out.0"])
@@ -236,6 +262,7 @@ def main():
     p.add_argument("--folders", type=int, default=40)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--backend", default="cpu")
+    p.add_argument("--family", default="sd", choices=("sd", "sdxl"))
     p.add_argument("--precision", default="f32", choices=LIMITS)
     p.add_argument("--keep", help="where the folders that fail are left")
     args = p.parse_args()
@@ -247,7 +274,7 @@ def main():
         with tempfile.TemporaryDirectory() as tmp, torch.no_grad():
             folder, out = Path(tmp) / "model", Path(tmp) / "got.safetensors"
             folder.mkdir()
-            parts, run, what = make_folder(seed, folder)
+            parts, run, what = make_folder(seed, folder, args.family)
             done = render(folder, run, args, out)
             errors = compare(parts, run, load_file(out)) if done.returncode == 0 else {"render": 1.0}
             if errors is None:

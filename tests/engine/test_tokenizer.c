@@ -30,9 +30,10 @@ static void test_oracle(void **unused)
         const json_t *row = json_array_get(rows, i), *want = json_array_get(row, 1);
         const char *text = json_string_value(json_array_get(row, 0));
         int32_t ids[LENGTH];
+        int used = 0;
         size_t cut = 0;
         struct steer_error err = {0};
-        if (clip_bpe_encode(tokenizer, text, strlen(text), ids, LENGTH, &cut, &err))
+        if (clip_bpe_encode(tokenizer, text, strlen(text), ids, LENGTH, &used, &cut, &err))
             fail_msg("%s", err.text);
         for (size_t k = 0; k < LENGTH; k++) {
             if (ids[k] == json_integer_value(json_array_get(want, k))) continue;
@@ -54,12 +55,15 @@ static void test_cut(void **unused)
 {
     (void)unused;
     int32_t ids[6];
+    int used = 0;
     size_t cut = 99;
     struct steer_error err = {0};
     const char *text = "the cat the dog the cat the dog";
-    assert_int_equal(clip_bpe_encode(tokenizer, text, strlen(text), ids, 6, &cut, &err), 0);
+    assert_int_equal(clip_bpe_encode(tokenizer, text, strlen(text), ids, 6, &used, &cut, &err), 0);
+    assert_int_equal(used, 6);
     assert_int_equal(cut, strlen("the cat the dog ")); /* where the first lost word begins */
-    assert_int_equal(clip_bpe_encode(tokenizer, "the cat", 7, ids, 6, &cut, &err), 0);
+    assert_int_equal(clip_bpe_encode(tokenizer, "the cat", 7, ids, 6, &used, &cut, &err), 0);
+    assert_int_equal(used, 4); /* begin, the, cat, end */
     assert_int_equal(cut, 0);
 }
 
@@ -89,9 +93,10 @@ static size_t rows_check(const struct clip_bpe *t, const json_t *c, int length)
     {
         const char *text = json_string_value(json_array_get(row, 0));
         int32_t ids[CLIP_BPE_TOKENS_MAX];
+        int used;
         size_t cut;
         struct steer_error err = {0};
-        if (clip_bpe_encode(t, text, strlen(text), ids, length, &cut, &err))
+        if (clip_bpe_encode(t, text, strlen(text), ids, length, &used, &cut, &err))
             fail_msg("%s", err.text);
         for (int k = 0; k < length; k++) {
             int want = (int)json_integer_value(json_array_get(json_array_get(row, 1), (size_t)k));

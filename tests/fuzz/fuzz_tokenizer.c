@@ -28,12 +28,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     }
     int32_t ids[32];
+    int used = 0;
     size_t cut = 0;
-    code = clip_bpe_encode(t, (const char *)data, size, ids, 32, &cut, &err);
+    code = clip_bpe_encode(t, (const char *)data, size, ids, 32, &used, &cut, &err);
     FUZZ_ASSERT(!code || err.code == STEER_BAD_TEXT);
     for (int i = 0; i < 32 && !code; i++)
         FUZZ_ASSERT(ids[i] >= 0 && ids[i] < clip_bpe_vocab(t));
-    FUZZ_ASSERT(code || cut <= size);
+    FUZZ_ASSERT(code || (cut <= size && used >= 2 && used <= 32));
     clip_bpe_close(t);
     return 0;
 }

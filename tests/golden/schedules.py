@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler)
+from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler,
+                       LCMScheduler, PNDMScheduler)
 from diffusers.schedulers import scheduling_lcm
 from diffusers.utils import logging
 
@@ -26,7 +27,7 @@ logging.set_verbosity_error()
 torch.set_num_threads(1)
 COUNT = 5
 CLASSES = {c.__name__: c for c in (DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler,
-                                   LCMScheduler)}
+                                   LCMScheduler, FlowMatchEulerDiscreteScheduler)}
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
@@ -53,9 +54,14 @@ def follow(config, steps):
     drawing, scheduling_lcm.randn_tensor = scheduling_lcm.randn_tensor, noise
     try:
         s = CLASSES[name].from_config(config)
-        s.set_timesteps(steps)
-        init = float(s.init_noise_sigma)
-        x = torch.tensor([[((i * 3 + 1) % 7 - 3) / 2 for i in range(COUNT)]]) * s.init_noise_sigma
+        flow = name == "FlowMatchEulerDiscreteScheduler"
+        if flow:  # as FluxPipeline asks
+            s.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+            s.scale_model_input = lambda x, t: x
+        else:
+            s.set_timesteps(steps)
+        init = 1.0 if flow else float(s.init_noise_sigma)
+        x = torch.tensor([[((i * 3 + 1) % 7 - 3) / 2 for i in range(COUNT)]]) * init
         for call, t in enumerate(s.timesteps):
             out = 0.3 * s.scale_model_input(x, t) + pattern(call, 7, 5, 17)
             x = s.step(out, t, x, return_dict=False)[0]
@@ -103,11 +109,13 @@ def chosen():
             dict(lambda_min_clipped=-2.0, timestep_spacing="trailing"), dict(algorithm_type="deis", solver_type="bh2"),
             dict(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
             dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")],
+        "FlowMatchEulerDiscreteScheduler": [dict(shift=3.0), dict(shift=0.5, num_train_timesteps=500), dict(base_shift=0.3, max_image_seq_len=64)],
         "LCMScheduler": [dict(original_inference_steps=40), dict(timestep_scaling=3.0), dict(prediction_type="v_prediction"),
                          dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")],
     }
     for name in CLASSES:
-        for more in [{}, *(common if name != "LCMScheduler" else []), *tables, *own[name]]:
+        flow = name == "FlowMatchEulerDiscreteScheduler"  # it has no table
+        for more in [{}, *(common if name != "LCMScheduler" and not flow else []), *([] if flow else tables), *own[name]]:
             yield dict(SD, _class_name=name, **{k: v for k, v in more.items() if k not in SD}) | more
 
 
@@ -121,12 +129,15 @@ def refused():
         "DPMSolverMultistepScheduler": [dict(algorithm_type=t) for t in ("dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")]
         + [dict(variance_type="learned_range"), dict(use_flow_sigmas=True), dict(use_dynamic_shifting=True),
            dict(prediction_type="flow_prediction"), dict(solver_order=4), dict(solver_type="rk")],
+        "FlowMatchEulerDiscreteScheduler": [dict([(k, v)]) for k, v in dict(
+            use_dynamic_shifting=True, shift_terminal=0.1, invert_sigmas=True, use_karras_sigmas=True, use_exponential_sigmas=True,
+            use_beta_sigmas=True, stochastic_sampling=True, shift=0).items()],
     }
     for name, all_of_them in own.items():
         for more in all_of_them:
             yield dict(SD, _class_name=name, **{k: v for k, v in more.items() if k not in SD}) | more
     for name in ("EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler", "DDPMScheduler",
-                 "DEISMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverSinglestepScheduler"):
+                 "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"):
         yield dict(SD, _class_name=name)
 
 

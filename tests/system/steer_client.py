@@ -92,6 +92,9 @@ class Client:
                 return self.expect("WELCOME", seconds=1.0)[1]
             except TimeoutError:
                 pass
+            except Refused as e:  # what was sent to a broker before reached its successor first
+                if e.code != "HELLO_REQUIRED":
+                    raise
         raise TimeoutError("no WELCOME")
 
     def ask(self, name, answer, seconds=20.0, **fields):

@@ -1,9 +1,10 @@
-"""safetensors files in plain Python, for tests that make folders of their own or read --dump-tensors."""
+"""safetensors files and torch's archives in plain Python, for tests that make folders of their own or read --dump-tensors."""
 
 import array
 import json
 import math
 import struct
+import zipfile
 from pathlib import Path
 
 WIDTH = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "F64": 8}
@@ -25,6 +26,23 @@ def write(path, tensors):
         at += len(data)
     text = json.dumps(header).encode()
     Path(path).write_bytes(struct.pack("<Q", len(text)) + text + b"".join(t[2] for t in tensors.values()))
+
+
+def torch_write(path, tensors):
+    """What torch.save makes of a dictionary of tensors."""
+    storages = {"F32": "Float", "F16": "Half", "BF16": "BFloat16", "I64": "Long"}
+    text = lambda s: b"X" + struct.pack("<I", len(s)) + s.encode()
+    whole = lambda n: b"J" + struct.pack("<i", n)
+    several = lambda numbers: b"(" + b"".join(map(whole, numbers)) + b"t"
+    pickle = b"\x80\x02}("
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, (name, (dtype, shape, data)) in enumerate(tensors.items()):
+            strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+            pickle += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+            pickle += text("storage") + f"ctorch\n{storages[dtype]}Storage\n".encode() + text(str(key)) + text("cpu") + whole(math.prod(shape))
+            pickle += b"tQ" + whole(0) + several(shape) + several(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
+            archive.writestr(f"archive/data/{key}", data)
+        archive.writestr("archive/data.pkl", pickle + b"u.")
 
 
 def floats(tensor):

@@ -185,6 +185,28 @@ class Images(CommandTest):
                 self.farm = mine
 
 
+class Families(CommandTest):
+    """What differs by family, through the farm: FLUX beside a U-Net."""
+
+    models = {name: GOLDEN / name / "model" for name in ("tiny", "flux")}
+
+    def test_joint_attention(self):
+        joint = ("--model", "flux", "--negative", "lazy dog", "--size", "48x32", "--steps", 1, "--seed", 4, "--nasa-variant", "joint")
+        self.steer("render", "a red cat", *joint, "--output", "a.webp")
+        first = (self.dir / "a.webp").read_bytes()
+        self.assertIn(b"Guidance: nasa, Alpha: 0.5, NASA variant: joint", first)
+        self.steer("render", "--from", "a.webp", "--output", "b.webp")
+        self.assertEqual((self.dir / "b.webp").read_bytes(), first)
+        self.steer("render", "--from", "a.webp", "--nasa-variant", "text", "--output", "c.webp")
+        self.assertIn(b"NASA variant: text", (self.dir / "c.webp").read_bytes())
+
+    def test_refused(self):
+        out = self.steer("render", "a cat", "--model", "tiny", "--negative", "a dog", "--nasa-variant", "joint", "--output", "a.webp", code=64)
+        self.assertIn("joint attention", out.stderr)
+        out = self.steer("render", "a cat", "--model", "flux", "--size", "40x32", "--output", "a.webp", code=64)
+        self.assertIn("multiples of 16", out.stderr)
+
+
 class Submitting(CommandTest):
     def lines(self, text, *args, code=0, **env):
         (self.dir / "list").write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import unittest
@@ -17,6 +18,16 @@ from proxy import Proxy
 from steer_client import MESSAGES, TYPES, Refused
 
 SMALL = {"small": GOLDEN / "small" / "model"}
+
+
+def zlib_data(png):
+    """The compressed pixels of a PNG, without what it says of itself."""
+    at, data = 8, b""
+    while at < len(png):
+        size, kind = int.from_bytes(png[at:at + 4], "big"), png[at + 4:at + 8]
+        data += png[at + 8:at + 8 + size] if kind == b"IDAT" else b""
+        at += size + 12
+    return data
 
 
 class Basics(FarmCase):
@@ -54,9 +65,10 @@ class Basics(FarmCase):
         job = dict(model="small", prompt="a dog", **FAST)
         a = self.client.submit("same", **job)
         self.assertEqual(self.client.submit("same", **job).job, a.job)
-        with self.assertRaises(Refused) as e:
-            self.client.submit("same", **{**job, "prompt": "another"})
-        self.assertEqual(e.exception.code, "KEY_CONFLICT")
+        for other in ({"prompt": "another"}, {"long_prompt": 1}, {"prompt_syntax": 1}):
+            with self.assertRaises(Refused) as e:
+                self.client.submit("same", **{**job, **other})
+            self.assertEqual(e.exception.code, "KEY_CONFLICT")
         self.client.fetch(a.job)
         again = self.client.submit("same", **job)  # it has ended: the store remembers
         self.assertEqual((again.job, again.again), (a.job, True))
@@ -188,6 +200,31 @@ class CommandLine(FarmCase):
         self.steer("render", "a <cat> & \"dog\"", *self.FLAGS, "--seed", 3, "--output", "one.png")
         self.steer("render", "--from", "one.png", "--output", "again.png")
         self.assertEqual((self.farm.dir / "one.png").read_bytes(), (self.farm.dir / "again.png").read_bytes())
+
+    def test_long_and_weighed(self):
+        """Flags of the text reach the worker, are in the image, and make it again."""
+        def render(name, text, *flags):
+            run = self.steer("render", text, *self.FLAGS, "--seed", 3, *flags, "--output", f"{name}.png")
+            return (self.farm.dir / f"{name}.png").read_bytes(), run.stderr
+
+        long = "the red cat on the blue dog, a cat on the red blue dog, the cat"
+        cut, said = render("cut", long)
+        self.assertRegex(said, r"the positive prompt .* was cut at byte \d+")
+        at = int(re.search(r"byte (\d+)", said)[1])
+        self.assertTrue(long[at:].startswith("dog, the cat"), at)
+        chunked, said = render("chunked", long, "--long-prompt", "chunk")
+        self.assertNotIn("cut", said)
+        weighed, _ = render("weighed", "a (red:1.5) cat BREAK a [dog]", "--prompt-syntax", "a1111", "--long-prompt", "chunk")
+        plain, _ = render("plain", "a (red:1.5) cat BREAK a [dog]", "--long-prompt", "chunk")
+        self.assertIn(b"Emphasis: None", plain)
+        self.assertNotIn(b"Emphasis", weighed)
+        pixels = [zlib_data(image) for image in (cut, chunked, weighed, plain)]
+        self.assertEqual(len(set(pixels)), 4)
+        for name, image in (("cut", cut), ("chunked", chunked), ("weighed", weighed)):
+            self.steer("render", "--from", f"{name}.png", "--output", "again.png")
+            self.assertEqual((self.farm.dir / "again.png").read_bytes(), image, name)
+        run = self.steer("render", "a [cat|dog]", *self.FLAGS, "--prompt-syntax", "a1111", code=70)
+        self.assertIn("alternation is not supported", run.stderr)
 
     def test_many(self):
         self.steer("render", "a cat", *self.FLAGS, "--images", 3, "--seed", 5, "--output", "m-{index}-{seed}.webp")

@@ -455,6 +455,8 @@ static void test_one_job_two_ways(void **state)
     job.key = "key";
     job.labels = &label;
     job.labels_count = 1;
+    job.long_prompt = "chunk";
+    job.prompt_syntax = "a1111";
     say_accepted(s, "1-a", 1);
     assert_int_equal(steer_submit(s->c, &job, id, 3000, &fault), 0);
     assert_string_equal(id, "1-a");
@@ -463,7 +465,8 @@ static void test_one_job_two_ways(void **state)
     say_accepted(s, "1-a", 2);
     assert_int_equal(steer_submit_json(s->c,
                                        "{\"labels\": [{\"key\": \"shot\", \"value\": \"7\"}], "
-                                       "\"model\": \"m\", \"prompt\": \"p\"}",
+                                       "\"model\": \"m\", \"prompt\": \"p\", "
+                                       "\"long_prompt\": \"chunk\", \"prompt_syntax\": \"A1111\"}",
                                        "key", id, 3000, &fault),
                      0);
     assert_true(hear_type(s, SUBMIT, 1000));

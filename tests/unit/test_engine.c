@@ -156,6 +156,48 @@ static void test_company_of_wrong_ones(void **unused)
     expect_no_more();
 }
 
+/* Texts of other lengths go in passes of their own, and nobody's bytes tell; texts that cannot be
+ * read fail alone. */
+static void test_texts(void **unused)
+{
+    (void)unused;
+    static char a_long[] = "the red cat on the blue dog, a cat on the red blue dog the cat",
+                a_negative[] = "a dog (blue:1.2) BREAK the (cat)", torn[] = "[cat|dog]",
+                endless[] = "a BREAK BREAK BREAK BREAK BREAK BREAK BREAK BREAK cat";
+    static const uint32_t together[] = {2, 1, 2, 1, 0, 0};
+    struct done *in_company[6];
+    Steerfarm__Job jobs[6];
+    for (int i = 0; i < 6; i++) {
+        jobs[i] = job_of("small", 64, (uint64_t)i);
+        jobs[i].has_long_prompt = jobs[i].has_prompt_syntax = i > 0;
+        jobs[i].long_prompt = STEERFARM__LONG_PROMPT__CHUNK;
+        jobs[i].prompt_syntax = STEERFARM__PROMPT_SYNTAX__A1111;
+    }
+    jobs[1].prompt = jobs[3].prompt = a_long;
+    jobs[3].negative_prompt = a_negative;
+    jobs[4].prompt = torn;
+    jobs[5].negative_prompt = endless;
+    start(0);
+    submit(jobs, 6, 1);
+    expect(5, STEER_BAD_TEXT, "the positive prompt: \"[cat|dog]\"");
+    expect(6, STEER_BAD_TEXT, "the negative prompt: it needs more than 8 chunks");
+    for (int i = 0; i < 4; i++) {
+        in_company[i] = next();
+        assert_int_equal(in_company[i]->lease, i + 1);
+        assert_int_equal(in_company[i]->header.batch, together[i]);
+    }
+    for (int i = 0; i < 4; i++) {
+        submit(jobs + i, 1, 10);
+        struct done *d = next();
+        if (d->code) fail_msg("%s", d->error.text);
+        assert_int_equal(d->image_bytes, in_company[i]->image_bytes);
+        assert_memory_equal(d->image, in_company[i]->image, d->image_bytes);
+        done_free(d);
+        done_free(in_company[i]);
+    }
+    expect_no_more();
+}
+
 static void test_unknown_model(void **unused)
 {
     (void)unused;
@@ -263,6 +305,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_company_of_wrong_ones, stop),
+        cmocka_unit_test_teardown(test_texts, stop),
         cmocka_unit_test_teardown(test_unknown_model, stop),
         cmocka_unit_test_teardown(test_drain, stop),
         cmocka_unit_test_teardown(test_revoked, stop),

@@ -91,6 +91,36 @@ static void test_guidance(void **unused)
                      STEER_BAD_VALUE);
 }
 
+static void test_nasa_variant(void **unused)
+{
+    (void)unused;
+    struct job_resolved r;
+    static const char *const names[] = {"text", "mass", "joint"};
+    /* A model without joint attention has none, and is asked for none. */
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--negative", "y"), 0);
+    assert_false(r.guidance.has_nasa_variant);
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--negative", "y", "--nasa-variant", "text"),
+                     STEER_BAD_VALUE);
+    model.joint_attention = 1;
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--negative", "y"), 0);
+    assert_true(r.guidance.has_nasa_variant);
+    assert_int_equal(r.guidance.nasa_variant, STEERFARM__NASA_VARIANT__TEXT);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(RESOLVE(&r, "--prompt", "x", "--nasa-variant", names[i]), 0);
+        assert_int_equal(r.guidance.nasa_variant, i);
+    }
+    usual.has_nasa_variant = 1;
+    usual.nasa_variant = STEERFARM__NASA_VARIANT__MASS;
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--negative", "y"), 0);
+    assert_int_equal(r.guidance.nasa_variant, STEERFARM__NASA_VARIANT__MASS);
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--nasa-variant", "image"), STEER_BAD_VALUE);
+    usual.nasa_variant = 3;
+    r.guidance = usual;
+    assert_int_equal(job_check(&r.job, NULL), STEER_BAD_VALUE);
+    usual.has_nasa_variant = 0;
+    model.joint_attention = 0;
+}
+
 static void test_resolved_again(void **unused)
 {
     (void)unused;
@@ -101,6 +131,28 @@ static void test_resolved_again(void **unused)
     assert_memory_equal(&r.guidance, &again.guidance, sizeof r.guidance);
     assert_int_equal(again.job.seed, 5);
     assert_int_equal(again.job.width, 96);
+}
+
+/* How a text is read: what is asked for, else what it says here. */
+static void test_texts(void **unused)
+{
+    (void)unused;
+    struct job_resolved r;
+    assert_int_equal(RESOLVE(&r, "--prompt", "x"), 0);
+    assert_true(r.job.has_long_prompt && r.job.has_prompt_syntax);
+    assert_int_equal(r.job.long_prompt, STEERFARM__LONG_PROMPT__CUT);
+    assert_int_equal(r.job.prompt_syntax, STEERFARM__PROMPT_SYNTAX__PLAIN);
+    assert_int_equal(
+        RESOLVE(&r, "--prompt", "x", "--long-prompt", "chunk", "--prompt-syntax", "a1111"), 0);
+    assert_int_equal(r.job.long_prompt, STEERFARM__LONG_PROMPT__CHUNK);
+    assert_int_equal(r.job.prompt_syntax, STEERFARM__PROMPT_SYNTAX__A1111);
+    r.job.long_prompt = (Steerfarm__LongPrompt)2;
+    assert_int_equal(job_check(&r.job, NULL), STEER_BAD_VALUE);
+    r.job.long_prompt = STEERFARM__LONG_PROMPT__CHUNK;
+    r.job.prompt_syntax = (Steerfarm__PromptSyntax)-1;
+    assert_int_equal(job_check(&r.job, NULL), STEER_BAD_VALUE);
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--long-prompt", "fold"), STEER_BAD_VALUE);
+    assert_int_equal(RESOLVE(&r, "--prompt", "x", "--prompt-syntax", "A1111"), STEER_BAD_VALUE);
 }
 
 static void test_bad(void **unused)
@@ -126,7 +178,8 @@ static void test_bad(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_guidance),
+                                       cmocka_unit_test(test_nasa_variant),
                                        cmocka_unit_test(test_resolved_again),
-                                       cmocka_unit_test(test_bad)};
+                                       cmocka_unit_test(test_texts), cmocka_unit_test(test_bad)};
     return cmocka_run_group_tests(tests, setup, NULL);
 }

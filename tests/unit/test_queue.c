@@ -22,13 +22,14 @@ static uint32_t random_below(uint32_t n)
     return (uint32_t)(random_state >> 33) % n;
 }
 
-static struct job *job_add(struct queue *q, uint64_t id, const char *model, uint32_t images,
-                           int32_t priority, uint32_t steps)
+static struct job *job_add_guided(struct queue *q, uint64_t id, const char *model, uint32_t images,
+                                  int32_t priority, uint32_t steps, Steerfarm__Guidance *guidance)
 {
     Steerfarm__Job spec = STEERFARM__JOB__INIT;
     char key[32];
     uint8_t hash[QUEUE_HASH_BYTES] = {0}, *data;
     size_t size;
+    spec.guidance = guidance;
     spec.model = (char *)(uintptr_t)model;
     spec.prompt = (char *)(uintptr_t) "x";
     spec.has_images = spec.has_priority = spec.has_steps = spec.has_width = spec.has_height = 1;
@@ -44,6 +45,12 @@ static struct job *job_add(struct queue *q, uint64_t id, const char *model, uint
     j->committed = 1;
     queue_move(q, j, 0, IMAGE_QUEUED);
     return j;
+}
+
+static struct job *job_add(struct queue *q, uint64_t id, const char *model, uint32_t images,
+                           int32_t priority, uint32_t steps)
+{
+    return job_add_guided(q, id, model, images, priority, steps, NULL);
 }
 
 /* ---- states ---- */
@@ -103,6 +110,25 @@ static int take(struct queue *q, const char *model, uint64_t now_ms, struct take
                       .images_max = 16,
                       .bytes_max = UINT64_MAX};
     return queue_take(q, &t, now_ms, ret, room);
+}
+
+/* What is recorded into a plan parts batches, the numbers do not. */
+static void test_guidance_parts_batches(void **unused)
+{
+    (void)unused;
+    struct queue *q = queue_new(7);
+    struct job *jobs[4];
+    Steerfarm__Guidance g = STEERFARM__GUIDANCE__INIT;
+    g.has_method = g.has_alpha = g.has_nasa_variant = 1;
+    g.method = STEERFARM__METHOD__NASA;
+    for (int i = 0; i < 4; i++) {
+        g.alpha = i;
+        g.nasa_variant = i / 2 ? STEERFARM__NASA_VARIANT__JOINT : STEERFARM__NASA_VARIANT__TEXT;
+        jobs[i] = job_add_guided(q, (uint64_t)i + 1, "a", 1, 0, 1, &g);
+    }
+    assert_true(jobs[0]->batch == jobs[1]->batch && jobs[2]->batch == jobs[3]->batch);
+    assert_true(jobs[0]->batch != jobs[2]->batch);
+    queue_free(q);
 }
 
 static void test_turns(void **unused)
@@ -460,13 +486,13 @@ static void test_simulation(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),           cmocka_unit_test(test_turns),
-        cmocka_unit_test(test_lanes_take_turns), cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_memory),           cmocka_unit_test(test_deadlines),
-        cmocka_unit_test(test_trouble),          cmocka_unit_test(test_cold_worker),
-        cmocka_unit_test(test_loaded),           cmocka_unit_test(test_large_image),
-        cmocka_unit_test(test_many_lanes),       cmocka_unit_test(test_blame),
-        cmocka_unit_test(test_simulation),
+        cmocka_unit_test(test_states),      cmocka_unit_test(test_guidance_parts_batches),
+        cmocka_unit_test(test_turns),       cmocka_unit_test(test_lanes_take_turns),
+        cmocka_unit_test(test_ids),         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_deadlines),   cmocka_unit_test(test_trouble),
+        cmocka_unit_test(test_cold_worker), cmocka_unit_test(test_loaded),
+        cmocka_unit_test(test_large_image), cmocka_unit_test(test_many_lanes),
+        cmocka_unit_test(test_blame),       cmocka_unit_test(test_simulation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -89,9 +89,24 @@ static void test_no_file(void **unused)
     (void)unlink("x.safetensors");
 }
 
+/* What lies in a clone where the file was not downloaded. */
+static void test_pointer(void **unused)
+{
+    (void)unused;
+    struct tensors *t = NULL;
+    struct steer_error err = {0};
+    FILE *f = fopen("x.safetensors", "we");
+    assert_non_null(f);
+    fputs("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", f);
+    fclose(f);
+    assert_int_equal(tensors_open(&t, "x.safetensors", &err), STEER_BAD_MODEL);
+    assert_non_null(strstr(err.text, "Git LFS"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_places), cmocka_unit_test(test_change),
-                                       cmocka_unit_test(test_no_file)};
+                                       cmocka_unit_test(test_no_file),
+                                       cmocka_unit_test(test_pointer)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,7 +37,10 @@ static void noise(void *data, float *out, size_t count)
 
 static int load(struct recipe *r, const json_t *row, struct steer_error *err)
 {
-    return recipe_load(r, "sd15", json_object_get(row, "config"), "scheduler_config.json", err);
+    const struct recipe_folder folder = {.scheduler = json_object_get(row, "config"),
+                                         .scheduler_file = "scheduler_config.json",
+                                         .old_rules = 1};
+    return recipe_load(r, "sd15", &folder, err);
 }
 
 static double numbers_distance(const json_t *list, const double *got, size_t count)

@@ -152,14 +152,25 @@ static void test_files_are_used_again(void **state)
     uint8_t *data = NULL;
     assert_int_equal(spool_read(s, &f, &data, NULL), 0);
     free(data);
-    spool_close(s);
 
-    /* A start knows no spares: they go. */
+    /* A start knows no spares: they go. So they do when the disk gets short of room, and no more
+     * are kept. */
+    snprintf(path, sizeof path, "test -z \"$(find '%s/spool/spare' -type f)\"", dir);
+    assert_int_not_equal(system(path), 0);
+    spool_disk_set(s, 500 << 20, 100 << 20);
+    assert_int_equal(system(path), 0);
+    assert_int_equal(spool_write(s, &other, "ten", NULL), 0);
+    spool_remove(s, &other);
+    assert_int_equal(system(path), 0);
+    spool_disk_set(s, UINT64_MAX, 0);
+    assert_int_equal(spool_write(s, &other, "ten", NULL), 0);
+    spool_remove(s, &other);
+    assert_int_not_equal(system(path), 0);
+    spool_close(s);
     s = open_spool(0);
     uint64_t removed;
     assert_int_equal(spool_check(s, &f, 1, 0, &removed, NULL), 0);
     assert_true(f.usable);
-    snprintf(path, sizeof path, "test -z \"$(find '%s/spool/spare' -type f)\"", dir);
     assert_int_equal(system(path), 0);
     spool_close(s);
 }

@@ -12,25 +12,26 @@
 #include "pipeline.h"
 #include "text_cache.h"
 
-enum { TOKENS = 4, FLOATS = 64, KEYS = 256 };
+enum { TOKENS = 4, FLOATS = 64, BOUND = 256 };
+static const float ones[TOKENS] = {1, 1, 1, 1};
 
 static void add(struct text_cache *c, int32_t id)
 {
     int32_t ids[TOKENS] = {id, id + 1, id + 2, id + 3};
     struct text_entry *e;
-    assert_int_equal(text_cache_add(c, ids, TOKENS, FLOATS, KEYS, &e), 0);
-    assert_int_equal((uintptr_t)e->keys % 64, 0);
-    memset(e->keys, id, KEYS); /* what a caller fills; a sanitizer watches the ends */
+    assert_int_equal(text_cache_add(c, ids, ones, TOKENS, FLOATS, BOUND, &e), 0);
+    assert_int_equal((uintptr_t)e->bound % 64, 0);
+    memset(e->bound, id, BOUND); /* what a caller fills; a sanitizer watches the ends */
     memset(e->states, id, FLOATS * sizeof *e->states);
 }
 
 static int has(struct text_cache *c, int32_t id)
 {
     int32_t ids[TOKENS] = {id, id + 1, id + 2, id + 3};
-    const struct text_entry *e = text_cache_find(c, ids, TOKENS);
+    const struct text_entry *e = text_cache_find(c, ids, ones, TOKENS);
     if (!e) return 0;
     assert_memory_equal(e->ids, ids, sizeof ids);
-    assert_int_equal(e->keys[KEYS - 1], (char)id);
+    assert_int_equal(e->bound[BOUND - 1], (char)id);
     return 1;
 }
 
@@ -83,6 +84,29 @@ static void test_pinned(void **unused)
     text_cache_free(c);
 }
 
+/* The same tokens under other weights are another text, and so are fewer of them. */
+static void test_key(void **unused)
+{
+    (void)unused;
+    struct text_cache *c;
+    struct text_entry *e;
+    const int32_t ids[TOKENS] = {7, 8, 9, 10};
+    const float weights[TOKENS] = {1, 1, 1.1f, 1};
+    assert_int_equal(text_cache_new(&c, SIZE_MAX), 0);
+    add(c, 7);
+    assert_null(text_cache_find(c, ids, weights, TOKENS));
+    assert_null(text_cache_find(c, ids, ones, TOKENS - 1));
+    assert_int_equal(text_cache_add(c, ids, weights, TOKENS, FLOATS, BOUND, &e), 0);
+    assert_ptr_equal(text_cache_find(c, ids, weights, TOKENS), e);
+    assert_ptr_not_equal(text_cache_find(c, ids, ones, TOKENS), e);
+    size_t both = text_cache_bytes(c);
+    text_cache_remove(c, e);
+    assert_true(text_cache_bytes(c) < both);
+    assert_null(text_cache_find(c, ids, weights, TOKENS));
+    assert_true(has(c, 7));
+    text_cache_free(c);
+}
+
 static void test_nothing_fits(void **unused)
 {
     (void)unused;
@@ -109,13 +133,14 @@ static void render(uint8_t *pixels, struct model *m, struct compute *c, size_t t
     limits.text_bytes_max = text_bytes_max;
     assert_int_equal(pipeline_new(&p, m, c, limits), 0);
     assert_int_equal(model_recipe(m, "ddim", &recipe, &err), 0);
-    struct render_shape shape = {&recipe, SIDE, SIDE, 1, GUIDANCE_NASA, 0};
+    struct render_shape shape = {&recipe, SIDE, SIDE, 1, GUIDANCE_NASA, 0, GUIDANCE_TEXT};
     for (uint64_t i = 0; i < 3; i++) {
-        struct render_image image = {.prompt = texts[i],
-                                     .negative = "stripes",
-                                     .guidance = {GUIDANCE_NASA, 0.5, 2, 2.5, 0.4, 0, 1},
-                                     .seed = i,
-                                     .pixels = pixels + i * BYTES};
+        struct render_image image = {
+            .prompt = texts[i],
+            .negative = "stripes",
+            .guidance = {GUIDANCE_NASA, 0.5, 2, 2.5, 0.4, 0, 1, GUIDANCE_TEXT},
+            .seed = i,
+            .pixels = pixels + i * BYTES};
         if (pipeline_render(p, &shape, &image, 1, NULL, NULL, &err)) fail_msg("%s", err.text);
     }
     pipeline_free(p);
@@ -141,8 +166,9 @@ static void test_caching_changes_no_byte(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bound_and_order), cmocka_unit_test(test_pinned),
-        cmocka_unit_test(test_nothing_fits), cmocka_unit_test(test_caching_changes_no_byte)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bound_and_order),
+                                       cmocka_unit_test(test_pinned), cmocka_unit_test(test_key),
+                                       cmocka_unit_test(test_nothing_fits),
+                                       cmocka_unit_test(test_caching_changes_no_byte)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

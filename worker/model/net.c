@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../safetensors.h"
+#include "../lora.h"
+#include "../tensors.h"
 
 /* Weights by name in an open-addressing table that at most half fills. */
 struct entry {
@@ -17,6 +18,8 @@ struct entry {
 struct params {
     struct compute *compute;
     struct tensors *files;
+    const struct loras *loras; /* NULL: none */
+    enum lora_target target;
     struct entry *entries;
     size_t room, used; /* room is a power of two */
     struct steer_error error;
@@ -54,10 +57,19 @@ void params_free(struct params *p)
 int params_error(struct params *p, struct steer_error *err)
 {
     int code = p->error.code;
-    if (!code) return tensors_check(p->files, err);
+    if (!code) {
+        code = tensors_check(p->files, err);
+        return code || !p->loras ? code : loras_current(p->loras, err);
+    }
     if (err) *err = p->error;
     if (code == STEER_NO_MEMORY) p->error = (struct steer_error){0};
     return code;
+}
+
+void params_loras(struct params *p, const struct loras *loras, int target)
+{
+    p->loras = loras;
+    p->target = (enum lora_target)target;
 }
 
 const struct tensors *params_files(const struct params *p)
@@ -133,14 +145,15 @@ static struct stored stored_get(struct params *p, const char *name, int rank, co
         return s;
     }
     s.data = view.data;
-    s.mapped = 1;
+    s.mapped = view.mapped;
+    if (p->loras) s.added = loras_find(p->loras, p->target, name);
     return s;
 }
 
 static struct stored stored_part(struct params *p, const char *path, const char *part, int rank,
                                  const int64_t *shape)
 {
-    char name[192];
+    char name[200];
     snprintf(name, sizeof name, "%s.%s", path, part);
     return stored_get(p, name, rank, shape);
 }
@@ -223,12 +236,46 @@ struct tensor net_conv(struct net *n, struct tensor x, int out, int size, int st
     return w ? op_conv(n->graph, x, w, stride, size / 2, per_image, act) : TENSOR_NONE;
 }
 
-static struct weight *norm_weight(struct params *p, const char *name, int channels)
+struct tensor net_patches(struct net *n, struct tensor x, int out, int size, const char *path, ...)
+{
+    char name[160];
+    PATH_OF(name, path);
+    struct params *p = n->params;
+    struct weight *w = find(p, name);
+    int in = graph_shape(n->graph, x).c;
+    if (!w) {
+        struct stored kernel = stored_part(p, name, "weight", 4, (int64_t[]){out, in, size, size}),
+                      b = stored_part(p, name, "bias", 1, (int64_t[]){out});
+        if (p->error.code) return TENSOR_NONE;
+        w = made(p, weight_linear(&w, p->compute, 1, &kernel, &b, &out, in * size * size), name,
+                 &w);
+    }
+    if (!w) return TENSOR_NONE;
+    return op_linear(n->graph, op_patches(n->graph, x, size, PATCH_CHANNEL_FIRST), w, ACT_NONE);
+}
+
+struct tensor net_constant(struct net *n, int rows, int channels, const char *path, ...)
+{
+    char name[160];
+    PATH_OF(name, path);
+    struct params *p = n->params;
+    struct weight *w = find(p, name);
+    if (!w) {
+        struct stored table = stored_get(p, name, 2, (int64_t[]){rows, channels});
+        if (p->error.code) return TENSOR_NONE;
+        w = made(p, weight_table(&w, p->compute, table, 1, rows * channels), name, &w);
+    }
+    struct tensor first =
+        graph_constant_ids(n->graph, "first", (struct shape){1, 1, 1, 1}, (int32_t[]){0});
+    return w ? op_embedding(n->graph, first, w, NULL) : TENSOR_NONE;
+}
+
+static struct weight *norm_weight(struct params *p, const char *name, int channels, int bias)
 {
     struct weight *w = find(p, name);
     if (w) return w;
-    struct stored scale = stored_part(p, name, "weight", 1, (int64_t[]){channels});
-    struct stored shift = stored_part(p, name, "bias", 1, (int64_t[]){channels});
+    struct stored scale = stored_part(p, name, "weight", 1, (int64_t[]){channels}), shift = {0};
+    if (bias) shift = stored_part(p, name, "bias", 1, (int64_t[]){channels});
     if (p->error.code) return NULL;
     return made(p, weight_norm(&w, p->compute, scale, shift, channels), name, &w);
 }
@@ -238,7 +285,7 @@ struct tensor net_group_norm(struct net *n, struct tensor x, int groups, double 
 {
     char name[160];
     PATH_OF(name, path);
-    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c);
+    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c, 1);
     return w ? op_group_norm(n->graph, x, w, groups, eps, act) : TENSOR_NONE;
 }
 
@@ -246,8 +293,17 @@ struct tensor net_layer_norm(struct net *n, struct tensor x, double eps, const c
 {
     char name[160];
     PATH_OF(name, path);
-    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c);
+    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c, 1);
     return w ? op_layer_norm(n->graph, x, w, eps) : TENSOR_NONE;
+}
+
+struct tensor net_rms_norm(struct net *n, struct tensor x, int heads, double eps, const char *path,
+                           ...)
+{
+    char name[160];
+    PATH_OF(name, path);
+    struct weight *w = norm_weight(n->params, name, graph_shape(n->graph, x).c / heads, 0);
+    return w ? op_rms_norm(n->graph, x, w, heads, eps) : TENSOR_NONE;
 }
 
 static struct weight *table_weight(struct params *p, const char *path, int rows, int channels)
@@ -255,6 +311,9 @@ static struct weight *table_weight(struct params *p, const char *path, int rows,
     struct weight *w = find(p, path);
     if (w) return w;
     struct stored table = stored_part(p, path, "weight", 2, (int64_t[]){rows, channels});
+    if (table.added && !p->error.code)
+        steer_fail(&p->error, STEER_UNSUPPORTED,
+                   "tensor \"%s.weight\" is a table: a LoRA cannot change it", path);
     if (p->error.code) return NULL;
     return made(p, weight_table(&w, p->compute, table, rows, channels), path, &w);
 }
@@ -263,6 +322,8 @@ struct tensor net_embedding(struct net *n, struct tensor ids, int rows, int posi
                             const char *tokens_path, const char *positions_path)
 {
     struct weight *table = table_weight(n->params, tokens_path, rows, channels);
-    struct weight *place = table_weight(n->params, positions_path, positions, channels);
-    return table && place ? op_embedding(n->graph, ids, table, place) : TENSOR_NONE;
+    struct weight *place = NULL;
+    if (positions_path) place = table_weight(n->params, positions_path, positions, channels);
+    if (!table || (positions_path && !place)) return TENSOR_NONE;
+    return op_embedding(n->graph, ids, table, place);
 }

@@ -13,13 +13,17 @@
 #include "compute.h"
 #include "error.h"
 
-struct tensors; /* safetensors.h */
+struct tensors; /* tensors.h */
+struct loras;   /* lora.h */
 struct params;
 
 /* Takes files; they stay mapped until params_free. */
 int params_new(struct params **ret, struct compute *c, struct tensors **files) STEER_MUSTCHECK;
 void params_free(struct params *p); /* NULL is fine; no plan may use its weights any more */
 const struct tensors *params_files(const struct params *p);
+/* Before anything is recorded: what LoRAs (bound to these files) change of them as target, which is
+ * an enum lora_target. Borrowed. */
+void params_loras(struct params *p, const struct loras *loras, int target);
 /* The first mistake of all recordings so far, or that the files have changed since; 0 and *err
  * untouched when there is none. One for want of memory is told once: the next recording may have
  * more luck. */
@@ -50,7 +54,18 @@ struct tensor net_group_norm(struct net *n, struct tensor x, int groups, double 
                              enum activation act, const char *path, ...) NET_NAME(6);
 struct tensor net_layer_norm(struct net *n, struct tensor x, double eps, const char *path, ...)
     NET_NAME(4);
-/* tokens.weight [rows, channels] looked up at ids, plus positions.weight [positions, channels]. */
+/* An RMS norm over each of `heads` equal parts of the channels, scaled by `path`.weight. */
+struct tensor net_rms_norm(struct net *n, struct tensor x, int heads, double eps, const char *path,
+                           ...) NET_NAME(5);
+/* Squares of size x size pixels through one matrix: a convolution of that size and stride, with
+ * bias. */
+struct tensor net_patches(struct net *n, struct tensor x, int out, int size, const char *path, ...)
+    NET_NAME(5);
+/* The parameter `path` [rows, channels] itself: [1, 1, 1, rows * channels]. */
+struct tensor net_constant(struct net *n, int rows, int channels, const char *path, ...)
+    NET_NAME(4);
+/* tokens.weight [rows, channels] looked up at ids, plus positions.weight [positions, channels]
+ * (positions_path NULL: none). */
 struct tensor net_embedding(struct net *n, struct tensor ids, int rows, int positions, int channels,
                             const char *tokens_path, const char *positions_path);
 

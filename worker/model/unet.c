@@ -73,7 +73,6 @@ static int refuse_others(const json_t *config, const char *file, struct steer_er
     static const struct {
         const char *key, *value; /* as JSON; null is always fine */
     } only[] = {{"class_embed_type", "null"},
-                {"addition_embed_type", "null"},
                 {"encoder_hid_dim", "null"},
                 {"encoder_hid_dim_type", "null"},
                 {"num_class_embeds", "null"},
@@ -104,8 +103,8 @@ static int refuse_others(const json_t *config, const char *file, struct steer_er
                 (json_is_number(item) && json_number_value(item) == 1 && *only[i].value == '1'))
                 continue;
             return steer_fail(err, STEER_UNSUPPORTED,
-                              "%s: \"%s\" is %s: U-Nets of the SD1.5 family have %s", file,
-                              only[i].key, json_shown(shown, value), only[i].value);
+                              "%s: \"%s\" is %s: U-Nets of this family have %s", file, only[i].key,
+                              json_shown(shown, value), only[i].value);
         }
     }
     return 0;
@@ -138,41 +137,48 @@ static int transformers_read(struct unet_config *c, const json_t *config, const 
     return 0;
 }
 
-/* Counts what unet_record will make: no more than its tables hold, all for one width of text. */
-static int cross_check(const struct unet_config *c, const char *file, struct steer_error *err)
+/* Lists the layers of `depth` transformers, all for one width of text. */
+static int cross_add(struct unet_config *c, const char *path, int level, int depth,
+                     const char *file, struct steer_error *err)
 {
-    int count = 0, width = 0, last = c->blocks - 1;
-    for (int i = 0; i <= last + 1; i++) { /* the mid block is one more of the last level */
-        int level = i > last ? last : i, up = last - level, here = 0;
-        if (i > last)
-            here = c->mid == UNET_MID_CROSS ? c->transformers[last] : 0;
-        else
-            here = c->down_attends[i] * c->layers[i] * c->transformers[i] +
-                   c->up_attends[up] * (c->layers[i] + 1) * c->up_transformers[up];
-        count += here;
-        if (!here) continue;
-        if (width && c->cross_dim[level] != width)
-            return steer_fail(err, STEER_UNSUPPORTED,
-                              "%s: \"cross_attention_dim\" has %d and %d where there is "
-                              "cross-attention: one text is of one width",
-                              file, width, c->cross_dim[level]);
-        width = c->cross_dim[level];
+    if (c->text_channels && c->cross_dim[level] != c->text_channels)
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "%s: \"cross_attention_dim\" has %d and %d where there is "
+                          "cross-attention: one text is of one width",
+                          file, c->text_channels, c->cross_dim[level]);
+    c->text_channels = c->cross_dim[level];
+    for (int i = 0; i < depth; i++) {
+        if (c->cross_count == UNET_CROSS_MAX)
+            return steer_fail(err, STEER_UNSUPPORTED, "%s: over %d cross-attention layers", file,
+                              UNET_CROSS_MAX);
+        struct unet_cross *cross = c->cross + c->cross_count++;
+        snprintf(cross->path, sizeof cross->path, "%s.transformer_blocks.%d.attn2", path, i);
+        cross->channels = c->channels[level];
     }
-    if (!count)
-        return steer_fail(err, STEER_UNSUPPORTED,
-                          "%s: no block has cross-attention: a prompt would change nothing", file);
-    if (count > UNET_CROSS_MAX)
-        return steer_fail(err, STEER_UNSUPPORTED,
-                          "%s: %d cross-attention layers: expected at most %d", file, count,
-                          UNET_CROSS_MAX);
     return 0;
 }
 
-int unet_text_channels(const struct unet_config *c)
+/* Every cross-attention layer in the order in which unet_record comes by. */
+static int cross_list(struct unet_config *c, const char *file, struct steer_error *err)
 {
-    for (int i = 0; i < c->blocks; i++)
-        if (c->down_attends[i] || c->up_attends[c->blocks - 1 - i]) return c->cross_dim[i];
-    return c->cross_dim[c->blocks - 1];
+    int last = c->blocks - 1, code = 0;
+    char path[48];
+    for (int i = 0; i <= last; i++)
+        for (int j = 0; j < c->layers[i] && c->down_attends[i] && !code; j++) {
+            snprintf(path, sizeof path, "down_blocks.%d.attentions.%d", i, j);
+            code = cross_add(c, path, i, c->transformers[i], file, err);
+        }
+    if (c->mid == UNET_MID_CROSS && !code)
+        code = cross_add(c, "mid_block.attentions.0", last, c->transformers[last], file, err);
+    for (int i = 0; i <= last; i++)
+        for (int j = 0; j <= c->layers[last - i] && c->up_attends[i] && !code; j++) {
+            snprintf(path, sizeof path, "up_blocks.%d.attentions.%d", i, j);
+            code = cross_add(c, path, last - i, c->up_transformers[i], file, err);
+        }
+    if (!code && !c->cross_count)
+        return steer_fail(err, STEER_UNSUPPORTED,
+                          "%s: no block has cross-attention: a prompt would change nothing", file);
+    return code;
 }
 
 static int blocks_read(struct unet_config *c, const json_t *config, const char *file,
@@ -223,7 +229,7 @@ static int blocks_read(struct unet_config *c, const json_t *config, const char *
                               "%s: %d channels of block %d do not divide into norm_num_groups %d",
                               file, c->channels[i], i, c->groups);
     }
-    return cross_check(c, file, err);
+    return cross_list(c, file, err);
 }
 
 /* diffusers' old folders say a smaller sample_size than they were trained at; its pipeline makes 64
@@ -249,6 +255,31 @@ static int sample_size_read(struct unet_config *c, const json_t *config, const c
     if (json_is_integer(size) && sides[0] < 64 && major == 0 && minor < 9) sides[0] = sides[1] = 64;
     c->sample_height = sides[0];
     c->sample_width = sides[1];
+    return 0;
+}
+
+/* What is added to the time embedding. */
+static int addition_read(struct unet_config *c, const json_t *config, const char *file,
+                         struct steer_error *err)
+{
+    static const char *const types[] = {"text_time", NULL};
+    int type, code = json_choice(&type, config, "addition_embed_type", 1, types, file, err);
+    if (code || type == 1) return code; /* null or absent: nothing */
+    if ((code = json_whole(&c->added_time_channels, config, "addition_time_embed_dim", 0, 2, 65536,
+                           file, err)) ||
+        (code = json_whole(&c->added_channels, config, "projection_class_embeddings_input_dim", 0,
+                           1, 1 << 20, file, err)))
+        return code;
+    if (!c->added_time_channels || !c->added_channels)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"addition_embed_type\" is \"text_time\": expected "
+                          "addition_time_embed_dim and projection_class_embeddings_input_dim too",
+                          file);
+    if (c->added_time_channels / 2 - c->freq_shift <= 0)
+        return steer_fail(err, STEER_BAD_MODEL,
+                          "%s: \"freq_shift\" is %g: expected less than half of "
+                          "addition_time_embed_dim %d",
+                          file, c->freq_shift, c->added_time_channels);
     return 0;
 }
 
@@ -294,6 +325,7 @@ int unet_config_load(struct unet_config *ret, const json_t *config, const char *
                           "%s: \"freq_shift\" is %g: expected less than half of %d channels", file,
                           c.freq_shift, c.channels[0]);
     c.act = acts[act];
+    if ((code = addition_read(&c, config, file, err))) return code;
     *ret = c;
     return 0;
 }
@@ -303,10 +335,9 @@ int unet_config_load(struct unet_config *ret, const json_t *config, const char *
 struct forward {
     struct net *n;
     const struct unet_config *c;
-    struct unet_graph *out;
+    struct denoiser_graph *out;
+    const struct denoiser_size *size;
     struct tensor temb; /* act of the time embedding: every resnet projects it */
-    int tokens_positive, tokens_negative;
-    enum guidance_method method;
 };
 
 /* The group norm does SiLU itself; the rare others follow it. */
@@ -344,53 +375,46 @@ static struct tensor self_attention(struct forward *f, struct tensor x, int head
     struct tensor k = op_channels(n->graph, qkv, channels, channels);
     struct tensor v = op_channels(n->graph, qkv, 2 * channels, channels);
     double scale = 1 / sqrt((double)channels / heads);
-    struct tensor h = op_attention(n->graph, q, k, v, heads, scale, 0, TENSOR_NONE);
+    struct tensor h = op_attention(n->graph, q, k, v, heads, scale, 0, TENSOR_NONE, TENSOR_NONE);
     return net_linear(n, h, channels, 1, ACT_NONE, "%s.to_out.0", path);
 }
 
-static struct text_keys keys_bound(struct forward *f, int tokens, int channels, const char *which)
+/* One text's rows of the width of a layer; b 0 where that text is not read. */
+static struct shape text_rows(const struct forward *f, int negative, int channels)
 {
-    struct shape s = {graph_shape(f->n->graph, f->out->latents).b, 1, tokens, channels};
-    char name[48];
-    struct text_keys keys = {.mask = TENSOR_NONE};
-    snprintf(name, sizeof name, "k%s.%d", which, f->out->cross_count);
-    keys.k = graph_bound(f->n->graph, name, s);
-    snprintf(name, sizeof name, "v%s.%d", which, f->out->cross_count);
-    keys.v = graph_bound(f->n->graph, name, s);
-    return keys;
+    const struct denoiser_size *s = f->size;
+    if (negative && s->method == GUIDANCE_NONE) return (struct shape){0, 0, 0, 0};
+    return (struct shape){s->batch, 1, negative ? s->tokens_negative : s->tokens_positive,
+                          channels};
 }
 
 /* Guidance acts here, before the output projection, in every cross-attention layer. */
 static struct tensor cross_attention(struct forward *f, struct tensor x, int heads,
-                                     int text_channels, const char *path)
+                                     const char *path)
 {
     struct net *n = f->n;
     struct graph *g = n->graph;
-    if (f->out->cross_count == UNET_CROSS_MAX) return TENSOR_NONE; /* cross_check keeps below it */
-    struct unet_cross *cross = f->out->cross + f->out->cross_count;
     int channels = graph_shape(g, x).c;
-    snprintf(cross->path, sizeof cross->path, "%s", path);
-    cross->channels = channels;
-    cross->text_channels = text_channels;
-    cross->positive = keys_bound(f, f->tokens_positive, channels, "+");
-    cross->negative = (struct text_keys){TENSOR_NONE, TENSOR_NONE, TENSOR_NONE};
+    struct shape rows = text_rows(f, 0, channels), rows_negative = text_rows(f, 1, channels);
+    struct text_pair k = denoiser_graph_bound(f->out, g, rows, rows_negative, 1);
+    struct text_pair v = denoiser_graph_bound(f->out, g, rows, rows_negative, 1);
 
     struct tensor q = net_linear(n, x, channels, 0, ACT_NONE, "%s.to_q", path), h;
     double scale = 1 / sqrt((double)channels / heads);
-    if (f->method == GUIDANCE_NONE) {
-        h = op_attention(g, q, cross->positive.k, cross->positive.v, heads, scale, 0, TENSOR_NONE);
+    if (f->size->method == GUIDANCE_NONE) {
+        h = op_attention(g, q, k.positive, v.positive, heads, scale, 0, TENSOR_NONE, TENSOR_NONE);
     } else {
-        cross->negative = keys_bound(f, f->tokens_negative, channels, "-");
-        h = op_guided_attention(g, q, cross->positive, cross->negative, heads, scale, f->method,
-                                f->out->params);
+        struct text_keys positive = {k.positive, v.positive, TENSOR_NONE};
+        struct text_keys negative = {k.negative, v.negative, TENSOR_NONE};
+        h = op_guided_attention(g, q, positive, negative, TEXT_KEYS_NONE, heads, scale,
+                                f->size->method, GUIDANCE_TEXT, f->out->params);
     }
-    f->out->cross_count++;
     return net_linear(n, h, channels, 1, ACT_NONE, "%s.to_out.0", path);
 }
 
 /* BasicTransformerBlock: self-attention, attention to the text, GEGLU feed-forward. */
 static struct tensor transformer_block(struct forward *f, struct tensor x, int heads,
-                                       int text_channels, const char *path)
+                                       const char *path)
 {
     struct net *n = f->n;
     struct graph *g = n->graph;
@@ -401,7 +425,7 @@ static struct tensor transformer_block(struct forward *f, struct tensor x, int h
     x = op_add(g, x, self_attention(f, h, heads, inner));
     h = net_layer_norm(n, x, 1e-5, "%s.norm2", path);
     snprintf(inner, sizeof inner, "%s.attn2", path);
-    x = op_add(g, x, cross_attention(f, h, heads, text_channels, inner));
+    x = op_add(g, x, cross_attention(f, h, heads, inner));
     h = net_layer_norm(n, x, 1e-5, "%s.norm3", path);
     h = net_linear(n, h, 8 * channels, 1, ACT_NONE, "%s.ff.net.0.proj", path);
     h = net_linear(n, op_geglu(g, h), channels, 1, ACT_NONE, "%s.ff.net.2", path);
@@ -410,7 +434,7 @@ static struct tensor transformer_block(struct forward *f, struct tensor x, int h
 
 /* Transformer2DModel over the pixels. Its group norm has 1e-6, the resnets' the config's 1e-5. */
 static struct tensor transformer(struct forward *f, struct tensor x, int heads, int depth,
-                                 int text_channels, const char *path)
+                                 const char *path)
 {
     struct net *n = f->n;
     struct graph *g = n->graph;
@@ -425,7 +449,7 @@ static struct tensor transformer(struct forward *f, struct tensor x, int heads, 
     for (int i = 0; i < depth; i++) {
         char inner[112];
         snprintf(inner, sizeof inner, "%s.transformer_blocks.%d", path, i);
-        h = transformer_block(f, h, heads, text_channels, inner);
+        h = transformer_block(f, h, heads, inner);
     }
     if (f->c->use_linear_projection) {
         h = op_reshape(g, net_linear(n, h, s.c, 1, ACT_NONE, "%s.proj_out", path), s.h, s.w);
@@ -436,42 +460,54 @@ static struct tensor transformer(struct forward *f, struct tensor x, int heads, 
     return op_add(g, x, h);
 }
 
-void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config *c,
-                 struct shape size, int tokens_positive, int tokens_negative,
-                 enum guidance_method method)
+/* The pooled text and the sinusoids of each size, through an embedding of their own. */
+static struct tensor added_embedding(struct forward *f)
+{
+    struct net *n = f->n;
+    struct graph *g = n->graph;
+    const struct unet_config *c = f->c;
+    int sizes = f->size->sizes, pooled = c->added_channels - sizes * c->added_time_channels;
+    struct shape one = {f->size->batch, 1, 1, pooled}, none = {0, 0, 0, 0};
+    struct tensor x = denoiser_graph_bound(f->out, g, one, none, 0).positive;
+    for (int i = 0; i < sizes; i++)
+        x = op_concat(g, x,
+                      op_sinusoid(g, op_channels(g, f->out->sizes, i, 1), c->added_time_channels,
+                                  c->flip_sin_to_cos, c->freq_shift));
+    /* Its activation is SiLU whatever act_fn says. */
+    x = net_linear(n, x, c->time_channels, 1, ACT_SILU, "add_embedding.linear_1");
+    return net_linear(n, x, c->time_channels, 1, ACT_NONE, "add_embedding.linear_2");
+}
+
+static struct tensor time_embedding(struct forward *f)
+{
+    struct net *n = f->n;
+    struct graph *g = n->graph;
+    const struct unet_config *c = f->c;
+    struct tensor t =
+        op_sinusoid(g, f->out->timestep, c->channels[0], c->flip_sin_to_cos, c->freq_shift);
+    if (c->guidance_channels) /* a consistency model is told its guidance scale */
+        t = op_add(g, t,
+                   net_linear(n, f->out->guidance, c->channels[0], 0, ACT_NONE,
+                              "time_embedding.cond_proj"));
+    t = net_linear(n, t, c->time_channels, 1, c->act, "time_embedding.linear_1");
+    if (!c->added_channels)
+        return net_linear(n, t, c->time_channels, 1, c->act, "time_embedding.linear_2");
+    t = net_linear(n, t, c->time_channels, 1, ACT_NONE, "time_embedding.linear_2");
+    return op_activation(g, op_add(g, t, added_embedding(f)), c->act);
+}
+
+void unet_record(struct denoiser_graph *d, struct net *n, const struct unet_config *c,
+                 const struct denoiser_size *size)
 {
     struct graph *g = n->graph;
-    struct forward f = {.n = n, .c = c, .out = ret, .method = method};
-    f.tokens_positive = tokens_positive;
-    f.tokens_negative = tokens_negative;
-    memset(ret, 0, sizeof *ret);
-    ret->latents =
-        graph_input(g, "latents", (struct shape){size.b, size.h, size.w, c->in_channels}, TYPE_F32);
-    ret->timestep = graph_input(g, "timestep", (struct shape){size.b, 1, 1, 1}, TYPE_F32);
-    ret->params = TENSOR_NONE;
-    if (method != GUIDANCE_NONE)
-        ret->params =
-            graph_input(g, "guidance", (struct shape){size.b, 1, 1, GUIDANCE_PARAMS}, TYPE_F32);
-
-    struct tensor t =
-        op_sinusoid(g, ret->timestep, c->channels[0], c->flip_sin_to_cos, c->freq_shift);
-    ret->guidance = TENSOR_NONE;
-    if (c->guidance_channels) {
-        /* A consistency model is told its guidance scale instead of running twice. */
-        struct shape wide = {size.b, 1, 1, c->guidance_channels};
-        ret->guidance = graph_input(g, "guidance.scale", wide, TYPE_F32);
-        struct tensor w =
-            net_linear(n, ret->guidance, c->channels[0], 0, ACT_NONE, "time_embedding.cond_proj");
-        t = op_add(g, t, w);
-    }
-    t = net_linear(n, t, c->time_channels, 1, c->act, "time_embedding.linear_1");
-    f.temb = net_linear(n, t, c->time_channels, 1, c->act, "time_embedding.linear_2");
+    struct forward f = {.n = n, .c = c, .out = d, .size = size};
+    f.temb = time_embedding(&f);
 
     /* Everything that the way down makes is kept for the way up. */
     struct tensor skips[UNET_BLOCKS_MAX * (UNET_LAYERS_MAX + 1) + 1];
     int kept = 0;
     char path[64];
-    struct tensor x = net_conv(n, ret->latents, c->channels[0], c->conv_in_size, 1, 1, TENSOR_NONE,
+    struct tensor x = net_conv(n, d->latents, c->channels[0], c->conv_in_size, 1, 1, TENSOR_NONE,
                                ACT_NONE, "conv_in");
     skips[kept++] = x;
     for (int i = 0; i < c->blocks; i++) {
@@ -479,8 +515,7 @@ void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config
             snprintf(path, sizeof path, "down_blocks.%d.resnets.%d", i, j);
             x = resnet(&f, x, c->channels[i], path);
             snprintf(path, sizeof path, "down_blocks.%d.attentions.%d", i, j);
-            if (c->down_attends[i])
-                x = transformer(&f, x, c->heads[i], c->transformers[i], c->cross_dim[i], path);
+            if (c->down_attends[i]) x = transformer(&f, x, c->heads[i], c->transformers[i], path);
             skips[kept++] = x;
         }
         if (i == c->blocks - 1) break;
@@ -492,8 +527,7 @@ void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config
     int last = c->blocks - 1;
     if (c->mid != UNET_MID_NONE) x = resnet(&f, x, c->channels[last], "mid_block.resnets.0");
     if (c->mid == UNET_MID_CROSS) {
-        x = transformer(&f, x, c->heads[last], c->transformers[last], c->cross_dim[last],
-                        "mid_block.attentions.0");
+        x = transformer(&f, x, c->heads[last], c->transformers[last], "mid_block.attentions.0");
         x = resnet(&f, x, c->channels[last], "mid_block.resnets.1");
     }
 
@@ -505,8 +539,7 @@ void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config
             x = resnet(&f, x, c->channels[level], path);
             snprintf(path, sizeof path, "up_blocks.%d.attentions.%d", i, j);
             if (c->up_attends[i])
-                x = transformer(&f, x, c->heads[level], c->up_transformers[i], c->cross_dim[level],
-                                path);
+                x = transformer(&f, x, c->heads[level], c->up_transformers[i], path);
         }
         if (i == last) break;
         /* To the size of the skip that comes next: twice, but for latents that are odd. */
@@ -516,25 +549,21 @@ void unet_record(struct unet_graph *ret, struct net *n, const struct unet_config
                      "up_blocks.%d.upsamplers.0.conv", i);
     }
     x = norm_act(&f, x, "conv_norm_out");
-    ret->out =
-        net_conv(n, x, c->out_channels, c->conv_out_size, 1, 1, TENSOR_NONE, ACT_NONE, "conv_out");
-    graph_output(g, ret->out, "denoise.out", 0);
+    x = net_conv(n, x, c->out_channels, c->conv_out_size, 1, 1, TENSOR_NONE, ACT_NONE, "conv_out");
+    denoiser_graph_end(d, g, x);
 }
 
-void unet_record_text(struct unet_text_graph *ret, struct net *n, const struct unet_graph *layers,
-                      int tokens)
+void unet_record_text(struct text_graph *t, struct net *n, const struct unet_config *c)
 {
-    int text_channels = layers->cross[0].text_channels; /* cross_check: there is one */
-    ret->text =
-        graph_input(n->graph, "text", (struct shape){1, 1, tokens, text_channels}, TYPE_F32);
-    for (int i = 0; i < layers->cross_count; i++) {
-        const struct unet_cross *cross = layers->cross + i;
-        ret->k[i] = net_linear(n, ret->text, cross->channels, 0, ACT_NONE, "%s.to_k", cross->path);
-        ret->v[i] = net_linear(n, ret->text, cross->channels, 0, ACT_NONE, "%s.to_v", cross->path);
-        char name[48];
-        snprintf(name, sizeof name, "k.%d", i);
-        graph_output(n->graph, ret->k[i], name, 1);
-        snprintf(name, sizeof name, "v.%d", i);
-        graph_output(n->graph, ret->v[i], name, 1);
+    struct graph *g = n->graph;
+    if (c->added_channels) text_graph_bound(t, g, op_affine(g, t->pooled, 1, 0), 0);
+    for (int i = 0; i < c->cross_count; i++) {
+        const struct unet_cross *cross = c->cross + i;
+        struct tensor k =
+            net_linear(n, t->states, cross->channels, 0, ACT_NONE, "%s.to_k", cross->path);
+        struct tensor v =
+            net_linear(n, t->states, cross->channels, 0, ACT_NONE, "%s.to_v", cross->path);
+        text_graph_bound(t, g, k, 1);
+        text_graph_bound(t, g, v, 1);
     }
 }

@@ -100,16 +100,18 @@ static int kl_config_load(struct vae_config *c, const json_t *config, const char
     return 0;
 }
 
-/* latents_mean and latents_std belong to other pipelines: that of SD1.5 scales by one number. */
+/* latents_mean and latents_std: StableDiffusionXLPipeline follows them, for models whose schedulers
+ * we do not have; all others are scaled by one number. */
 static int statistics_check(const json_t *config, const char *file, struct steer_error *err)
 {
     static const char *const keys[] = {"latents_mean", "latents_std"};
     for (int i = 0; i < 2; i++) {
         const json_t *value = json_object_get(config, keys[i]);
         if (value && !json_is_null(value))
-            return steer_fail(err, STEER_UNSUPPORTED,
-                              "%s: \"%s\" is set: VAEs of the SD1.5 family leave it null", file,
-                              keys[i]);
+            return steer_fail(
+                err, STEER_UNSUPPORTED,
+                "%s: \"%s\" is set: expected null, one scaling_factor for all channels", file,
+                keys[i]);
     }
     return 0;
 }
@@ -188,7 +190,7 @@ static struct tensor mid_attention(struct net *n, const struct vae_config *c, st
     h = net_linear_stack(n, h, s.c, 1, 3, old ? before : today, "%s", path);
     struct tensor q = op_channels(g, h, 0, s.c), k = op_channels(g, h, s.c, s.c);
     struct tensor v = op_channels(g, h, 2 * s.c, s.c);
-    h = op_attention(g, q, k, v, 1, 1 / sqrt((double)s.c), 0, TENSOR_NONE);
+    h = op_attention(g, q, k, v, 1, 1 / sqrt((double)s.c), 0, TENSOR_NONE, TENSOR_NONE);
     h = net_linear(n, h, s.c, 1, ACT_NONE, "%s.%s", path, old ? "proj_attn" : "to_out.0");
     return op_add(g, x, op_reshape(g, h, s.h, s.w));
 }

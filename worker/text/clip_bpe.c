@@ -5,6 +5,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#include "chars.h"
 #include "clip_tables.h"
 
 /* ---- merging one word ---- */
@@ -240,14 +241,16 @@ static int piece_encode(const struct clip_bpe *t, const uint8_t *text, size_t si
     return between_encode(t, text + start, size - start, normalized, out);
 }
 
-int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids,
-                    int length, size_t *ret_cut, struct steer_error *err)
+int32_t clip_bpe_comma(const struct clip_bpe *t)
+{
+    return t->byte_end_id[','];
+}
+
+int clip_bpe_tokens(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids, int most,
+                    int *ret_count, size_t *ret_cut, struct steer_error *err)
 {
     const uint8_t *bytes = (const uint8_t *)text;
-    if (length < 2 || length > CLIP_BPE_TOKENS_MAX)
-        return steer_fail(err, STEER_INTERNAL, "%d tokens wanted", length);
-    struct output out = {ids + 1, 0, length - 2};
-    *ret_cut = 0;
+    struct output out = {ids, 0, most};
     /* Word by word as white space parts them: no rule crosses it, and the first word that does not
      * fit tells where the text was cut. */
     size_t start = 0, i = 0;
@@ -267,17 +270,37 @@ int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int
             int code = piece_encode(t, bytes + start, i - start, 0, &out);
             if (code) return steer_fail(err, code, "out of memory");
             if (out.count > out.most) {
-                *ret_cut = start ? start : 1;
+                *ret_cut = start;
                 break;
             }
         }
         i += n;
         start = i;
     }
-    int used = out.count < out.most ? out.count : out.most;
+    *ret_count = out.count;
+    return 0;
+}
+
+void clip_bpe_frame(const struct clip_bpe *t, int32_t *ids, int used, int length)
+{
     ids[0] = t->bos;
     ids[1 + used] = t->eos;
     for (int k = used + 2; k < length; k++)
         ids[k] = t->pad;
+}
+
+int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids,
+                    int length, int *ret_used, size_t *ret_cut, struct steer_error *err)
+{
+    if (length < 2 || length > CLIP_BPE_TOKENS_MAX)
+        return steer_fail(err, STEER_INTERNAL, "%d tokens wanted", length);
+    int most = length - 2, count;
+    size_t cut = 0;
+    int code = clip_bpe_tokens(t, text, size, ids + 1, most, &count, &cut, err);
+    if (code) return code;
+    *ret_cut = count <= most ? 0 : cut ? cut : 1;
+    int used = count < most ? count : most;
+    clip_bpe_frame(t, ids, used, length);
+    *ret_used = used + 2;
     return 0;
 }

@@ -22,10 +22,21 @@ int clip_bpe_length(const struct clip_bpe *t);
 /* The highest token id, plus 1. */
 int clip_bpe_vocab(const struct clip_bpe *t);
 
-/* Begin, tokens, end, then padding, to exactly length (2..CLIP_BPE_TOKENS_MAX) ids. *ret_cut is the
- * byte of text where the first word that does not fit begins, 0 when all fits. STEER_BAD_TEXT when
- * text is not UTF-8. */
+/* The token of a comma that ends a word; -1: none. */
+int32_t clip_bpe_comma(const struct clip_bpe *t);
+
+/* The tokens of text alone: at most `most` of them are written. *ret_count is most + 1 when there
+ * are more; *ret_cut is then the byte where the first word that does not fit begins. */
+int clip_bpe_tokens(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids, int most,
+                    int *ret_count, size_t *ret_cut, struct steer_error *err) STEER_MUSTCHECK;
+/* Puts begin before and end and padding behind the used tokens at ids[1..used], in all length
+ * (at least used + 2) ids. */
+void clip_bpe_frame(const struct clip_bpe *t, int32_t *ids, int used, int length);
+/* Begin, tokens, end (*ret_used ids), then padding, to exactly length (2..CLIP_BPE_TOKENS_MAX).
+ * *ret_cut is the byte of text where the first word that does not fit begins, 0 when all fits.
+ * STEER_BAD_TEXT when text is not UTF-8. */
 int clip_bpe_encode(const struct clip_bpe *t, const char *text, size_t size, int32_t *ids,
-                    int length, size_t *ret_cut, struct steer_error *err) STEER_MUSTCHECK;
+                    int length, int *ret_used, size_t *ret_cut,
+                    struct steer_error *err) STEER_MUSTCHECK;
 
 #endif

@@ -4,11 +4,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <utf8proc.h>
 
 #include "../file.h"
 #include "../json.h"
+#include "chars.h"
+#include "tokenizer_files.h"
 
 #define VOCAB_MAX        (1 << 20)
 #define MERGES_BYTES_MAX ((size_t)64 << 20)
@@ -16,21 +17,6 @@
 #define PATH_BYTES       1600
 
 /* ---- characters ---- */
-
-int is_space(int32_t c)
-{
-    return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
-           c == 0x205f || c == 0x3000;
-}
-
-size_t char_at(const uint8_t *text, size_t size, int32_t *c)
-{
-    utf8proc_ssize_t n = utf8proc_iterate(text, (utf8proc_ssize_t)size, c);
-    if (n > 0) return (size_t)n;
-    *c = 0xfffd;
-    return 1;
-}
 
 uint8_t *clip_normalize(const uint8_t *text, size_t size, size_t *ret_size)
 {
@@ -365,14 +351,9 @@ static int added_add(struct clip_bpe *t, struct added *list, size_t count, const
     return code;
 }
 
-/* The files that tell of tokens; NULL: not there. */
-struct token_files {
-    json_t *whole, *config, *map, *added;
-};
-
 /* As transformers 5 reads them: an added_tokens_decoder in tokenizer_config.json is all there is;
  * without one, tokenizer.json's list and added_tokens.json together. */
-static int added_read(struct clip_bpe *t, const struct token_files *f, const char *dir,
+static int added_read(struct clip_bpe *t, const struct tokenizer_files *f, const char *dir,
                       struct steer_error *err)
 {
     json_t *decoder = json_object_get(f->config, "added_tokens_decoder"),
@@ -418,7 +399,7 @@ static int added_read(struct clip_bpe *t, const struct token_files *f, const cha
 
 /* bos, eos, unk and pad. special_tokens_map.json wins, but is only read where there is no
  * added_tokens_decoder. */
-static int named_read(struct clip_bpe *t, const struct token_files *f, const char *dir,
+static int named_read(struct clip_bpe *t, const struct tokenizer_files *f, const char *dir,
                       struct steer_error *err)
 {
     static const struct {
@@ -474,38 +455,8 @@ static void byte_ids(struct clip_bpe *t)
     }
 }
 
-/* Keys of tokenizer_config.json that would make other tokens of a text. */
-static int config_read(struct clip_bpe *t, const json_t *config, const char *path,
-                       struct steer_error *err)
-{
-    static const char *const sides[] = {"right", NULL};
-    int side, split, code;
-    double most;
-    if ((code = json_choice(&side, config, "padding_side", 0, sides, path, err)) ||
-        (code = json_choice(&side, config, "truncation_side", 0, sides, path, err)) ||
-        (code = json_flag(&split, config, "split_special_tokens", 0, path, err)) ||
-        (code = json_number(&most, config, "model_max_length", 1e30, path, err)))
-        return code;
-    if (split)
-        return steer_fail(err, STEER_UNSUPPORTED,
-                          "%s: \"split_special_tokens\" is true: expected false", path);
-    if (most < 2)
-        return steer_fail(err, STEER_BAD_MODEL,
-                          "%s: \"model_max_length\" is %g: expected 2 or more", path, most);
-    /* transformers writes 1e30 where no length was set. */
-    t->length = most <= CLIP_BPE_TOKENS_MAX ? (int)most : 0;
-    return 0;
-}
-
-static int optional_load(json_t **ret, const char *dir, const char *name, char path[PATH_BYTES],
-                         struct steer_error *err)
-{
-    snprintf(path, PATH_BYTES, "%s/%s", dir, name);
-    return access(path, F_OK) ? 0 : json_file_load(ret, path, err);
-}
-
 /* tokenizer.json wins over vocab.json and merges.txt, as in transformers. */
-static int words_read(struct clip_bpe *t, const struct token_files *f, const char *dir,
+static int words_read(struct clip_bpe *t, const struct tokenizer_files *f, const char *dir,
                       struct steer_error *err)
 {
     char path[PATH_BYTES];
@@ -523,29 +474,19 @@ static int words_read(struct clip_bpe *t, const struct token_files *f, const cha
 int clip_bpe_open(struct clip_bpe **ret, const char *dir, struct steer_error *err)
 {
     struct clip_bpe *t = calloc(1, sizeof *t);
-    struct token_files f = {0};
-    char path[PATH_BYTES];
+    struct tokenizer_files f = {0};
     int code;
     if (!t) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    if ((code = optional_load(&f.whole, dir, "tokenizer.json", path, err)) ||
-        (code = words_read(t, &f, dir, err)) ||
-        (code = optional_load(&f.config, dir, "tokenizer_config.json", path, err)) ||
-        (code = config_read(t, f.config, path, err)))
-        goto done;
-    if (!json_is_object(json_object_get(f.config, "added_tokens_decoder")) &&
-        ((code = optional_load(&f.map, dir, "special_tokens_map.json", path, err)) ||
-         (code = optional_load(&f.added, dir, "added_tokens.json", path, err))))
-        goto done;
-    if ((code = added_read(t, &f, dir, err)) || (code = named_read(t, &f, dir, err)) ||
-        (code = more_read(t, f.map, dir, err)) || (code = more_read(t, f.config, dir, err)))
+    if ((code = tokenizer_files_load(&f, dir, err)) ||
+        (code = tokenizer_config_read(&t->length, f.config, CLIP_BPE_TOKENS_MAX, dir, err)) ||
+        (code = words_read(t, &f, dir, err)) || (code = added_read(t, &f, dir, err)) ||
+        (code = named_read(t, &f, dir, err)) || (code = more_read(t, f.map, dir, err)) ||
+        (code = more_read(t, f.config, dir, err)))
         goto done;
     byte_ids(t);
     *ret = t;
 done:
-    json_decref(f.whole);
-    json_decref(f.config);
-    json_decref(f.map);
-    json_decref(f.added);
+    tokenizer_files_free(&f);
     if (code) clip_bpe_close(t);
     return code;
 }

@@ -46,9 +46,6 @@ struct clip_bpe {
 /* NULL: no such pair. */
 const struct merge *merge_find(const struct clip_bpe *t, int32_t left, int32_t right);
 
-int is_space(int32_t c);
-/* The character at text and its bytes; 0xfffd and 1 where it is not UTF-8. */
-size_t char_at(const uint8_t *text, size_t size, int32_t *c);
 /* NFC, then every letter lower by itself (so a final sigma stays one, and U+0130 becomes two). The
  * caller frees it; NULL: out of memory. */
 uint8_t *clip_normalize(const uint8_t *text, size_t size, size_t *ret_size);

@@ -1,0 +1,255 @@
+"""Folders of every model family with steer-worker: parts of another family, what is not read, and which recipe is for whom."""
+
+import json
+import re
+import shutil
+import sys
+import unittest
+
+import farm
+import tensors
+import test_worker
+from test_worker import GOLDEN, TEXT, UNET, edit, edit_scheduler, edit_tensors, png
+
+XL_TEXT = "text_encoder_2/model.safetensors"
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def row_changed(table, row):
+    """An embedding table with another row, in its own type."""
+    dtype, (_, width), data = table
+    size = width * tensors.WIDTH[dtype]
+    return dtype, table[1], data[:row * size] + data[(row + 7) * size:(row + 8) * size] + data[(row + 1) * size:]
+
+
+class Case(test_worker.Case):
+    def take(self, model, other, *parts):
+        """Puts parts of another golden folder over those of model."""
+        for part in parts:
+            shutil.rmtree(model / part)
+            shutil.copytree(GOLDEN / other / "model" / part, model / part)
+        return model
+
+
+class Parts(Case):
+    def test_unet_of_another_family(self):
+        model = self.take(self.folder("small"), "xl", "unet")
+        self.refused(model, "unet/config.json", "addition_embed_type", "text_time", "text_encoder_2")
+        model = self.take(self.folder("xl"), "small", "unet")
+        self.refused(model, "unet/config.json", "addition_embed_type", "null", "text_encoder_2")
+        model = self.take(self.folder("tiny"), "second", "unet")
+        self.refused(model, "cross_attention_dim is 40", "hidden_size 32")
+        model = self.take(self.folder("xl"), "xl_odd", "unet")
+        self.refused(model, "cross_attention_dim is 52", "24 and 32", "sum")
+
+    def test_text_encoder_of_another_family(self):
+        model = self.take(self.folder("xl"), "small", "text_encoder")
+        self.refused(model, "cross_attention_dim is 56", "40 and 32")
+        model = self.take(self.folder("xl"), "xl_odd", "tokenizer")
+        self.refused(model, "text_encoder takes 11 tokens", "text_encoder_2 14")
+        model = self.folder("xl")
+        edit(model / "model_index.json", lambda i: i.update(text_encoder_2=["transformers", "T5EncoderModel"]))
+        self.refused(model, "text_encoder_2", "T5EncoderModel", "CLIPTextModelWithProjection")
+
+    def test_vae_of_another_family(self):
+        self.refused(self.take(self.folder("xl"), "odd", "vae"), "unet has 4 latent channels", "VAE 8")
+
+    def test_index(self):
+        for change, words in (
+            (lambda i: i.pop("tokenizer_2"), ("tokenizer_2", "missing", "text_encoder_2")),
+            (lambda i: i.pop("text_encoder_2"), ("text_encoder_2", "missing", "CLIPTextModelWithProjection")),
+            (lambda i: i.update(text_encoder=[None, None]), ("text_encoder", "missing", "CLIPTextModel")),
+            (lambda i: i.update(requires_aesthetics_score=True), ("requires_aesthetics_score", "refiners")),
+            (lambda i: i.update(force_zeros_for_empty_prompt="yes"), ("force_zeros_for_empty_prompt", "yes")),
+            (lambda i: i.update(unet=[None, None], transformer=["diffusers", "SD3Transformer2DModel"]), ("SD3Transformer2DModel", "PixArtTransformer2DModel")),
+            (lambda i: i.update(unet=[None, None]), ("denoiser", "unet", "transformer")),
+            (lambda i: i.update(unet=["diffusers", "UNet3DConditionModel"]), ("UNet3DConditionModel", "UNet2DConditionModel")),
+            (lambda i: i.update(controlnet=["diffusers", "ControlNetModel"]), ("controlnet",)),
+        ):
+            model = self.folder("xl")
+            edit(model / "model_index.json", change)
+            self.refused(model, "model_index.json", *words)
+
+    def test_configurations(self):
+        for part, change, words in (
+            ("unet", lambda c: c.update(addition_embed_type="text_image"), ("addition_embed_type", "text_image", "text_time")),
+            ("unet", lambda c: c.pop("addition_time_embed_dim"), ("addition_time_embed_dim",)),
+            ("unet", lambda c: c.update(projection_class_embeddings_input_dim=2560), ("projection_class_embeddings_input_dim", "2560", "68")),
+            ("unet", lambda c: c.update(addition_time_embed_dim=1), ("addition_time_embed_dim", "1")),
+            ("text_encoder_2", lambda c: c.update(projection_dim=21), ("projection_class_embeddings_input_dim", "68", "69")),
+            ("text_encoder_2", lambda c: c.update(eos_token_id="last"), ("eos_token_id", "last")),
+        ):
+            model = self.folder("xl")
+            edit(model / part / "config.json", change)
+            self.refused(model, f"{part if part == 'unet' else ''}", *words)
+
+    def test_tensors(self):
+        for file, name in ((UNET, "add_embedding.linear_1.weight"), (XL_TEXT, "text_projection.weight"),
+                           (XL_TEXT, "text_model.final_layer_norm.bias")):
+            model = self.folder("xl")
+            edit_tensors(model / file, lambda t: t.pop(name))
+            self.refused(model, name, file.split("/")[0])
+
+
+class PixArt(Case):
+    def test_configurations(self):
+        for part, change, words in (
+            ("transformer", lambda c: c.update(norm_type="ada_norm_zero"), ("norm_type", "ada_norm_zero", "ada_norm_single")),
+            ("transformer", lambda c: c.update(attention_type="gated"), ("attention_type", "gated")),
+            ("transformer", lambda c: c.update(double_self_attention=True), ("double_self_attention", "true")),
+            ("transformer", lambda c: c.update(num_vector_embeds=8), ("num_vector_embeds", "8")),
+            ("transformer", lambda c: c.update(activation_fn="geglu"), ("activation_fn", "geglu", "gelu-approximate")),
+            ("transformer", lambda c: c.update(out_channels=6), ("out_channels", "6", "4")),
+            ("transformer", lambda c: c.update(out_channels=None), ("proj_out.weight", "32")),
+            ("transformer", lambda c: c.update(attention_head_dim=12), ("cross_attention_dim", "36", "24")),
+            ("transformer", lambda c: c.update(num_attention_heads=3), ("3 heads", "multiple of 12")),
+            ("transformer", lambda c: c.update(cross_attention_dim=40), ("cross_attention_dim", "40", "36")),
+            ("transformer", lambda c: c.update(caption_channels=23), ("caption_channels", "23", "24")),
+            ("transformer", lambda c: c.update(patch_size=0), ("patch_size", "0")),
+            ("transformer", lambda c: c.update(sample_size=1), ("patch_size", "2", "sample_size 1")),
+            ("transformer", lambda c: c.update(interpolation_scale=0), ("interpolation_scale",)),
+            ("transformer", lambda c: c.update(norm_eps=-1), ("norm_eps",)),
+            ("transformer", lambda c: c.update(num_layers=3), ("transformer_blocks.2.",)),
+            ("text_encoder", lambda c: c.update(d_model=25), ("caption_channels", "24", "25")),
+        ):
+            model = self.folder("pixart_ms")
+            edit(model / part / "config.json", change)
+            self.refused(model, "transformer", *words)
+
+    def test_parts(self):
+        model = self.folder("pixart")
+        edit(model / "model_index.json", lambda i: i.update(_class_name="PixArtSigmaPipeline"))
+        self.refused(model, "model_index.json", "PixArtSigmaPipeline", "PixArtAlphaPipeline")
+        for file, name in ((TRANSFORMER, "scale_shift_table"), (TRANSFORMER, "transformer_blocks.1.scale_shift_table"),
+                           (TRANSFORMER, "caption_projection.linear_2.bias"), (TRANSFORMER, "pos_embed.proj.weight"),
+                           (TRANSFORMER, "adaln_single.emb.aspect_ratio_embedder.linear_1.weight")):
+            model = self.folder("pixart_ms")
+            edit_tensors(model / file, lambda t: t.pop(name))
+            self.refused(model, name, "transformer")
+        self.refused(self.take(self.folder("pixart"), "small", "text_encoder"), "text_encoder")
+        self.refused(self.take(self.folder("pixart"), "odd", "vae"), "transformer has 4 latent channels", "VAE 8")
+
+    def test_sizes(self):
+        """Multiples of the VAE's cell times the transformer's patch."""
+        for name, size, multiple in (("pixart", "40x64", 16), ("pixart", "64x56", 16), ("pixart_odd", "32x48", 24)):
+            self.refused(self.folder(name), size, f"multiples of {multiple}", args=("--size", size))
+        for name, size in (("pixart", "64x96"), ("pixart_odd", "24x72")):
+            image = self.render(self.folder(name), "--size", size, "--recipe", "dmd-pixart")["image"]
+            self.assertEqual(image[1], [int(size.split("x")[1]), int(size.split("x")[0]), 3])
+
+    def test_default_size(self):
+        model = self.folder("pixart")
+        self.assertEqual(self.render(model, "--recipe", "yoso-pixart")["image"][1], [80, 80, 3])
+
+    def test_lower_case(self):
+        """PixArtAlphaPipeline lower-cases and strips; where a text was cut is told of the text as it was given."""
+        model = self.folder("pixart")
+        flags = ("--size", "32x32", "--recipe", "dmd-pixart")
+        want = self.render(model, *flags, "--negative", "dog", prompt="the red cat")
+        got = self.render(model, *flags, "--negative", "\u2003DOG\n", prompt="  The RED Cat ")
+        self.assertEqual(want["image"][2], got["image"][2])
+        spaces, text = "   ", "THE RED CAT ON THE BLUE \u0130 " * 20
+        cuts = []
+        for prompt in (text, spaces + text):
+            out = self.run_worker("render", "--model", model, "--prompt", prompt, "--seed", 1, *flags, "--output", self.dir / "cut.png")
+            self.assertEqual(out.returncode, 0, out.stderr)
+            cuts.append(int(re.search(r"does not fit into 120 tokens and was cut at byte (\d+)", out.stderr.decode())[1]))
+        self.assertEqual(cuts[1], cuts[0] + len(spaces))
+        self.assertEqual(text.encode()[cuts[0] - 1:cuts[0]], b" ")  # where a word begins
+
+    def test_padding_is_not_seen(self):
+        """<pad> is masked for both texts, each by its own length."""
+        model = self.folder("pixart")
+        flags = ("--size", "32x32", "--recipe", "dmd-pixart", "--guidance", "nasa", "--alpha", "0.4", "--negative", "a dog, blurry")
+        want = self.render(model, *flags)
+        edit_tensors(model / TEXT, lambda t: t.update({"shared.weight": row_changed(t["shared.weight"], 0)}))
+        got = self.render(model, *flags)
+        self.assertNotEqual(want["text.pos"][2], got["text.pos"][2])
+        self.assertEqual(want["image"][2], got["image"][2])
+
+    def test_farm(self):
+        """Through a broker: what the worker alone makes."""
+        flags = ("--seed", "3", "--size", "48x32", "--recipe", "sbv2-pixart", "--negative", "A dog", "--format", "png")
+        with farm.Farm(models={"pixart": GOLDEN / "pixart" / "model"}) as f:
+            f.wait_models()
+            steer = f.steer("render", "The red cat", "--model", "pixart", *flags, "--output", self.dir / "farm.png")
+            self.assertEqual(steer.process.wait(60), 0, steer.text())
+        out = self.run_worker("render", "--model", GOLDEN / "pixart" / "model", "--prompt", "The red cat", "--threads", 1, *flags,
+                              "--output", self.dir / "alone.png")
+        self.assertEqual(out.returncode, 0, out.stderr)
+        self.assertEqual(png(self.dir / "farm.png"), png(self.dir / "alone.png"))
+
+
+class Recipes(Case):
+    def test_for_others(self):
+        self.refused(self.folder("small"), "dmd2-sdxl-1step", "sdxl", "sd15", args=("--recipe", "dmd2-sdxl-1step"))
+        self.refused(self.folder("second"), "sbv2-sd15", "sd15", "sd21", args=("--recipe", "sbv2-sd15"))
+        own = self.dir / "own.json"
+        own.write_text(json.dumps({"scheduler": "DDIMScheduler", "timesteps": [999], "steps": 1, "family": ["pixart", 5]}))
+        self.refused(self.folder("xl"), "own.json", "family", args=("--recipe", own))
+
+    def test_scheduler(self):
+        model = self.folder("xl")
+        edit_scheduler(model, _class_name="HeunDiscreteScheduler")
+        self.refused(model, "HeunDiscreteScheduler", "EulerDiscreteScheduler")
+        self.render(model, "--recipe", "euler")
+        edit_scheduler(model, _class_name="DDIMScheduler")  # StableDiffusionXLPipeline would clip
+        self.refused(model, "clip_sample")
+        edit_scheduler(model, clip_sample=False)
+        self.render(model, "--steps", "2")
+
+    def test_steps_offset_is_followed(self):
+        """StableDiffusionPipeline makes 1 of it, StableDiffusionXLPipeline does not."""
+        seen = set()
+        for name in ("small", "xl"):
+            for offset in (0, 1):
+                model = self.folder(name)
+                edit_scheduler(model, steps_offset=offset)
+                seen.add((name, self.render(model, "--steps", "2", "--size", "24x24")["image"][2]))
+        self.assertEqual(sum(name == "small" for name, _ in seen), 1)
+        self.assertEqual(sum(name == "xl" for name, _ in seen), 2)
+
+
+class Texts(Case):
+    def test_absent_is_not_empty(self):
+        """SDXL: zeros stand for an absent negative, also when the image is rendered again from what it says of itself."""
+        model = self.folder("xl")
+        flags = ("--steps", "1", "--size", "24x24")
+        absent = self.render(model, *flags)
+        empty = self.render(model, *flags, "--negative", "")
+        self.assertNotIn("tokens.neg", absent)
+        self.assertFalse(any(absent["text.neg"][2]) or any(absent["pooled.neg"][2]))
+        self.assertTrue(any(empty["text.neg"][2]))
+        self.assertIn("tokens_2.neg", empty)
+        self.assertNotEqual(absent["image"][2], empty["image"][2])
+        self.assertIn(b'"negative_prompt":""', (self.dir / "x.png").read_bytes())
+        self.render(model, *flags)
+        self.assertNotIn(b"negative_prompt", (self.dir / "x.png").read_bytes())
+
+    def test_sd_knows_no_absence(self):
+        model = self.folder("second")
+        self.assertEqual(self.render(model)["image"][2], self.render(model, "--negative", "")["image"][2])
+
+    def test_cut(self):
+        """The first place where one of the encoders stops."""
+        out = self.run_worker("render", "--model", self.folder("xl"), "--prompt", "a cat " * 30, "--seed", 1, "--output", self.dir / "cut.png")
+        self.assertEqual(out.returncode, 0, out.stderr)
+        self.assertRegex(out.stderr.decode(), r"positive prompt does not fit into 14 tokens and was cut at byte \d+")
+
+    def test_hash(self):
+        """The second encoder's files count as the first one's do."""
+        seen = set()
+        for change in (lambda m: None, lambda m: edit(m / "text_encoder_2/config.json", lambda c: c.update(note=1)),
+                       lambda m: edit(m / "tokenizer_2/tokenizer_config.json", lambda c: c.update(note=1)),
+                       lambda m: edit_tensors(m / XL_TEXT, lambda t: t.update(more=("F32", [1], bytes(4))))):
+            model = self.folder("xl")
+            change(model)
+            out = self.run_worker("render", "--model", model, "--prompt", "a cat", "--seed", 1, "--steps", 1, "--size", "24x24",
+                                  "--output", self.dir / "h.png", "--json")
+            self.assertEqual(out.returncode, 0, out.stderr)
+            seen.add(json.loads(out.stdout)["model_hash"])
+        self.assertEqual(len(seen), 4)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v", *sys.argv[1:]])
