@@ -4,13 +4,14 @@ oneDNN's backward passes of convolutions gain little in bf16 (autocast was slowe
 stride 1 is a convolution too, by the turned kernel, and as such it runs at the forward pass's speed.
 """
 
+import os
 import types
 
 import torch
 import torch.nn.functional as F
 
 BF16 = torch.bfloat16
-NATIVE = torch.cpu._is_avx512_bf16_supported()
+NATIVE = torch.cpu._is_avx512_bf16_supported() and not os.environ.get("F32")  # F32=1: bench.py says whether to
 
 
 class Convolution(torch.autograd.Function):

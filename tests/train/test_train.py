@@ -22,6 +22,7 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 import autoencoder  # noqa: E402
+import bench  # noqa: E402
 import captions  # noqa: E402
 import corpus  # noqa: E402
 import coupling  # noqa: E402
@@ -41,9 +42,12 @@ from run_state import Stage, Training  # noqa: E402
 WIDTHS = (8, 8, 8, 16)  # of the toy autoencoder
 
 
+Painter = model.Painter
+
+
 def toy(tok):
     torch.manual_seed(0)
-    return model.Painter(tok, hidden=32, layers=1, widths=(32, 32), heads=(1, 1))
+    return Painter(tok, hidden=32, layers=1, widths=(32, 32), heads=(1, 1))
 
 
 class Folder(unittest.TestCase):
@@ -223,6 +227,13 @@ class Parts(Folder):
             seen.append((x0.detach(), x.grad, torch.cat([p.grad.flatten() for p in painter.parameters() if p.grad is not None])))
         off = [((a - b).norm() / a.norm()).item() for a, b in zip(*seen)]
         self.assertTrue(all(0 < o < 0.03 for o in off), off)  # picture 0.009, gradients 0.016 and 0.014 when this was written
+
+    def test_bench(self):
+        self.addCleanup(setattr, model, "Painter", model.Painter)
+        model.Painter = toy
+        best = bench.rates(0, batch=2)
+        self.assertEqual(best.keys(), {"bf16", "f32"})
+        self.assertTrue(all(wall > 0 and cpu > 0 for wall, cpu in best.values()))
 
     def test_v_prediction(self):
         x0, noise = torch.randn(3, *scenes.LATENT), torch.randn(3, *scenes.LATENT)
