@@ -168,6 +168,7 @@ int compute_take(struct compute *c, size_t bytes)
         return STEER_NO_MEMORY;
     }
     host->bytes += bytes;
+    if (host->bytes > host->bytes_most) host->bytes_most = host->bytes;
     return 0;
 }
 

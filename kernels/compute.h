@@ -36,6 +36,10 @@ enum compute_precision { PRECISION_F32, PRECISION_BF16 };
 /* What the computes of one program share with their owner. Zeroed, there is no limit. */
 struct compute_host {
     size_t bytes, bytes_max; /* of packed weights and plans: held, and allowed (0: no limit) */
+    size_t bytes_most;       /* ever held at once: what was staged while packing is in it */
+    /* Plans are made to be counted and cannot run: what one would take is taken from the budget as
+     * always, but no weight is read and no memory allocated for it. */
+    int counting;
     /* Grows while an operation or a packing goes on, so that another thread can tell long work
      * from a hang. */
     _Atomic uint64_t beats;

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
          "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
-FAMILY, PIPELINE = "worker/model/family_sd.c", "worker/pipeline.c"
+FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
 PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
 SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
@@ -53,8 +53,8 @@ MUTANTS = {
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),
     "sdxl: time_ids with W before H": (FAMILY, "{height, width, 0, 0, height, width}", "{width, height, 0, 0, width, height}"),
     "sdxl: the last hidden state": (CLIP, "i == c->layers - 1 && states == STATES_PENULTIMATE", "i == c->layers - 1 && states == STATES_PENULTIMATE && (x = layer(n, c, x, \"text_model.encoder.layers.1\"), 1)"),
-    "sdxl: the encoding of \"\" for an absent negative": (PIPELINE, "zeros = !text && p->model->zero_when_absent;", "zeros = 0;"),
-    "sdxl: zeros for an empty negative": (PIPELINE, "zeros = !text && p->model->zero_when_absent;", "zeros = (!text || !*text) && p->model->zero_when_absent;"),
+    "sdxl: the encoding of \"\" for an absent negative": (PROMPT_TOKENS, "absent = !text && m->zero_when_absent;", "absent = 0;"),
+    "sdxl: zeros for an empty negative": (PROMPT_TOKENS, "absent = !text && m->zero_when_absent;", "absent = (!text || !*text) && m->zero_when_absent;"),
     "sdxl: pooled at the last row": (CLIP, "    return ids[row] == c->eos ? row : 0;", "    return tokens - 1;"),
     "sdxl: the legacy eos_token_id taken at its word": (CLIP, "    if (c->eos == 2) {", "    if (c->eos == -2) {"),
     "sdxl: pooled without its projection": (FAMILY, "STATES_PENULTIMATE, POOLED_PROJECTED", "STATES_PENULTIMATE, POOLED_LAST"),

@@ -26,7 +26,7 @@ endforeach()
 add_test(NAME system/chaos COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/chaos.py)
 set_tests_properties(system/chaos PROPERTIES TIMEOUT 300 RUN_SERIAL ON LABELS farm
   ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
-foreach(group BadFolders BadJobs OddFolders Drawing Flux Commands Wire)
+foreach(group BadFolders BadJobs OddFolders ModelFiles Check Drawing Flux Commands Wire)
   add_test(NAME worker/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_worker.py ${group})
   set_tests_properties(worker/${group} PROPERTIES TIMEOUT 600 LABELS worker
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")

@@ -50,7 +50,7 @@ static int set_json(void *target, const char *value, struct steer_error *err)
 }
 
 static const struct args_option options[] = {
-    {"model", "DIR", "a diffusers model folder", set_model},
+    {"model", "DIR|FILE", "a diffusers model folder, or a model file (.json)", set_model},
     {"batch", "N", "images of one forward pass (default 1)", set_batch},
     {"runs", "N", "timed runs after the first (default 5)", set_runs},
     {"ops", NULL, "a row per operation: of the decoder for one image, of the others per call",

@@ -24,6 +24,7 @@ int command_serve(int argc, char **argv, struct steer_error *err) STEER_MUSTCHEC
 int command_render(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
 int command_bench(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
 int command_tune(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
+int command_check(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
 int command_devices(int argc, char **argv, struct steer_error *err) STEER_MUSTCHECK;
 
 #endif

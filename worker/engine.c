@@ -250,7 +250,7 @@ static int compute_get(struct engine *e, int precision, struct compute **ret,
 static int resident_open(struct engine *e, const char *name, int precision, struct resident **ret,
                          struct steer_error *err)
 {
-    const char *dir = e->options.model_dir(e->options.data, name);
+    const char *dir = e->options.model_path(e->options.data, name);
     if (!dir)
         return steer_fail(err, STEER_UNKNOWN_MODEL, "model \"%s\" is not on this worker", name);
     struct compute *c;

@@ -23,8 +23,8 @@ struct engine_options {
     struct compute_options compute; /* precision: of PRECISION AUTO jobs; host: the engine's */
     size_t memory_bytes;            /* for models and plans; 0: three quarters of what we may use */
     int wake;                       /* an eventfd, borrowed */
-    /* The folder of a model name, or NULL; called on the engine thread. */
-    const char *(*model_dir)(void *data, const char *name);
+    /* The folder or file of a model name, or NULL; called on the engine thread. */
+    const char *(*model_path)(void *data, const char *name);
     void *data;
 };
 

@@ -114,6 +114,7 @@ static const struct {
     {"render", "render one job here, without a broker", command_render},
     {"bench", "time the stages of a model", command_bench},
     {"tune", "measure algorithms on this machine and write a table", command_tune},
+    {"check", "say what a model is, what it needs and what it lacks", command_check},
     {"devices", "what this machine can compute on", command_devices},
 };
 

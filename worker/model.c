@@ -12,9 +12,10 @@
 
 #include "file.h"
 #include "json.h"
+#include "model_file.h"
 #include "tensors.h"
 
-/* ---- the folder's hash ---- */
+/* ---- the hash ---- */
 
 /* Hashes of tensor files by what tells that a file is still the same: a worker that looks at its
  * folders again does not read gigabytes again. */
@@ -49,13 +50,12 @@ static int known_hash(const struct stat *st, XXH128_hash_t *hash, int add)
     return found;
 }
 
-static int file_hash(XXH128_hash_t *ret, size_t *bytes, const char *path, struct steer_error *err)
+static int file_hash(XXH128_hash_t *ret, const char *path, struct steer_error *err)
 {
     enum { WINDOW = 1 << 20 };
     struct stat st;
     int fd, code = file_open(&fd, &st, path, err);
     if (code) return code;
-    *bytes += (size_t)st.st_size;
     if (known_hash(&st, ret, 0)) {
         close(fd);
         return 0;
@@ -80,46 +80,52 @@ static int file_hash(XXH128_hash_t *ret, size_t *bytes, const char *path, struct
     return code;
 }
 
-static int hash_add(XXH3_state_t *state, const char *name, const char *path, size_t *bytes,
-                    struct steer_error *err)
-{
-    XXH128_hash_t hash;
-    int code = file_hash(&hash, bytes, path, err);
-    if (code) return code;
-    XXH3_128bits_update(state, name, strlen(name) + 1);
-    XXH3_128bits_update(state, &hash, sizeof hash);
-    return 0;
-}
-
 struct hashing {
     const struct model *m;
     XXH3_state_t *state;
-    size_t small, *bytes; /* of configurations, of tensor files */
     int code;
     struct steer_error *err;
 };
 
-static void hash_config(struct hashing *h, const char *part, const char *name)
+/* name: what it is to the model, wherever it lies. */
+static void hash_add(struct hashing *h, const char *name, const char *path)
 {
-    char path[FOLDER_PATH_BYTES];
-    snprintf(path, sizeof path, "%s/%s%s%s", h->m->folder.dir, part, *part ? "/" : "", name);
-    if (!h->code && access(path, F_OK) == 0)
-        h->code = hash_add(h->state, path + strlen(h->m->folder.dir) + 1, path, &h->small, h->err);
+    XXH128_hash_t hash;
+    if (h->code || (h->code = file_hash(&hash, path, h->err))) return;
+    XXH3_128bits_update(h->state, name, strlen(name) + 1);
+    XXH3_128bits_update(h->state, &hash, sizeof hash);
 }
 
-static void hash_params(struct hashing *h, const struct params *params)
+static void hash_config(struct hashing *h, const char *part, const char *name)
 {
-    const struct tensors *files = params_files(params);
-    for (size_t i = 0; i < tensors_files(files) && !h->code; i++) {
-        const char *file = tensors_file_path(files, i);
-        h->code = hash_add(h->state, file + strlen(h->m->folder.dir), file, h->bytes, h->err);
+    char path[FOLDER_PATH_BYTES], as[FOLDER_PATH_BYTES];
+    folder_path(path, &h->m->folder, part, name);
+    snprintf(as, sizeof as, "%s%s%s", part, *part ? "/" : "", name);
+    if (access(path, F_OK) == 0) hash_add(h, as, path);
+}
+
+static void hash_tensors(struct hashing *h, const char *part, const struct tensors *files)
+{
+    char as[FOLDER_PATH_BYTES];
+    for (size_t i = 0; i < tensors_files(files); i++) {
+        const char *file = tensors_file_path(files, i), *slash = strrchr(file, '/');
+        snprintf(as, sizeof as, "/%s/%s", part, slash ? slash + 1 : file);
+        hash_add(h, as, file);
     }
+}
+
+/* What a model file says, and what it names besides the parts. */
+static void hash_model_file(struct hashing *h)
+{
+    hash_add(h, "model file", h->m->folder.file->path);
+    for (size_t i = 0; h->m->loras && i < loras_count(h->m->loras); i++)
+        hash_tensors(h, "loras", loras_tensors(h->m->loras, i));
 }
 
 /* Over the names and bytes of what the loader reads, and of nothing that lies beside it. */
 static int model_hash(struct model *m, struct steer_error *err)
 {
-    struct hashing h = {.m = m, .state = XXH3_createState(), .bytes = &m->file_bytes, .err = err};
+    struct hashing h = {.m = m, .state = XXH3_createState(), .err = err};
     if (!h.state) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     XXH3_128bits_reset(h.state);
     hash_config(&h, "", "model_index.json");
@@ -133,9 +139,10 @@ static int model_hash(struct model *m, struct steer_error *err)
         for (const char *const *file = tokenizer_files(m->encoders[i].tokenizer); *file; file++)
             hash_config(&h, m->encoders[i].tokenizer_part, *file);
     for (int i = 0; i < m->encoders_count; i++)
-        hash_params(&h, m->encoders[i].params);
-    hash_params(&h, m->denoiser_params);
-    hash_params(&h, m->vae_params);
+        hash_tensors(&h, m->encoders[i].part, params_files(m->encoders[i].params));
+    hash_tensors(&h, m->denoiser_part, params_files(m->denoiser_params));
+    hash_tensors(&h, "vae", params_files(m->vae_params));
+    if (m->folder.file) hash_model_file(&h);
     XXH128_hash_t hash = XXH3_128bits_digest(h.state);
     XXH3_freeState(h.state);
     snprintf(m->hash, sizeof m->hash, "%016llx%016llx", (unsigned long long)hash.high64,
@@ -195,8 +202,10 @@ static int dry_record(const struct model *m, enum dry_part part, const struct te
     case DRY_VAE: vae_record(&vae, &n, &m->vae, size); break;
     }
     int code = params_error(params, err);
+    char source[2 * FOLDER_PATH_BYTES];
     graph_free(n.graph);
-    return code ? steer_fail_in(err, code, "%s/%s", m->folder.dir, name) : 0;
+    folder_source(source, &m->folder, name);
+    return code ? steer_fail_in(err, code, "%s", source) : 0;
 }
 
 static int dry_run(const struct model *m, struct steer_error *err)
@@ -232,16 +241,47 @@ static int text_size_read(struct model *m, struct steer_error *err)
     return 0;
 }
 
+/* A model file's LoRAs, over all parts that they may change. */
+static int loras_apply(struct model *m, struct steer_error *err)
+{
+    const struct model_file *file = m->folder.file;
+    if (!file || !file->loras_count) return 0;
+    int code = loras_open(&m->loras, file->loras, file->loras_count, err);
+    if (code) return code;
+    struct params *params[LORA_TARGETS] = {m->denoiser_params};
+    for (int i = 0; i < m->encoders_count; i++)
+        params[LORA_TEXT + i] = m->encoders[i].params;
+    for (int i = 0; i < LORA_TARGETS; i++) {
+        if (!params[i]) continue;
+        if ((code = loras_bind(m->loras, (enum lora_target)i, params_files(params[i]), err)))
+            return code;
+        params_loras(params[i], m->loras, i);
+    }
+    return loras_check(m->loras, err);
+}
+
+static size_t params_bytes(const struct params *p)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < tensors_count(params_files(p)); i++)
+        sum += tensors_at(params_files(p), i)->bytes;
+    return sum;
+}
+
 static int parts_open(struct model *m, struct compute *c, struct steer_error *err)
 {
-    static const char *const base = "diffusion_pytorch_model";
     int code = 0;
     for (int i = 0; i < m->encoders_count && !code; i++)
         code = text_encoder_open(m->encoders + i, &m->folder, c, err);
     if (code || (code = text_size_read(m, err)) ||
-        (code = folder_params(&m->denoiser_params, &m->folder, c, m->denoiser_part, base, err)))
+        (code = folder_params(&m->denoiser_params, &m->folder, c, m->denoiser_part, err)) ||
+        (code = folder_params(&m->vae_params, &m->folder, c, "vae", err)) ||
+        (code = loras_apply(m, err)))
         return code;
-    return folder_params(&m->vae_params, &m->folder, c, "vae", base, err);
+    for (int i = 0; i < m->encoders_count; i++)
+        m->tensor_bytes += params_bytes(m->encoders[i].params);
+    m->tensor_bytes += params_bytes(m->denoiser_params) + params_bytes(m->vae_params);
+    return 0;
 }
 
 /* In pixels; 64 cells where the denoiser does not say, 512 pixels where it says too many. */
@@ -289,7 +329,8 @@ static int scheduler_read(struct model *m, struct steer_error *err)
     return code;
 }
 
-/* A folder may say which recipe it wants; otherwise its family and the scheduler's class tell. */
+/* A model file or a folder may say which recipe it wants; otherwise its family and the scheduler's
+ * class tell. */
 static int default_recipe_read(struct model *m, struct steer_error *err)
 {
     char path[FOLDER_PATH_BYTES];
@@ -299,6 +340,10 @@ static int default_recipe_read(struct model *m, struct steer_error *err)
              !lcm                   ? m->family->recipe
              : m->guidance_channels ? "lcm-full"
                                     : "lcm");
+    if (m->folder.file && *m->folder.file->recipe) {
+        snprintf(m->default_recipe, sizeof m->default_recipe, "%s", m->folder.file->recipe);
+        return 0;
+    }
     snprintf(path, sizeof path, "%s/steer.json", m->folder.dir);
     if (access(path, F_OK)) return 0;
     json_t *hint = NULL;
@@ -314,19 +359,22 @@ static int default_recipe_read(struct model *m, struct steer_error *err)
 /* The name that people see in the folder, which for a link is the link's own. */
 static void model_name(struct model *m)
 {
-    const char *slash = strrchr(m->folder.dir, '/'), *base = slash ? slash + 1 : m->folder.dir;
-    char *real =
-        *base && strcmp(base, ".") && strcmp(base, "..") ? NULL : realpath(m->folder.dir, NULL);
+    const char *path = m->folder.file ? m->folder.file->path : m->folder.dir;
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    char *real = *base && strcmp(base, ".") && strcmp(base, "..") ? NULL : realpath(path, NULL);
     if (real) base = strrchr(real, '/') + 1;
-    snprintf(m->name, sizeof m->name, "%.*s", STEER_NAME_BYTES_MAX, *base ? base : "model");
+    int length = (int)strlen(base) - (m->folder.file ? (int)strlen(".json") : 0);
+    if (length > STEER_NAME_BYTES_MAX) length = STEER_NAME_BYTES_MAX;
+    snprintf(m->name, sizeof m->name, "%.*s", length, base);
+    if (!*m->name) strcpy(m->name, "model");
     free(real);
 }
 
-int model_open(struct model **ret, const char *dir, struct compute *c, struct steer_error *err)
+int model_open(struct model **ret, const char *path, struct compute *c, struct steer_error *err)
 {
     struct model *m = calloc(1, sizeof *m);
     if (!m) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    int code = folder_open(&m->folder, dir, err);
+    int code = folder_open(&m->folder, path, err);
     if (code) goto fail;
     model_name(m);
     if ((code = family_open(m, err)) || (code = vae_read(m, err)) ||
@@ -346,12 +394,14 @@ static void parts_close(struct model *m)
         text_encoder_close(m->encoders + i);
     params_free(m->denoiser_params);
     params_free(m->vae_params);
+    loras_close(m->loras);
     m->denoiser_params = m->vae_params = NULL;
+    m->loras = NULL;
 }
 
-int model_inspect(struct model **ret, const char *dir, struct steer_error *err)
+int model_inspect(struct model **ret, const char *path, struct steer_error *err)
 {
-    int code = model_open(ret, dir, NULL, err);
+    int code = model_open(ret, path, NULL, err);
     if (!code) parts_close(*ret);
     return code;
 }

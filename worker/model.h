@@ -1,4 +1,5 @@
-/* model.h - a model folder as Hugging Face diffusers lays it out, opened on a compute.
+/* model.h - a model folder as Hugging Face diffusers lays it out, or a model file over one
+ * (folder.h), opened on a compute.
  *
  * A denoiser of one of the families (model/family.h) with its text encoders, and AutoencoderKL or
  * AutoencoderTiny; any sizes, read from the folder as it is. Opening checks every tensor's name,
@@ -17,7 +18,7 @@
 
 struct model {
     struct folder folder;
-    char name[STEER_NAME_BYTES_MAX + 1]; /* the folder's name */
+    char name[STEER_NAME_BYTES_MAX + 1]; /* the folder's name, or the file's without .json */
     char hash[33];                       /* hex, over names and bytes of the files that are read */
     const struct family *family;
     /* Texts: the states of all encoders that give some, side by side, and the one pooled state. */
@@ -42,19 +43,20 @@ struct model {
     json_t *scheduler; /* scheduler_config.json; NULL: none */
     char scheduler_file[1100];
     char default_recipe[STEER_NAME_BYTES_MAX + 1];
-    int factor;        /* pixels per latent cell and side */
-    int multiple;      /* sizes in pixels are multiples of it */
-    int width, height; /* default size, pixels */
-    size_t file_bytes; /* of the tensor files */
+    int factor;          /* pixels per latent cell and side */
+    int multiple;        /* sizes in pixels are multiples of it */
+    int width, height;   /* default size, pixels */
+    struct loras *loras; /* of a model file; NULL: none */
+    size_t tensor_bytes; /* of all parts, as they are stored */
 };
 
 /* STEER_BAD_MODEL, STEER_UNSUPPORTED or STEER_NOT_FOUND: one sentence that names the file, the
  * thing, what was found and what was expected. */
-int model_open(struct model **ret, const char *dir, struct compute *c,
+int model_open(struct model **ret, const char *path, struct compute *c,
                struct steer_error *err) STEER_MUSTCHECK;
 /* The same checks for a worker's offer, with no weights kept and nothing on the device. Such a
  * model serves model_recipe and its plain fields alone. */
-int model_inspect(struct model **ret, const char *dir, struct steer_error *err) STEER_MUSTCHECK;
+int model_inspect(struct model **ret, const char *path, struct steer_error *err) STEER_MUSTCHECK;
 void model_close(struct model *m); /* NULL is fine; no plan may use it any more */
 
 /* name NULL: the folder's default recipe. */

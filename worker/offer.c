@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "model_file.h"
 #include "wire.h"
 
 /* Built with malloc as protobuf-c's own unpacking would, so that its free fits. */
@@ -108,7 +109,7 @@ static Steerfarm__Model *offer_new(const struct model *m)
     o->side_max = STEER_SIDE_MAX;
     o->pixels_max = STEER_PIXELS_MAX;
     o->text_tokens_max = (uint32_t)m->text.tokens;
-    o->memory_bytes = m->file_bytes;
+    o->memory_bytes = m->tensor_bytes;
     o->has_joint_attention = 1;
     o->joint_attention = m->family->joint_attention;
     o->precisions[o->n_precisions++] = STEERFARM__PRECISION__F32;
@@ -142,51 +143,47 @@ void offer_free(Steerfarm__Model *offer)
 
 /* ---- folders ---- */
 
-static int offers_add(struct offers *o, const char *dir)
+static int left_out(const char *path, const char *reason)
 {
+    log_event(LOG_WARN, "model.left_out", "path=%s reason=%s", log_quote(path), log_quote(reason));
+    return 0;
+}
+
+static int offers_add(void *data, const char *path)
+{
+    struct offers *o = data;
     struct steer_error err = {0};
     struct model *m;
     if (o->count == STEER_MODELS_MAX) return 0;
     /* One name that the wire cannot carry would make the whole HELLO invalid. */
-    const char *slash = strrchr(dir, '/'), *base = slash ? slash + 1 : dir;
-    if (strlen(base) > STEER_NAME_BYTES_MAX || !wire_utf8_valid(base, strlen(base))) {
-        log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
-                  log_quote("a model's name is at most 128 bytes of UTF-8"));
-        return 0;
-    }
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    size_t length = strlen(base) - (model_file_is(path) ? strlen(".json") : 0);
+    if (length > STEER_NAME_BYTES_MAX || !wire_utf8_valid(base, strlen(base)))
+        return left_out(path, "a model's name is at most 128 bytes of UTF-8");
     struct recipe own;
-    int code = model_inspect(&m, dir, &err);
+    int code = model_inspect(&m, path, &err);
     if (!code && (code = model_recipe(m, NULL, &own, &err))) model_close(m);
-    if (code) {
-        log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
-                  log_quote(err.text));
-        return 0;
-    }
+    if (code) return left_out(path, err.text);
     Steerfarm__Model *offer = offer_make(m);
-    char *copy = strdup(dir);
+    char *copy = strdup(path);
     model_close(m);
-    if (offer && copy && offers_dir(o, offer->name)) {
-        log_event(LOG_WARN, "model.left_out", "dir=%s reason=%s", log_quote(dir),
-                  log_quote("another folder of this name was there first"));
+    int taken = offer && offers_path(o, offer->name);
+    if (!offer || !copy || taken) {
         offer_free(offer);
         free(copy);
-        return 0;
-    }
-    if (!offer || !copy) {
-        offer_free(offer);
-        free(copy);
-        return STEER_NO_MEMORY;
+        return taken ? left_out(path, "another model of this name was there first")
+                     : STEER_NO_MEMORY;
     }
     o->models[o->count] = offer;
-    o->dirs[o->count++] = copy;
+    o->paths[o->count++] = copy;
     return 0;
 }
 
-static int is_model(const char *dir)
+static int is_model(const char *path)
 {
-    char path[1100];
-    snprintf(path, sizeof path, "%s/model_index.json", dir);
-    return access(path, F_OK) == 0;
+    char index[1100];
+    snprintf(index, sizeof index, "%s/model_index.json", path);
+    return model_file_is(path) || access(index, F_OK) == 0;
 }
 
 static int by_name(const struct dirent **a, const struct dirent **b)
@@ -199,31 +196,36 @@ static int not_hidden(const struct dirent *d)
     return d->d_name[0] != '.';
 }
 
-int offers_scan(struct offers *o, const char *dir, struct steer_error *err)
+int models_scan(const char *dir, int (*each)(void *data, const char *path), void *data,
+                struct steer_error *err)
 {
     struct dirent **names = NULL;
     int code = 0, count = 0;
-    size_t before = o->count;
-    if (!o->models) o->models = calloc(STEER_MODELS_MAX, sizeof *o->models);
-    if (!o->dirs) o->dirs = calloc(STEER_MODELS_MAX, sizeof *o->dirs);
-    if (!o->models || !o->dirs) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    if (is_model(dir)) {
-        code = offers_add(o, dir);
-    } else {
-        count = scandir(dir, &names, not_hidden, by_name);
-        if (count < 0)
-            code = steer_fail(err, STEER_NOT_FOUND, "model folder %s: %s", dir, strerror(errno));
-    }
+    if (is_model(dir))
+        code = each(data, dir);
+    else if ((count = scandir(dir, &names, not_hidden, by_name)) < 0)
+        code = steer_fail(err, STEER_NOT_FOUND, "model folder %s: %s", dir, strerror(errno));
     for (int i = 0; i < count; i++) {
         char path[1024];
         int length = snprintf(path, sizeof path, "%s/%s", dir, names[i]->d_name);
-        if (!code && length < (int)sizeof path && is_model(path)) code = offers_add(o, path);
+        if (!code && length < (int)sizeof path && is_model(path)) code = each(data, path);
         free(names[i]);
     }
     free(names);
+    return code;
+}
+
+int offers_scan(struct offers *o, const char *dir, struct steer_error *err)
+{
+    size_t before = o->count;
+    if (!o->models) o->models = calloc(STEER_MODELS_MAX, sizeof *o->models);
+    if (!o->paths) o->paths = calloc(STEER_MODELS_MAX, sizeof *o->paths);
+    if (!o->models || !o->paths) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    int code = models_scan(dir, offers_add, o, err);
     if (!code && o->count == before)
-        code = steer_fail(err, STEER_NOT_FOUND,
-                          "no model in %s: expected folders with a model_index.json", dir);
+        code = steer_fail(
+            err, STEER_NOT_FOUND,
+            "no model in %s: expected folders with a model_index.json, or model files", dir);
     if (code && err && !err->code) steer_fail(err, code, "out of memory");
     return code;
 }
@@ -232,16 +234,16 @@ void offers_free(struct offers *o)
 {
     for (size_t i = 0; i < o->count; i++) {
         offer_free(o->models[i]);
-        free(o->dirs[i]);
+        free(o->paths[i]);
     }
     free(o->models);
-    free(o->dirs);
+    free(o->paths);
     *o = (struct offers){0};
 }
 
-const char *offers_dir(const struct offers *o, const char *name)
+const char *offers_path(const struct offers *o, const char *name)
 {
     for (size_t i = 0; i < o->count; i++)
-        if (strcmp(o->models[i]->name, name) == 0) return o->dirs[i];
+        if (strcmp(o->models[i]->name, name) == 0) return o->paths[i];
     return NULL;
 }

@@ -38,7 +38,7 @@ static int set_json(void *target, const char *value, struct steer_error *err)
 }
 
 static const struct args_option options[] = {
-    {"model", "DIR", "a diffusers model folder", set_model},
+    {"model", "DIR|FILE", "a diffusers model folder, or a model file (.json)", set_model},
     {"output", "FILE",
      "where the image goes, with {index} {seed} {model}; several become FILE-0000 and so on",
      set_output},

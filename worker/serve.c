@@ -52,7 +52,8 @@ static int set_batch(void *target, const char *value, struct steer_error *err)
 }
 
 static const struct args_option options[] = {
-    {"models", "DIR", "a folder of model folders, named by them; may be repeated", set_models},
+    {"models", "DIR", "a folder of model folders and model files, named by them; may be repeated",
+     set_models},
     {"broker", "ENDPOINT", "the broker's worker port (default tcp://127.0.0.1:5556)", set_broker},
     {"worker", "ID", "this worker's name (default: the host's)", set_worker},
     {"batch", "N", "images of one forward pass (default 4)", set_batch},
@@ -67,9 +68,9 @@ static void on_signal(int number)
     drain++;
 }
 
-static const char *dir_of(void *data, const char *name)
+static const char *path_of(void *data, const char *name)
 {
-    return offers_dir(data, name);
+    return offers_path(data, name);
 }
 
 static int serve(const struct serve_args *a, const struct machine_args *m, struct offers *offers,
@@ -85,7 +86,7 @@ static int serve(const struct serve_args *a, const struct machine_args *m, struc
                                            .salt = numerics_salt(NULL)},
                                .memory_bytes = m->memory_bytes,
                                .wake = wake,
-                               .model_dir = dir_of,
+                               .model_path = path_of,
                                .data = offers};
     int code = engine_start(&e, &o, err);
     if (!code) {

@@ -31,7 +31,7 @@ static int set_output(void *target, const char *value, struct steer_error *err)
 }
 
 static const struct args_option options[] = {
-    {"model", "DIR", "a diffusers model folder", set_model},
+    {"model", "DIR|FILE", "a diffusers model folder, or a model file (.json)", set_model},
     {"output", "FILE", "where the table is written", set_output},
     {NULL, NULL, NULL, NULL},
 };

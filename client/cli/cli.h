@@ -40,6 +40,9 @@ int cli_ask(struct steer_client *c, const struct cli *cli, enum steer_question q
 /* STEER_UNKNOWN_JOB for what cannot be a job's id. */
 int cli_job_id(const char *job, struct steer_error *err) STEER_MUSTCHECK;
 
+/* Where another program of ours is: beside this one, else by PATH. */
+void program_path(char *to, size_t size, const char *name);
+
 /* Monotonic. */
 int64_t now_us(void);
 int64_t now_ms(void);

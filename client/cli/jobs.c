@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Questions and orders about jobs, workers, models and the farm. */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cli.h"
 #include "limits.h"
@@ -429,10 +431,28 @@ int command_workers(int argc, char **argv, struct steer_error *err)
                 worker_row, err);
 }
 
+/* Only the worker reads models, so it answers in our place. */
+static int models_check(int argc, char **argv, struct steer_error *err)
+{
+    char path[1200];
+    const char **all = calloc((size_t)argc + 3, sizeof *all);
+    if (!all) return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    program_path(path, sizeof path, "steer-worker");
+    all[0] = path;
+    all[1] = "check";
+    for (int i = 0; i < argc; i++)
+        all[2 + i] = argv[i];
+    execvp(path, (char **)(uintptr_t)all);
+    int why = errno;
+    free(all);
+    return steer_fail(err, STEER_NOT_FOUND, "%s: %s", path, strerror(why));
+}
+
 int command_models(int argc, char **argv, struct steer_error *err)
 {
+    if (argc && strcmp(argv[0], "check") == 0) return models_check(argc - 1, argv + 1, err);
     return list(
-        argc, argv, "models", STEER_ASK_MODELS, "models",
+        argc, argv, "models [check DIR|FILE.json]", STEER_ASK_MODELS, "models",
         "MODEL                FAMILY   SIZE       HASH         RECIPES (the first is the default)",
         model_row, err);
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cli.h"
 
@@ -128,6 +129,20 @@ int cli_job_id(const char *job, struct steer_error *err)
     return steer_fail(err, STEER_UNKNOWN_JOB, "no such job \"%s\"", printable(job));
 }
 
+void program_path(char *to, size_t size, const char *name)
+{
+    char self[1024];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length > 0) {
+        self[length] = 0;
+        char *slash = strrchr(self, '/');
+        if (slash) *slash = 0;
+        snprintf(to, size, "%s/%s", self, name);
+        if (access(to, X_OK) == 0) return;
+    }
+    snprintf(to, size, "%s", name);
+}
+
 int64_t now_us(void)
 {
     struct timespec t;
@@ -189,7 +204,7 @@ static const struct {
     {"retry", "queue a job's failed images again", command_retry},
     {"jobs", "list jobs", command_jobs},
     {"workers", "list workers", command_workers},
-    {"models", "list models", command_models},
+    {"models", "list models; `models check DIR` says what a folder is", command_models},
     {"status", "the broker's counters", command_status},
     {"drain", "let a worker finish and leave", command_drain},
     {"pause", "assign nothing more", command_pause},

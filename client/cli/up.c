@@ -53,7 +53,8 @@ static int set_models(void *target, const char *value, struct steer_error *err)
 }
 
 static const struct args_option options[] = {
-    {"models", "DIR", "a folder of model folders; may be repeated (default: the demo model's)",
+    {"models", "DIR",
+     "a folder of model folders and model files; may be repeated (default: the demo model's)",
      set_models},
     {"data", "DIR", "where the broker keeps jobs (default ~/.local/state/steerfarm)", set_data},
     {"threads", "N", "compute threads of the worker", set_threads},
@@ -85,21 +86,6 @@ static void argument(struct child *c, const char *name, const char *value)
 {
     c->argv[c->argc++] = name;
     if (value) c->argv[c->argc++] = value;
-}
-
-/* Beside this program, else by PATH. */
-static void program_path(char *to, size_t size, const char *name)
-{
-    char self[1024];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (length > 0) {
-        self[length] = 0;
-        char *slash = strrchr(self, '/');
-        if (slash) *slash = 0;
-        snprintf(to, size, "%s/%s", self, name);
-        if (access(to, X_OK) == 0) return;
-    }
-    snprintf(to, size, "%s", name);
 }
 
 /* The demo model: share/steerfarm/models beside bin, or models/ of the source tree. */

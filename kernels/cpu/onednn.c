@@ -240,6 +240,7 @@ static int weights_pack(struct state *st, struct plan *p, struct weight *w,
         if (!matrix || !(data = weight_pack(w, key, dnnl_memory_desc_get_size(wanted))))
             return steer_fail(err, STEER_NO_MEMORY, "no memory for packed weights");
         if (!(status = dnnl_memory_create(&st->weights, wanted, e->engine, data)) &&
+            !p->compute->host->counting &&
             !(status = dnnl_memory_create(&from, &as_is, e->engine, (void *)(uintptr_t)matrix)) &&
             !(status = dnnl_reorder_primitive_desc_create(&pd, &as_is, e->engine, wanted, e->engine,
                                                           NULL)) &&

@@ -2,7 +2,7 @@
 /* Configurations: one JSON object with the parts' objects in it,
  *
  *     {"unet": {...}, "pixart": {...}, "flux": {...}, "clip": {...}, "t5": {...}, "vae": {...},
- *      "scheduler": {...}, "recipe": {...}}
+ *      "scheduler": {...}, "recipe": {...}, "model_file": {...}}
  *
  * What a loader accepts is recorded against a tensor file that has nothing in it, and sampled: any
  * size that a configuration may ask for must be refused or stay bounded. */
@@ -16,6 +16,7 @@
 #include "model/t5.h"
 #include "model/unet.h"
 #include "model/vae.h"
+#include "model_file.h"
 #include "recipe.h"
 #include "safetensors.h"
 
@@ -128,6 +129,16 @@ static void sample(const json_t *all)
     schedule_free(schedule);
 }
 
+static void put_together(const json_t *object)
+{
+    struct model_file *f = NULL;
+    struct steer_error err = {0};
+    if (json_dump_file(object, "./model.json", 0)) return;
+    int code = model_file_load(&f, "./model.json", &err);
+    FUZZ_ASSERT(code ? !f && err.text[0] : *f->base && f->loras_count <= MODEL_FILE_LORAS_MAX);
+    free(f);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     json_t *all = NULL;
@@ -179,6 +190,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             net_close(&n);
         }
     }
+    if (json_is_object(part = json_object_get(all, "model_file"))) put_together(part);
     sample(all);
     json_decref(all);
     return 0;

@@ -54,6 +54,8 @@ put("config", "flux", json.dumps({"flux": read("flux", "model", "transformer", "
                                   "scheduler": read("flux", "model", "scheduler", "scheduler_config.json"), "recipe": recipes["flux-schnell"]}))
 for name, recipe in recipes.items():
     put("config", f"recipe-{name}", json.dumps({"recipe": recipe, "scheduler": {"_class_name": "DDIMScheduler"}}))
+put("config", "model-file", json.dumps({"model_file": {"base": ".", "unet": "model.json", "vae": ".", "single_file": "model.json", "recipe": "ddim",
+                                                       "loras": [{"file": "model.json", "weight": 0.5}]}}))
 for name in ("gated", "relu"):
     put("config", f"t5-{name}", json.dumps({"t5": read("t5", "model", name, "config.json")}))
 vocab = {c: i for i, c in enumerate(["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "abc</w>", "é</w>", "<|startoftext|>", "<|endoftext|>"])}

@@ -23,6 +23,8 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+import original_naming
+
 OUT = Path(__file__).parent / "checkpoints"
 
 
@@ -86,56 +88,14 @@ def torch_archives():
 
 # ---- single files in the original naming ----
 
-def rename(tensors, rules):
-    """Each name by the first rule that matches it; a rule is a pattern and a text or a function of the match."""
-    out = {}
-    for name, value in tensors.items():
-        for pattern, new in rules:
-            if re.search(pattern, name):
-                out[re.sub(pattern, new, name, count=1)] = value
-                break
-        else:
-            raise KeyError(name)
-    return out
-
-
-def inner(rest):
-    for ours, theirs in (("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("norm2", "out_layers.0"), ("conv2", "out_layers.3"),
-                         ("time_emb_proj", "emb_layers.1"), ("conv_shortcut", "skip_connection")):
-        rest = rest.replace(ours, theirs)
-    return rest
-
-
 def unet_original(model):
-    per = model.config.layers_per_block + 1
-    attends = lambda i: "CrossAttn" in model.config.up_block_types[int(i)]
-    return rename(model.state_dict(), [
-        (r"^time_embedding.linear_1", "time_embed.0"), (r"^time_embedding.linear_2", "time_embed.2"),
-        (r"^add_embedding.linear_1", "label_emb.0.0"), (r"^add_embedding.linear_2", "label_emb.0.2"),
-        (r"^conv_in", "input_blocks.0.0"), (r"^conv_norm_out", "out.0"), (r"^conv_out", "out.2"),
-        (r"^down_blocks.(\d+).resnets.(\d+)(.*)", lambda m: f"input_blocks.{1 + int(m[1]) * per + int(m[2])}.0{inner(m[3])}"),
-        (r"^down_blocks.(\d+).attentions.(\d+)", lambda m: f"input_blocks.{1 + int(m[1]) * per + int(m[2])}.1"),
-        (r"^down_blocks.(\d+).downsamplers.0.conv", lambda m: f"input_blocks.{(int(m[1]) + 1) * per}.0.op"),
-        (r"^mid_block.resnets.(\d)(.*)", lambda m: f"middle_block.{2 * int(m[1])}{inner(m[2])}"),
-        (r"^mid_block.attentions.0", "middle_block.1"),
-        (r"^up_blocks.(\d+).resnets.(\d+)(.*)", lambda m: f"output_blocks.{int(m[1]) * per + int(m[2])}.0{inner(m[3])}"),
-        (r"^up_blocks.(\d+).attentions.(\d+)", lambda m: f"output_blocks.{int(m[1]) * per + int(m[2])}.1"),
-        (r"^up_blocks.(\d+).upsamplers.0", lambda m: f"output_blocks.{int(m[1]) * per + per - 1}.{1 + attends(m[1])}")])
+    names = original_naming.unet(model.state_dict(), model.config)
+    return {names[k]: v for k, v in model.state_dict().items()}
 
 
 def vae_original(model):
-    last = len(model.config.block_out_channels) - 1
-    short = lambda rest: rest.replace("conv_shortcut", "nin_shortcut")
-    out = rename(model.state_dict(), [
-        (r"conv_norm_out", "norm_out"), (r"^(encoder|decoder).conv|^quant_conv|^post_quant_conv", r"\g<0>"),
-        (r"mid_block.resnets.(\d)(.*)", lambda m: f"mid.block_{int(m[1]) + 1}{short(m[2])}"),
-        (r"mid_block.attentions.0.group_norm", "mid.attn_1.norm"), (r"mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
-        (r"mid_block.attentions.0.to_([qkv])", r"mid.attn_1.\1"),
-        (r"down_blocks.(\d).resnets.(\d)(.*)", lambda m: f"down.{m[1]}.block.{m[2]}{short(m[3])}"),
-        (r"down_blocks.(\d).downsamplers.0", r"down.\1.downsample"),
-        (r"up_blocks.(\d).resnets.(\d)(.*)", lambda m: f"up.{last - int(m[1])}.block.{m[2]}{short(m[3])}"),
-        (r"up_blocks.(\d).upsamplers.0", lambda m: f"up.{last - int(m[1])}.upsample")])
-    return {k: v[:, :, None, None] if ".attn_1." in k and v.ndim == 2 else v for k, v in out.items()}
+    names = original_naming.vae(model.state_dict(), model.config)
+    return {names[k]: v[:, :, None, None] if ".attn_1." in names[k] and v.ndim == 2 else v for k, v in model.state_dict().items()}
 
 
 def open_clip_original(model):

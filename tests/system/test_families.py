@@ -157,6 +157,13 @@ class PixArt(Case):
         self.assertEqual(cuts[1], cuts[0] + len(spaces))
         self.assertEqual(text.encode()[cuts[0] - 1:cuts[0]], b" ")  # where a word begins
 
+    def test_default_numbers(self):
+        """The family's, where neither job nor recipe says any."""
+        model = self.folder("pixart")
+        flags = ("--size", "32x32", "--steps", "1", "--negative", "a dog", "--guidance")
+        for method, numbers in (("nasa", ("--alpha", "0.5")), ("nag", ("--phi", "4", "--tau", "2.5", "--beta", "0.375"))):
+            self.assertEqual(self.render(model, *flags, method)["image"][2], self.render(model, *flags, method, *numbers)["image"][2])
+
     def test_padding_is_not_seen(self):
         """<pad> is masked for both texts, each by its own length."""
         model = self.folder("pixart")

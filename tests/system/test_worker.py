@@ -18,11 +18,15 @@ import zmq
 
 import farm
 import tensors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
+import original_naming
 from steer_client import BODIES, MESSAGES, NAMES, TYPES
 
 SOURCE = Path(__file__).resolve().parents[2]
 BIN = Path(os.environ.get("STEER_BIN_DIR", SOURCE / "build" / "bin"))
 GOLDEN = SOURCE / "tests" / "golden" / "data"
+CHECKPOINTS = SOURCE / "tests" / "golden" / "checkpoints"
 DEMO = SOURCE / "models" / "demo"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -80,6 +84,11 @@ def edit_scheduler(model, **keys):
     edit(model / "scheduler/scheduler_config.json", lambda c: c.update(keys))
     if "_class_name" in keys:
         edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", keys["_class_name"]]))
+
+
+def distance(a, b):
+    """norm2(a - b) / norm2(b)"""
+    return math.dist(a, b) / math.hypot(*b)
 
 
 class BadFolders(Case):
@@ -743,6 +752,294 @@ class Commands(Case):
         self.assertRegex(out.stderr.decode(), r"negative prompt .* was cut at byte \d+")
 
 
+def single_file(model):
+    """The folder's parts as one checkpoint in the original naming."""
+    out = {}
+    for part, prefix, names in ((UNET, "model.diffusion_model.", original_naming.unet), (VAE, "first_stage_model.", original_naming.vae)):
+        found = tensors.read(model / part)
+        named = names(found, json.loads((model / part).with_name("config.json").read_text()))
+        for k, (dtype, shape, data) in found.items():
+            flat = ".attn_1." in named[k] and len(shape) == 2
+            out[prefix + named[k]] = dtype, shape + [1, 1] if flat else shape, data
+    for k, v in tensors.read(model / TEXT).items():
+        out["cond_stage_model.transformer.text_model." + k.removeprefix("text_model.")] = v
+    return out
+
+
+class ModelFiles(Case):
+    """Models put together by a JSON file."""
+
+    def model_file(self, name="m.json", **keys):
+        path = self.dir / name
+        path.write_text(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in keys.items()}))
+        return path
+
+    def same(self, want, got, *more):
+        a, b = self.render(want, *more), self.render(got, *more)
+        self.assertEqual(a["image"][2], b["image"][2])
+        self.assertEqual(a["denoise.out.0"][2], b["denoise.out.0"][2])
+
+    def changed(self, name="tiny"):
+        """A folder whose every part differs from the golden one's."""
+        model = self.folder(name)
+        for part in (UNET, VAE, TEXT):
+            def shift(t):
+                for k, (dtype, shape, data) in t.items():
+                    t[k] = dtype, shape, data[2:] + data[:2]
+            edit_tensors(model / part, shift)
+        return model
+
+    def test_parts(self):
+        base, other = self.folder(), self.changed()
+        for part, file in (("unet", UNET), ("vae", VAE), ("text_encoder", TEXT)):
+            want = self.folder()
+            shutil.copy(other / file, want / file)
+            self.assertNotEqual(self.render(want)["image"][2], self.render(base)["image"][2])
+            self.same(want, self.model_file(base=base, **{part: other / file}))
+            self.same(want, self.model_file(base=base, **{part: other / part}))
+
+    def test_relative_paths(self):
+        (self.dir / "models").mkdir()
+        base, other = self.folder(), self.changed()
+        path = self.model_file("models/m.json", base=f"../{base.name}", unet=f"../{other.name}/unet", recipe="ddim")
+        want = self.folder()
+        shutil.copy(other / UNET, want / UNET)
+        (want / "steer.json").write_text('{"recipe": "ddim"}')
+        self.same(want, path)
+        os.chdir(self.dir / "models")
+        self.addCleanup(os.chdir, "/")
+        self.same(want, "m.json")
+
+    def test_part_of_another_class(self):
+        """A folder brings its own configuration: a decoder of another class."""
+        base, want = self.folder("small"), self.folder("small")
+        shutil.rmtree(want / "vae")
+        shutil.copytree(GOLDEN / "tiny/model/vae", want / "vae")
+        edit(want / "model_index.json", lambda i: i.update(vae=["diffusers", "AutoencoderTiny"]))
+        self.same(want, self.model_file(base=base, vae=GOLDEN / "tiny/model/vae"), "--size", "64x64", "--recipe", "ddim", "--steps", 2)
+
+    def test_single_file(self):
+        """Everything from one file in the original naming, over configurations alone; a part of its own wins."""
+        want, base, other = self.folder("quiet"), self.folder("quiet"), self.changed("quiet")
+        tensors.write(self.dir / "single.safetensors", single_file(want))
+        tensors.torch_write(self.dir / "single.ckpt", single_file(want))
+        for part in (UNET, VAE, TEXT):
+            (base / part).unlink()
+        self.same(want, self.model_file(base=base, single_file=self.dir / "single.safetensors"))
+        self.same(want, self.model_file(base=base, single_file=self.dir / "single.ckpt"))
+        shutil.copy(other / VAE, want / VAE)
+        self.same(want, self.model_file(base=base, single_file="single.safetensors", vae=other / VAE))
+
+    def xl(self, changes):
+        """A folder of Stable Diffusion XL's kind around the models that checkpoints.py makes LoRAs for."""
+        model = self.folder()
+        text = {"vocab_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 8, "hidden_act": "gelu",
+                "bos_token_id": 38, "eos_token_id": 39, "pad_token_id": 39, "model_type": "clip_text_model"}
+        configs = {"unet": {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [4, 8], "norm_num_groups": 2,
+                            "attention_head_dim": [1, 2], "layers_per_block": 1, "cross_attention_dim": 14,
+                            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+                            "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32},
+                   "text_encoder": {**text, "hidden_size": 6, "intermediate_size": 12, "projection_dim": 6},
+                   "text_encoder_2": {**text, "hidden_size": 8, "intermediate_size": 16, "projection_dim": 8}}
+        shutil.rmtree(model / "tokenizer")
+        for target, part, file in (("denoiser", "unet", UNET), ("text", "text_encoder", TEXT), ("text_2", "text_encoder_2", TEXT)):
+            (model / part).mkdir(exist_ok=True)
+            (model / part / "config.json").write_text(json.dumps(configs[part]))
+            found = tensors.read(CHECKPOINTS / f"lora-base-{target}.safetensors")
+            found.update({k.removeprefix(f"{target}/"): v for k, v in changes.items() if k.startswith(f"{target}/")})
+            tensors.write(model / part / Path(file).name, found)
+        letters = [chr(97 + i) for i in range(19)]
+        words = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
+        for tokenizer in ("tokenizer", "tokenizer_2"):
+            (model / tokenizer).mkdir()
+            (model / tokenizer / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+            (model / tokenizer / "merges.txt").write_text("#version: 0.2\n")
+            (model / tokenizer / "tokenizer_config.json").write_text(json.dumps({"unk_token": "<|endoftext|>", "bos_token": "<|startoftext|>",
+                                                                                 "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}))
+        edit(model / "model_index.json", lambda i: i.update(text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+                                                           tokenizer_2=["transformers", "CLIPTokenizer"]))
+        return model
+
+    def test_loras(self):
+        """LoRAs with their weights draw what diffusers' fused weights draw."""
+        base = self.xl({})
+        plain = tensors.floats(self.render(base, "--size", "64x64", prompt="cab bag")["denoise.out.0"])
+        for fused, loras in (("kohya.safetensors", [("kohya.safetensors", 0.7)]), ("peft.safetensors", [("peft.safetensors", None)]),
+                             ("two", [("peft.safetensors", 0.5), ("kohya.safetensors", -0.25)])):
+            want = self.xl(tensors.read(CHECKPOINTS / f"{fused}.safetensors"))
+            file = self.model_file(base=base, loras=[{"file": str(CHECKPOINTS / n), **({} if w is None else {"weight": w})} for n, w in loras])
+            a, b = (self.render(m, "--size", "64x64", prompt="cab bag") for m in (want, file))
+            for name in ("text.pos", "pooled.pos", "denoise.out.0"):
+                self.assertLess(distance(tensors.floats(a[name]), tensors.floats(b[name])), 1e-6, name)  # measured: at most 1.5e-7
+            self.assertGreater(distance(tensors.floats(b["denoise.out.0"]), plain), 1e-3)
+
+    def test_hash(self):
+        """Over everything that the file names, and nothing beside it."""
+        base, other = self.folder(), self.changed()
+        lora = self.dir / "lora.safetensors"
+        k = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+        width = tensors.read(base / UNET)[f"{k}.weight"][1]
+
+        def lora_write(value):
+            f32 = lambda *shape: ("F32", list(shape), struct.pack("<f", value) * math.prod(shape))
+            key = "lora_unet_" + k.replace(".", "_")
+            tensors.write(lora, {f"{key}.lora_down.weight": f32(1, width[1]), f"{key}.lora_up.weight": f32(width[0], 1)})
+
+        def now(**keys):
+            path = self.model_file(base=base, **keys)
+            out = self.run_worker("check", path, "--json")
+            self.assertEqual(out.returncode, 0, out.stderr)
+            return json.loads(out.stdout)["hash"]
+
+        lora_write(1)
+        keys = {"unet": str(other / UNET), "loras": [{"file": str(lora), "weight": 1}]}
+        hashes = [now(), now(unet=str(other / UNET)), now(**keys), now(**keys, recipe="ddim")]
+        (other / "unet/other.safetensors").write_bytes(b"beside it")
+        self.assertEqual(now(**keys), hashes[2])
+        lora_write(2)
+        hashes.append(now(**keys))
+        data = bytearray((other / UNET).read_bytes())
+        data[-1] ^= 1
+        (other / UNET).write_bytes(data)
+        hashes.append(now(**keys))
+        edit(base / "vae/config.json", lambda c: c.update(_name_or_path="x"))
+        hashes.append(now(**keys))
+        self.assertEqual(len(set(hashes)), len(hashes))
+
+    def test_refused(self):
+        base = self.folder()
+        kohya, sdxl = CHECKPOINTS / "kohya.safetensors", CHECKPOINTS / "sdxl.safetensors"
+        plain = self.dir / "plain.safetensors"
+        tensors.write(plain, {"a": ("F32", [1], bytes(4))})
+        os.mkfifo(self.dir / "fifo")
+        many = [{"file": str(kohya)}] * 17
+        for keys, words in (
+            ({"unett": "x"}, ("unett", "not known", "text_encoder_2")),
+            ({"unet": "nowhere.safetensors"}, ("\"unet\"", "nowhere.safetensors")),
+            ({"unet": 7}, ("\"unet\" is 7",)),
+            ({"unet": ""}, ("\"unet\"", "path")),
+            ({"unet": "fifo"}, ("fifo", "neither file nor folder")),
+            ({"unet": "x" * 2000}, ("\"unet\"", "bytes")),
+            ({"unet": "a\0b"}, ("NUL",)),
+            ({"unet": base}, ("config.json",)),
+            ({"unet": plain}, ("plain.safetensors", "no U-Net", "a")),
+            ({"vae": base / UNET}, ("unet", "no VAE")),
+            ({"unet": CHECKPOINTS / "evil.pt"}, ("evil.pt",)),
+            ({"unet": sdxl}, ("sdxl.safetensors with the configuration of", "unet", "tensor")),
+            ({"single_file": sdxl}, ("sdxl.safetensors with the configuration of", "tensor")),
+            ({"single_file": base}, ("single_file", "is a folder")),
+            ({"transformer": plain}, ("transformer", "no such part")),
+            ({"text_encoder_2": plain}, ("text_encoder_2", "no such part")),
+            ({"vae": GOLDEN / "odd/model/vae"}, ("latent channels",)),
+            ({"text_encoder": GOLDEN / "odd/model/text_encoder"}, ("cross_attention_dim", "hidden_size")),
+            ({"loras": [{"file": str(kohya)}]}, ("kohya.safetensors", "a LoRA of another model")),
+            ({"loras": [{"file": str(CHECKPOINTS / "flux-kohya.safetensors")}]}, ("layers are not in this model", "double_blocks")),
+            ({"loras": [{"file": str(plain)}]}, ("plain.safetensors",)),
+            ({"loras": [{"file": str(base)}]}, ("loras[0].file", "is a folder")),
+            ({"loras": [{"file": str(kohya), "alpha": 1}]}, ("loras[0].alpha", "not known")),
+            ({"loras": [{"weight": 1}]}, ("loras[0].file", "absent")),
+            ({"loras": [{"file": str(kohya), "weight": "1"}]}, ("weight", "a number")),
+            ({"loras": ["x"]}, ("loras[0]", "file")),
+            ({"loras": {}}, ("loras", "a list")),
+            ({"loras": many}, ("loras", "16")),
+            ({"recipe": "../x"}, ("recipe", "name")),
+            ({"recipe": "nonsense"}, ("nonsense", "unknown")),
+        ):
+            with self.subTest(list(keys.items())[0]):
+                self.refused(self.model_file(**{"base": base, **keys}), *words)
+        self.refused(self.model_file(unet=base / UNET), "base", "missing")
+        self.refused(self.model_file(base=base / UNET), "base", "is a file")
+        self.refused(self.model_file(base=self.dir), "base", "model_index.json")
+        self.refused(self.model_file(base="nowhere"), "base", "nowhere")
+        (self.dir / "m.json").write_text("[]")
+        self.refused(self.dir / "m.json", "m.json", "JSON object")
+        (self.dir / "m.json").write_text("{")
+        self.refused(self.dir / "m.json", "m.json", "JSON")
+
+
+class Check(Case):
+    """steer-worker check, and `steer models check` in front of it."""
+
+    def check(self, path, *more, code=0, program="steer-worker"):
+        words = ("check",) if program == "steer-worker" else ("models", "check")
+        out = subprocess.run([BIN / program, *words, str(path), "--json", *map(str, more)], capture_output=True, timeout=120)
+        self.assertEqual(out.returncode, code, out.stderr)
+        return [json.loads(line) for line in out.stdout.splitlines()], out.stderr.decode()
+
+    def test_folder(self):
+        model = self.folder()
+        (model / "unet/diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"more")
+        for program in ("steer-worker", "steer"):
+            (told,), _ = self.check(model, program=program)
+            self.assertEqual([told[k] for k in ("model", "family", "width", "height", "size_multiple", "text_tokens", "recipe")],
+                             [model.name, "sd15", 72, 72, 8, 20, "lcm"])
+            self.assertEqual(told["recipes"][0], "lcm")
+            self.assertIn("dmd2-sd15", told["recipes"])
+            self.assertNotIn("sdxl", told["recipes"])
+            self.assertEqual([(p["part"], p["class"], p["dtypes"], p["not_read"]) for p in told["parts"]], [
+                ("unet", "UNet2DConditionModel", ["BF16"], ["diffusion_pytorch_model.non_ema.safetensors"]),
+                ("vae", "AutoencoderTiny", ["F16"], []), ("text_encoder", "CLIPTextModel", ["F16"], [])])
+            self.assertEqual(told["parts"][0]["bytes"], sum(len(t[2]) for t in tensors.read(model / UNET).values()))
+            self.assertNotIn("error", told)
+        words = self.run_worker("check", model).stdout.decode()
+        for word in ("sd15", "72x72", "UNet2DConditionModel", "BF16", "non_ema", "lcm; also fit: ", "memory f32"):
+            self.assertIn(word, words)
+
+    def test_memory(self):
+        """Rendering needs what is told: it fits into that, and not into less than weights and plans."""
+        for name in ("tiny", "small"):
+            model = self.folder(name)
+            (told,), _ = self.check(model)
+            for precision in ("f32", "bf16"):
+                need = told["memory"][precision]
+                if "error" in need:
+                    self.assertIn("AVX-512", need["error"])
+                    continue
+                self.assertGreaterEqual(need["bytes"], need["weights"] + need["plans"])
+                args = ("bench", "--model", model, "--runs", 1, "--precision", precision, "--memory")
+                out = self.run_worker(*args, need["bytes"])
+                self.assertEqual(out.returncode, 0, out.stderr)
+                out = self.run_worker(*args, need["weights"] + need["plans"] - 1)
+                self.assertEqual(out.returncode, 71, out.stderr)
+
+    def test_everything_missing_is_told(self):
+        model = self.folder()
+        for part in (VAE, UNET):
+            (model / part).unlink()
+        (told,), text = self.check(model, code=65)
+        self.assertEqual([p["part"] for p in told["parts"] if "error" in p], ["unet", "vae"])
+        self.assertIn(told["error"]["text"], text)
+        self.assertEqual(told["error"]["code"], "BAD_MODEL")
+        words = self.run_worker("check", model).stdout.decode()
+        self.assertIn("refused ", words)
+        self.assertEqual(len(text.strip().splitlines()), 1)
+
+    def test_recipe_missing(self):
+        model = self.folder()
+        edit_scheduler(model, _class_name="UniPCMultistepScheduler")
+        (told,), _ = self.check(model, code=69)
+        self.assertIn("UniPCMultistepScheduler", told["error"]["text"])
+        self.assertIn("euler", told["recipes"])
+
+    def test_folder_of_models(self):
+        shutil.copytree(GOLDEN / "tiny/model", self.dir / "a")
+        shutil.copytree(GOLDEN / "tiny/model", self.dir / "b")
+        (self.dir / "b" / UNET).unlink()
+        (self.dir / "c.json").write_text('{"base": "a", "unet": "a/unet"}')
+        (self.dir / "notes.txt").write_text("x")
+        told, _ = self.check(self.dir, code=65)
+        self.assertEqual([Path(t["path"]).name for t in told], ["a", "b", "c.json"])
+        self.assertEqual([t.get("model") for t in told], ["a", None, "c"])
+
+    def test_what_is_no_model(self):
+        (self.dir / "empty").mkdir()
+        told, text = self.check(self.dir / "empty", code=65)
+        self.assertIn("model_index.json", text)
+        _, text = self.check(self.dir / "nowhere", code=66)
+        self.assertIn("nowhere", text)
+        self.assertEqual(self.run_worker("check").returncode, 64)
+
+
 class Wire(Case):
     """A worker's conversation with a broker that this test plays."""
 
@@ -805,6 +1102,22 @@ class Wire(Case):
             os.symlink(GOLDEN / "tiny" / "model", os.fsencode(self.dir / "models") + b"/" + name)
         self.assertEqual([m.name for m in self.serve().models], ["small"])
         self.assertEqual(self.worker.text().count("128 bytes of UTF-8"), 2)
+
+    def test_model_files(self):
+        """Offered under their stems; those that cannot be are told."""
+        models = self.dir / "models"
+        (models / "file.json").write_text(json.dumps({"base": "small", "unet": "small/unet", "recipe": "ddim"}))
+        (models / "small.json").write_text(json.dumps({"base": "small"}))
+        (models / "bad.json").write_text("{}")
+        hello = self.serve()
+        self.assertEqual([m.name for m in hello.models], ["file", "small"])
+        self.assertEqual(hello.models[0].recipes[0].name, "ddim")
+        self.assertNotEqual(hello.models[0].hash, hello.models[1].hash)
+        text = self.worker.text()
+        self.assertIn("another model of this name", text)
+        self.assertIn("bad.json", text)
+        self.assign(1, model="file")
+        self.result(1)
 
     def test_a_recipe_by_path_is_refused(self):
         (self.dir / "lcm.json").write_text("{}")

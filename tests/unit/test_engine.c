@@ -18,7 +18,7 @@
 static struct engine *engine;
 static int wake_fd;
 
-static const char *model_dir(void *data, const char *name)
+static const char *model_path(void *data, const char *name)
 {
     static char path[1200];
     (void)data;
@@ -32,7 +32,7 @@ static void start(size_t memory_bytes)
     struct steer_error err = {0};
     struct engine_options o = {.compute = {.backend = "cpu", .threads = 1},
                                .memory_bytes = memory_bytes,
-                               .model_dir = model_dir};
+                               .model_path = model_path};
     assert_true((wake_fd = eventfd(0, EFD_NONBLOCK)) >= 0);
     o.wake = wake_fd;
     if (engine_start(&engine, &o, &err)) fail_msg("%s", err.text);

@@ -110,7 +110,7 @@ int text_encoder_open(struct text_encoder *e, const struct folder *f, struct com
     int most = tokenizer_length(e->tokenizer);
     if (!e->tokens) e->tokens = most > 0 && most < e->positions ? most : e->positions;
     if (e->tokens > TOKENS_MAX) e->tokens = TOKENS_MAX;
-    return folder_params(&e->params, f, c, e->part, "model", err);
+    return folder_params(&e->params, f, c, e->part, err);
 }
 
 void text_encoder_close(struct text_encoder *e)
