@@ -1,74 +1,93 @@
-"""What the student draws, counted: the nearest of all 336 clean pictures names thing, colour and pattern."""
+"""What a student draws in one step, counted by the detector of tests/removal: the gates of training, in torch, minutes before any farm.
+
+    judge.py --state DIR --stage nasa
+"""
 
 import argparse
 import random
+import sys
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-import export
+import captions
+import coupling
 import scenes
-import student
+from scenes import CATEGORY, COLOURS, MEMBERS
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "removal"))
+from detector import Detector  # noqa: E402
+
+ALPHA = 0.5
 
 
 class Judge:
-    def __init__(self):
-        self.scenes = scenes.scenes()
-        self.pictures = scenes.to_tensor([scenes.compose(s) for s in self.scenes])
+    """Questions with fixed captions and noises, so that two stages are asked the same."""
 
-    def name(self, pictures):
-        """[B, 3, 96, 96] -> the nearest scenes. Blurred a little, so that a shift of a pixel is no other thing."""
-        blur = lambda x: F.avg_pool2d(x, 4).flatten(1)
-        return [self.scenes[i] for i in torch.cdist(blur(pictures), blur(self.pictures)).argmin(1)]
+    def __init__(self, count=48):
+        self.count, self.detector = count, Detector()
+
+    @torch.no_grad()
+    def seen(self, painter, vae, texts, noise, negatives=None):
+        context = painter.encode(texts)
+        minus = painter.encode(negatives) if negatives else None
+        x0 = painter.draw(noise, context, minus, torch.full((len(texts),), ALPHA) if negatives else None)
+        return self.detector.look(vae.decode(x0).sample.clamp(-1, 1))
+
+    def gates(self, painter, vae):
+        """name -> percent."""
+        n = self.count
+        ask = lambda texts, seed=0, negatives=None: self.seen(painter, vae, texts, noises(n, seed), negatives)
+        out = {}
+        for name, held in (("single", False), ("held_out", True)):
+            chosen = [p for p in ((noun, c) for noun in CATEGORY for c in COLOURS) if (p in scenes.HELD_OUT) == held]
+            chosen = random.Random(1).sample(chosen, n) if len(chosen) >= n else random.Random(1).choices(chosen, k=n)
+            seen = ask([f"{captions.article(noun)} on {captions.article(c)} background" for noun, c in chosen])
+            out[name] = percent(s.nouns() == [noun] and s.colour == c for s, (noun, c) in zip(seen, chosen))
+        categories = [list(MEMBERS)[i % len(MEMBERS)] for i in range(n)]
+        plain = ask([captions.article(c) for c in categories], 1000)
+        out["category"] = percent(len(s.things) == 1 and CATEGORY[s.things[0].noun] == c for s, c in zip(plain, categories))
+        rng = random.Random(2)
+        twos = [rng.sample(list(CATEGORY), 2) for _ in range(n)]
+        seen = ask([f"{captions.article(a)} and {captions.article(b)}" for a, b in twos], 2000)
+        out["two"] = percent(s.nouns() == sorted(two) for s, two in zip(seen, twos))
+        places = [rng.choice(("left", "right", "top", "bottom")) for _ in range(n)]
+        seen = ask([f"{captions.article(a)} {captions.WHERE[p][0]}" for (a, _), p in zip(twos, places)], 3000)
+        out["place"] = percent([t.place for t in s.things] == [p] for s, p in zip(seen, places))
+        # Minus what this noise would have drawn; minus what nobody asked for; one of two; stripes, asked for.
+        first = [MEMBERS[c][coupling.choices(z)["noun"][0]] for c, z in zip(categories, noises(n, 1000))]
+        seen = ask([captions.article(c) for c in categories], 1000, first)
+        out["minus_member"] = percent(len(s.things) == 1 and CATEGORY[s.things[0].noun] == c and s.things[0].noun != f and not s.ghosts
+                                      for s, c, f in zip(seen, categories, first))
+        seen = ask([f"{captions.article(a)} and {captions.article(b)}" for a, b in twos], 2000, [b for _, b in twos])
+        out["minus_second"] = percent(s.nouns() == [a] and not s.ghosts for s, (a, _) in zip(seen, twos))
+        seen = ask([f"{captions.article(a)} on a striped background" for a, _ in twos], 4000, ["stripes"] * n)
+        out["minus_stripes"] = percent(s.nouns() == [a] and s.pattern != "striped" and not s.ghosts for s, (a, _) in zip(seen, twos))
+        other = [b if CATEGORY[a] != CATEGORY[b] else "background" for a, b in twos]
+        texts = [f"{captions.article(a)} on {captions.article(list(COLOURS)[i % 8])} background" for i, (a, _) in enumerate(twos)]
+        before, after = ask(texts, 5000), ask(texts, 5000, other)
+        out["unrelated_kept"] = percent(s.nouns() == [a] and (s.nouns(), s.colour, s.pattern) == (t.nouns(), t.colour, t.pattern)
+                                        for s, t, (a, _) in zip(before, after, twos))
+        return out
 
 
-@torch.no_grad()
-def draw(parts, captions, negatives=None, alpha=0.7, seed=0):
-    tok, text, unet, vae = parts
-    shared = {"negative": None, "alpha": torch.full((len(captions),), alpha)}
-    unet.set_attn_processor(student.NasaProcessor(shared))
-    if negatives:
-        shared["negative"] = student.encode(tok, text, negatives)
-    noise = torch.stack([torch.randn(scenes.LATENT, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(captions))])
-    x0 = student.x0_of(unet, noise, student.encode(tok, text, captions))
-    return vae.decode(x0).sample.clamp(-1, 1)
+def noises(count, seed):
+    return torch.stack([torch.randn(scenes.LATENT, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])
 
 
-def share(right, n):
-    return f"{100 * right / n:.0f} % of {n}"
-
-
-def main(state):
-    parts, judge = export.load(state), Judge()
-    clean = judge.name(judge.pictures)
-    print("judge on clean pictures:", share(sum(a == b for a, b in zip(clean, judge.scenes)), len(clean)))
-    decoded = judge.name(torch.cat([parts[3].decode(parts[3].encode(p).latent_dist.mean).sample for p in judge.pictures.split(48)]).detach())
-    print("through the autoencoder:", share(sum(a == b for a, b in zip(decoded, judge.scenes)), len(decoded)))
-    pairs = [(n, c) for n in scenes.CATEGORY for c in scenes.COLOURS]
-    for held in (False, True):
-        chosen = [p for p in pairs if (p in scenes.HELD_OUT) == held] * (1 if not held else 4)
-        captions = [f"{scenes.article(n)} {n} on {scenes.article(c)} {c} background" for n, c in chosen]
-        named = judge.name(draw(parts, captions, seed=1000))
-        both = sum(s.noun == n and s.colour == c for s, (n, c) in zip(named, chosen))
-        things = sum(s.noun == n for s, (n, c) in zip(named, chosen))
-        print(f"{'held-out' if held else 'trained'} pairs: thing and colour {share(both, len(chosen))}, thing {share(things, len(chosen))}")
-    rng = random.Random(1)
-    for category, nouns in scenes.NOUNS.items():
-        captions = [f"{scenes.article(category)} {category} on a {rng.choice(list(scenes.COLOURS))} background" for _ in range(64)]
-        named = judge.name(draw(parts, captions, seed=5000))
-        print(f"a {category}: a member {share(sum(s.noun in nouns for s in named), 64)}, "
-              f"{len(set(s.noun for s in named))} different")
-        for noun in list(nouns)[:2]:
-            gone = judge.name(draw(parts, captions, [noun] * 64, seed=5000))
-            print(f"  minus {noun}: drawn {sum(s.noun == noun for s in named)} -> {sum(s.noun == noun for s in gone)} of 64, "
-                  f"still a {category} {share(sum(s.noun in nouns for s in gone), 64)}")
-    captions = [f"a {n} on a {c} background" for n in ("cat", "dog", "car", "bus") for c in scenes.COLOURS] * 2
-    before, after = (judge.name(draw(parts, captions, neg, seed=9000)) for neg in (None, ["stripes"] * len(captions)))
-    print(f"minus stripes: {sum(s.pattern == 'striped' for s in before)} -> {sum(s.pattern == 'striped' for s in after)} of {len(captions)}; "
-          f"thing kept {share(sum(a.noun == b.noun for a, b in zip(before, after)), len(captions))}")
+def percent(hits):
+    hits = list(hits)
+    return 100.0 * sum(hits) / len(hits)
 
 
 if __name__ == "__main__":
-    a = argparse.ArgumentParser(description=__doc__)
+    import export
+
+    a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     a.add_argument("--state", required=True)
-    main(a.parse_args().state)
+    a.add_argument("--stage", default="nasa")
+    a.add_argument("--count", type=int, default=200)
+    args = a.parse_args()
+    painter, vae = export.load(args.state, args.stage)
+    for name, value in Judge(args.count).gates(painter, vae).items():
+        print(f"{name:16} {value:5.1f} % of {args.count}")

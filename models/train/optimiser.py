@@ -2,17 +2,22 @@
 
 import torch
 
+import precision
+
+# The iteration was designed for bf16.
+PRECISION = precision.BF16 if precision.NATIVE else torch.float32
+
 
 def orthogonalise(g, steps=5):
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g / (g.norm() + 1e-7)
+    x = (g / (g.norm() + 1e-7)).to(PRECISION)
     flip = x.shape[0] > x.shape[1]
     if flip:
         x = x.T
     for _ in range(steps):
         s = x @ x.T
         x = a * x + (b * s + c * s @ s) @ x
-    return x.T if flip else x
+    return (x.T if flip else x).to(g.dtype)
 
 
 class Muon:

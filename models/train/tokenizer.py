@@ -2,31 +2,42 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+import captions
 
-import scenes
+LENGTH = 26
 
-LENGTH = 24
+
+def merges_of(words):
+    """The pairs to join, in order, until each word is one token: always the most frequent one, the first by letters among equals."""
+    split = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    while counts := Counter(pair for parts in split for pair in zip(parts, parts[1:])):
+        pair = min(counts, key=lambda p: (-counts[p], p))
+        merges.append(pair)
+        split = [joined(parts, pair) for parts in split]
+    return merges
+
+
+def joined(parts, pair):
+    out = []
+    for part in parts:
+        if out and (out[-1], part) == pair:
+            out[-1] += part
+        else:
+            out.append(part)
+    return out
 
 
 def make(folder):
-    """Once for a training state: the trainer breaks ties at random, and the embeddings belong to these ids."""
+    """Writes the tokenizer's files: the same words, the same files."""
     folder = Path(folder)
-    if (folder / "tokenizer_config.json").exists():
-        return
-    words = scenes.words() + ["front"]
-    # As CLIP: lower case, split at white space, byte-level letters, a mark at a word's end.
-    bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator([w for w in words for _ in range(3)],
-                            trainers.BpeTrainer(vocab_size=4000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False))
-    merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
+    merges = merges_of(captions.words())
     letters = byte_letters()
     vocab = {}
-    for token in letters + [l + "</w>" for l in letters] + ["".join(m) for m in merges]:
+    for token in letters + [letter + "</w>" for letter in letters] + ["".join(m) for m in merges]:
         vocab.setdefault(token, len(vocab))
     for token in ("<|startoftext|>", "<|endoftext|>"):
         vocab[token] = len(vocab)

@@ -30,6 +30,14 @@ def webp_size(data):
     return tuple(1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
 
 
+def pixels(data):
+    """The file without what it says of itself: the image's own chunk."""
+    at = 12
+    while data[at : at + 4] not in (b"VP8 ", b"VP8L"):
+        at += 8 + (int.from_bytes(data[at + 4 : at + 8], "little") + 1) // 2 * 2
+    return data[at : at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")]
+
+
 class Quickstart(unittest.TestCase):
     def setUp(self):
         if missing := packages_missing():
@@ -55,8 +63,8 @@ class Quickstart(unittest.TestCase):
         self.assertTrue(select.select([pidfd], [], [], 60)[0], "the farm does not end")
         os.close(pidfd)
 
-    def run_once(self, output):
-        run = subprocess.run([SOURCE / "deploy" / "quickstart", "a red apple on a blue background", "--seed", "3", "--output", output],
+    def run_once(self, output, *more):
+        run = subprocess.run([SOURCE / "deploy" / "quickstart", "a red apple on a blue background", "--seed", "3", "--output", output, *more],
                              cwd=self.dir, env=self.env, capture_output=True, text=True, timeout=280)
         self.assertEqual(run.returncode, 0, run.stderr)
         self.assertIn(output, run.stdout)
@@ -73,6 +81,11 @@ class Quickstart(unittest.TestCase):
         self.assertEqual(self.pid(), pid)
         self.assertEqual((webp_size(first), webp_size(second)), ((96, 96), (96, 96)))
         self.assertEqual(first, second)
+        said, third = self.run_once("three.webp", "--negative", "dots")
+        self.assertIn("without the negative prompt", said)
+        self.assertNotEqual(third, first)
+        without = (self.dir / "three-without.webp").read_bytes()
+        self.assertEqual(pixels(without), pixels(first))
 
 
 if __name__ == "__main__":
