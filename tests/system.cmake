@@ -26,14 +26,15 @@ endforeach()
 add_test(NAME system/chaos COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/chaos.py)
 set_tests_properties(system/chaos PROPERTIES TIMEOUT 300 RUN_SERIAL ON LABELS farm
   ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
-foreach(group BadFolders BadJobs OddFolders ModelFiles Check Drawing Flux Commands Wire)
-  add_test(NAME worker/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_worker.py ${group})
+foreach(group folders.BadFolders folders.OddFolders folders.ModelFiles folders.Check worker.BadJobs
+        worker.Drawing worker.Commands worker.Wire families.Parts families.PixArt families.Flux
+        families.Recipes families.Texts)
+  string(REPLACE "." ";" group ${group})
+  list(POP_FRONT group file)
+  add_test(NAME worker/${group} COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_${file}.py ${group})
   set_tests_properties(worker/${group} PROPERTIES TIMEOUT 600 LABELS worker
     ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")
 endforeach()
 # Load for tests/bench/broker.py; not a test.
 add_executable(farm_load bench/farm_load.c)
 target_link_libraries(farm_load PRIVATE steer_flags steer_proto PkgConfig::ZMQ)
-add_test(NAME worker/Families COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/system/test_families.py)
-set_tests_properties(worker/Families PROPERTIES TIMEOUT 600 LABELS worker
-  ENVIRONMENT "STEER_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};OMP_WAIT_POLICY=passive")

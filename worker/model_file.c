@@ -76,12 +76,13 @@ static int lora_read(struct model_file *f, const json_t *value, struct steer_err
         return steer_fail(err, STEER_BAD_MODEL,
                           "%s: \"loras[%zu]\" is %s: expected {\"file\": ..., \"weight\": ...}",
                           f->path, at, json_shown(shown, value));
-    json_object_foreach((json_t *)(uintptr_t)value, name, inner) if (
-        strcmp(name, "file") != 0 &&
-        strcmp(name, "weight") !=
-            0) return steer_fail(err, STEER_BAD_MODEL,
-                                 "%s: \"loras[%zu].%.100s\" is not known: expected file and weight",
-                                 f->path, at, name);
+    json_object_foreach((json_t *)(uintptr_t)value, name, inner)
+    {
+        if (strcmp(name, "file") != 0 && strcmp(name, "weight") != 0)
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "%s: \"loras[%zu].%.100s\" is not known: expected file and weight",
+                              f->path, at, name);
+    }
     lora->path = f->lora_paths[at];
     int code = json_number(&lora->weight, value, "weight", 1, f->path, err);
     return code ? code

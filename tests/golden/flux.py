@@ -5,7 +5,6 @@ processor that lets the image see two texts. It is written from METHOD.md, indep
 """
 
 import json
-import shutil
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel

@@ -199,7 +199,7 @@ def tiny(folder):
 def consistency(folder):
     """A full LCM checkpoint: the guidance scale is embedded. A tokenizer that is tokenizer.json alone, with a merge that
     begins with #, activations other than SiLU, kernels of 5 and 1, a mid block without attention."""
-    made = tokenizer_make(folder / "made", 18)
+    tokenizer_make(folder / "made", 18)
     vocab = json.loads((folder / "made" / "vocab.json").read_text())
     vocab["##"] = len(vocab)
     (folder / "made" / "vocab.json").write_text(json.dumps(vocab))
@@ -401,7 +401,7 @@ class Guided:
 
     def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
         s, x = self.state, hidden_states
-        batch, heads = x.shape[0], attn.heads
+        heads = attn.heads
         context = x if encoder_hidden_states is None else encoder_hidden_states
         split = lambda t: t.unflatten(-1, (heads, -1)).transpose(1, 2)
         q, k, v = (split(f(c)) for f, c in ((attn.to_q, x), (attn.to_k, context), (attn.to_v, context)))

@@ -8,8 +8,8 @@ import unittest
 
 import farm
 import tensors
-import test_worker
-from test_worker import GOLDEN, TEXT, UNET, edit, edit_scheduler, edit_tensors, png
+import worker_case
+from worker_case import GOLDEN, TEXT, UNET, edit, edit_scheduler, edit_tensors, png
 
 XL_TEXT = "text_encoder_2/model.safetensors"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -22,7 +22,7 @@ def row_changed(table, row):
     return dtype, table[1], data[:row * size] + data[(row + 7) * size:(row + 8) * size] + data[(row + 1) * size:]
 
 
-class Case(test_worker.Case):
+class Case(worker_case.Case):
     def take(self, model, other, *parts):
         """Puts parts of another golden folder over those of model."""
         for part in parts:
@@ -185,6 +185,82 @@ class PixArt(Case):
                               "--output", self.dir / "alone.png")
         self.assertEqual(out.returncode, 0, out.stderr)
         self.assertEqual(png(self.dir / "farm.png"), png(self.dir / "alone.png"))
+
+
+class Flux(Case):
+    """A second family: joint attention, two text encoders of two kinds, a scheduler without betas."""
+
+    def test_bad_sizes(self):
+        model = self.folder("flux")
+        for size in ("40x32", "32x40", "24x24", "8x16"):
+            self.refused(model, size, "16", args=("--size", size))
+
+    def test_bad_folders(self):
+        for part, change, words in (
+            ("transformer/config.json", lambda c: c.update(guidance_embeds=True), ("guidance_embeds", "FLUX.1-dev")),
+            ("transformer/config.json", lambda c: c.update(axes_dims_rope=[2, 4, 4]), ("axes_dims_rope", "[2, 4, 4]", "12")),
+            ("transformer/config.json", lambda c: c.update(axes_dims_rope=[3, 3, 6]), ("axes_dims_rope", "even")),
+            ("transformer/config.json", lambda c: c.update(axes_dims_rope=[4, 8]), ("axes_dims_rope", "3")),
+            ("transformer/config.json", lambda c: c.pop("axes_dims_rope"), ("axes_dims_rope", "[16, 56, 56]", "12")),
+            ("transformer/config.json", lambda c: c.update(patch_size=2), ("patch_size", "2")),
+            ("transformer/config.json", lambda c: c.update(out_channels=12), ("out_channels", "24", "12")),
+            ("transformer/config.json", lambda c: c.update(in_channels=22), ("in_channels", "22")),
+            ("transformer/config.json", lambda c: c.update(in_channels=28), ("latent channels", "7", "6")),
+            ("transformer/config.json", lambda c: c.update(num_layers=3), ("transformer_blocks.2.", "missing")),
+            ("transformer/config.json", lambda c: c.update(num_single_layers=0), ("num_single_layers", "0")),
+            ("transformer/config.json", lambda c: c.update(joint_attention_dim=20), ("joint_attention_dim", "20", "16")),
+            ("transformer/config.json", lambda c: c.update(pooled_projection_dim=16), ("pooled_projection_dim", "16", "20")),
+            ("scheduler/scheduler_config.json", lambda c: c.update(use_dynamic_shifting=True), ("use_dynamic_shifting",)),
+            ("scheduler/scheduler_config.json", lambda c: c.update(shift=0), ("shift", "more than 0")),
+            ("model_index.json", lambda c: c.update(text_encoder_2=["transformers", "CLIPTextModel"]), ("text_encoder_2", "T5EncoderModel")),
+            ("model_index.json", lambda c: c.update(transformer=["diffusers", "SD3Transformer2DModel"]),
+             ("SD3Transformer2DModel", "FluxTransformer2DModel")),
+        ):
+            model = self.folder("flux")
+            edit(model / part, change)
+            self.refused(model, part.split("/")[0], *words)
+
+    def test_bad_jobs(self):
+        model = self.folder("flux")
+        self.refused(model, "5 steps", "1 to 4", args=("--steps", 5))
+        self.refused(model, "ddim", "flux", args=("--recipe", "ddim"))
+        self.refused(model, "nasa-variant", "image", args=("--nasa-variant", "image"))
+        self.refused(self.folder(), "NASA variant", "joint attention", args=("--negative", "a dog", "--nasa-variant", "joint"))
+        self.refused(self.folder(), "flux-schnell", "flux", args=("--recipe", "flux-schnell"))
+        recipe = self.dir / "mass.json"
+        recipe.write_text(json.dumps(dict(steps=1, guidance=dict(method="nasa", nasa_variant="mass"))))
+        self.refused(self.folder(), "nasa_variant", "joint attention", args=("--recipe", recipe))
+
+    def test_methods_leave_traces(self):
+        """alpha 0 is the plain picture to the byte; each method and each variant draws another."""
+        model = self.folder("flux")
+        one = ("--size", "48x32", "--steps", 1)
+        plain = self.render(model, *one)["image"]
+        self.assertEqual(plain[1], [32, 48, 3])
+        seen = {plain[2]}
+        for more in (("nasa",), ("nasa", "--nasa-variant", "mass"), ("nasa", "--nasa-variant", "joint"), ("nag",), ("vsf",), ("cfg",)):
+            seen.add(self.render(model, *one, "--negative", "lazy dog", "--guidance", *more)["image"][2])
+            if more[0] == "nasa":
+                self.assertEqual(self.render(model, *one, "--negative", "lazy dog", "--guidance", *more, "--alpha", 0)["image"][2], plain[2])
+        self.assertEqual(len(seen), 7)
+        default = self.render(model, *one, "--negative", "lazy dog")["image"][2]
+        self.assertEqual(default, self.render(model, *one, "--negative", "lazy dog", "--guidance", "nasa", "--alpha", 0.5, "--nasa-variant", "text")["image"][2])
+
+    def test_image_says_its_variant(self):
+        args = ("--prompt", "a cat", "--size", "32x16", "--seed", 1, "--negative", "a dog", "--guidance", "nasa", "--output", self.dir / "x.webp")
+        self.assertEqual(self.run_worker("render", "--model", self.folder("flux"), *args, "--nasa-variant", "joint").returncode, 0)
+        image = (self.dir / "x.webp").read_bytes()
+        self.assertIn(b"NASA variant: joint", image)
+        self.assertIn(b"nasa_variant", image)
+        self.assertEqual(self.run_worker("render", "--model", self.folder(), *args).returncode, 0)
+        self.assertNotIn(b"nasa_variant", (self.dir / "x.webp").read_bytes())
+
+    def test_long_prompt(self):
+        """CLIP's pooled state may be cut, T5's text at 256 tokens is said so."""
+        args = ("render", "--model", self.folder("flux"), "--size", "16x16", "--steps", 1, "--output", self.dir / "x.png")
+        self.assertEqual(self.run_worker(*args, "--prompt", "a cat " * 30).stderr, b"")
+        self.assertRegex(self.run_worker(*args, "--prompt", "a cat " * 200).stderr.decode(),
+                         r"positive prompt does not fit into 256 tokens and was cut at byte \d+")
 
 
 class Recipes(Case):
