@@ -247,8 +247,10 @@ void spool_remove(struct spool *s, const struct spool_file *f)
     if (f->bytes <= SPARE_BYTES_MAX && s->spares < SPARES_MAX && spares_fit(s)) {
         char spare[NAME_MAX_BYTES];
         spare_name(spare, s->spares);
-        if (renameat(s->dir_fd, name, s->dir_fd, spare) == 0) s->spares++;
-        return;
+        if (renameat(s->dir_fd, name, s->dir_fd, spare) == 0) {
+            s->spares++;
+            return;
+        }
     }
     (void)unlinkat(s->dir_fd, name, 0);
 }

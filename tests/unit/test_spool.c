@@ -153,6 +153,18 @@ static void test_files_are_used_again(void **state)
     assert_int_equal(spool_read(s, &f, &data, NULL), 0);
     free(data);
 
+    /* What cannot wait is removed. */
+    assert_int_equal(spool_write(s, &other, "ten", NULL), 0);
+    snprintf(path, sizeof path, "rm -r '%s/spool/spare'", dir);
+    assert_int_equal(system(path), 0);
+    spool_remove(s, &other);
+    path_of(path, &other);
+    assert_false(exists(path));
+    snprintf(path, sizeof path, "%s/spool/spare", dir);
+    assert_int_equal(mkdir(path, 0700), 0);
+    assert_int_equal(spool_write(s, &other, "ten", NULL), 0);
+    spool_remove(s, &other);
+
     /* A start knows no spares: they go. So they do when the disk gets short of room, and no more
      * are kept. */
     snprintf(path, sizeof path, "test -z \"$(find '%s/spool/spare' -type f)\"", dir);
