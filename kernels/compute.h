@@ -105,6 +105,9 @@ struct low_rank {
     float scale;
 };
 
+/* Converts count stored values from element `first` on. */
+void stored_to_f32(float *out, struct stored s, size_t first, size_t count);
+
 /* All create functions copy nothing at first: a plan packs the weight into the layout it wants and
  * lets the file's pages go. Shapes are those of torch. */
 
@@ -201,7 +204,7 @@ struct tensor op_attention(struct graph *g, struct tensor q, struct tensor k, st
                            int heads, double scale, int causal, struct tensor mask,
                            struct tensor bias);
 
-/* METHOD.md section 1, in docs/guidance.md: two texts, and in joint attention the image, under one
+/* docs/guidance.md: two texts, and in joint attention the image, under one
  * Q. */
 enum guidance_method { GUIDANCE_NONE, GUIDANCE_NASA, GUIDANCE_NAG, GUIDANCE_VSF };
 /* What NASA subtracts where there are shared keys: attention over the negative text alone; the same

@@ -234,6 +234,10 @@ static int delta_make(struct delta *ret, const struct weight *w, int part)
     d.columns = (size_t)w->in * (size_t)(w->size * w->size);
     d.bytes = d.rank * (d.out + d.columns) * sizeof *d.up;
     if (compute_take(w->compute, d.bytes)) return STEER_NO_MEMORY;
+    if (w->compute->host->counting) { /* what it would take at most is known now */
+        compute_give(w->compute, d.bytes);
+        return 0;
+    }
     if (!(d.up = malloc(d.bytes))) {
         compute_give(w->compute, d.bytes);
         return STEER_NO_MEMORY;

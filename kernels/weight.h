@@ -25,8 +25,6 @@ struct weight {
     struct packed *packed;
 };
 
-/* Converts count stored values from element `first` on. */
-void stored_to_f32(float *out, struct stored s, size_t first, size_t count);
 /* The packed form of that key, or NULL. */
 void *weight_packed(const struct weight *w, uint64_t key);
 /* Makes room for a form; the bytes are the host's to count. NULL: out of memory. */

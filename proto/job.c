@@ -31,11 +31,6 @@ static int name_find(const char *const *names, int count, const char *name)
     return -1;
 }
 
-const char *job_method_name(int method)
-{
-    return name_at(method_names, METHODS, method);
-}
-
 int job_method_of(const char *name)
 {
     return name_find(method_names, METHODS, name);

@@ -26,7 +26,6 @@ int job_resolve(struct job_resolved *ret, const Steerfarm__Job *job, const Steer
                 uint64_t seed, struct steer_error *err) STEER_MUSTCHECK;
 
 /* "none" "nasa" "nag" "vsf" "cfg"; -1 for other names. */
-const char *job_method_name(int method);
 int job_method_of(const char *name);
 /* "text" "mass" "joint"; -1 for other names. */
 int job_variant_of(const char *name);

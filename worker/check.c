@@ -58,11 +58,6 @@ static int is_read(const struct tensors *t, const char *path)
     return 0;
 }
 
-static int by_name(const struct dirent **a, const struct dirent **b)
-{
-    return strcmp((*a)->d_name, (*b)->d_name);
-}
-
 /* Tensor files beside those that are read: variants, other formats. */
 static int is_tensor_file(const struct dirent *d)
 {
@@ -83,7 +78,7 @@ static void others_add(json_t *part, const struct folder *f, const char *name,
     json_t *list = json_array();
     folder_path(dir, f, name, ".");
     dir[strlen(dir) - 2] = 0;
-    int count = scandir(dir, &found, is_tensor_file, by_name);
+    int count = scandir(dir, &found, is_tensor_file, alphasort);
     for (int i = 0; i < count; i++) {
         snprintf(path, sizeof path, "%s/%s", dir, found[i]->d_name);
         if (!is_read(t, path)) json_array_append_new(list, json_string(found[i]->d_name));

@@ -2,6 +2,7 @@
 #ifndef WORKER_FILE_H
 #define WORKER_FILE_H
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/stat.h>
 
 #include "error.h"
@@ -13,5 +14,14 @@ int file_open(int *ret_fd, struct stat *ret, const char *path,
 /* The whole file, ended by a 0 that *ret_size does not count; the caller frees *ret. */
 int file_read(char **ret, size_t *ret_size, const char *path, size_t bytes_max,
               struct steer_error *err) STEER_MUSTCHECK;
+
+/* The number that n bytes are, the lowest first. */
+static inline uint64_t little_endian(const uint8_t *bytes, size_t n)
+{
+    uint64_t value = 0;
+    for (size_t i = n; i > 0; i--)
+        value = value << 8 | bytes[i - 1];
+    return value;
+}
 
 #endif

@@ -158,14 +158,6 @@ static int rows_agree(const struct tensor_view *a, const struct tensor_view *b)
     return 1;
 }
 
-static struct stored stored_of(const struct tensor_view *v)
-{
-    enum compute_type type = v->dtype == TENSOR_F16    ? TYPE_F16
-                             : v->dtype == TENSOR_BF16 ? TYPE_BF16
-                                                       : TYPE_F32;
-    return (struct stored){.data = v->data, .type = type};
-}
-
 /* Adds to the model's tensor v what rows [first, first + its rows) of the layer's up say. */
 static int layer_bind(struct loras *l, size_t file, const struct lora_layer *layer,
                       const struct tensor_view *v, int64_t first, int is_swapped,
@@ -190,8 +182,8 @@ static int layer_bind(struct loras *l, size_t file, const struct lora_layer *lay
     struct low_rank *low = &change->low;
     low->next = bound->first;
     bound->first = low;
-    low->up = stored_of(&layer->up);
-    low->down = stored_of(&layer->down);
+    low->up = tensor_stored(&layer->up);
+    low->down = tensor_stored(&layer->down);
     low->rank = (int)layer->rank;
     low->scale = (float)(layer->scale * l->weights[file]);
     size_t row = layer->up.bytes / (size_t)layer->up.shape[0];
@@ -269,14 +261,6 @@ int loras_bind(struct loras *l, enum lora_target target, const struct tensors *m
 
 /* ---- the whole ---- */
 
-static int is_zero(const struct tensor_view *v)
-{
-    const char *bytes = v->data;
-    for (size_t i = 0; i < v->bytes; i++)
-        if (bytes[i]) return 0;
-    return 1;
-}
-
 int loras_check(const struct loras *l, struct steer_error *err)
 {
     static const char *const targets[] = {"the denoiser", "the text encoder",
@@ -287,7 +271,7 @@ int loras_check(const struct loras *l, struct steer_error *err)
         size_t left = 0;
         for (size_t k = 0; k < f->count; k++) {
             const struct lora_layer *layer = f->layers + k;
-            if (layer->bound || is_zero(&layer->up)) continue;
+            if (layer->bound || tensor_is_zero(&layer->up)) continue;
             if (left < 3) lost[left] = layer;
             left++;
         }

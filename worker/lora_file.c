@@ -85,14 +85,6 @@ struct config {
 
 /* ---- numbers in tensors ---- */
 
-static int is_zero(const struct tensor_view *v)
-{
-    const uint8_t *bytes = v->data;
-    for (size_t i = 0; i < v->bytes; i++)
-        if (bytes[i]) return 0;
-    return 1;
-}
-
 /* The one number of a tensor; NAN when it is none, or of a type that alpha never has. */
 static double number(const struct tensor_view *v)
 {
@@ -100,22 +92,12 @@ static double number(const struct tensor_view *v)
     double f64;
     float f32;
     int64_t i64;
-    uint16_t half;
-    uint32_t bits;
     switch (v->dtype) {
     case TENSOR_F64: memcpy(&f64, v->data, sizeof f64); return f64;
-    case TENSOR_F32: memcpy(&f32, v->data, sizeof f32); return (double)f32;
     case TENSOR_I64: memcpy(&i64, v->data, sizeof i64); return (double)i64;
-    case TENSOR_BF16:
-        memcpy(&half, v->data, sizeof half);
-        bits = (uint32_t)half << 16;
-        memcpy(&f32, &bits, sizeof f32);
-        return (double)f32;
+    case TENSOR_F32:
     case TENSOR_F16:
-        memcpy(&half, v->data, sizeof half);
-        f64 = (half >> 10 & 31) ? ldexp(1024 + (half & 1023), (half >> 10 & 31) - 25)
-                                : ldexp(half & 1023, -24);
-        return (half >> 10 & 31) == 31 ? NAN : half & 0x8000 ? -f64 : f64;
+    case TENSOR_BF16: stored_to_f32(&f32, tensor_stored(v), 0, 1); return (double)f32;
     default: return NAN;
     }
 }
@@ -233,7 +215,7 @@ static int matrix_check(const struct lora_file *f, const struct tensor_view *v, 
                         struct steer_error *err)
 {
     char shape[TENSOR_SHAPE_BYTES];
-    if (v->dtype != TENSOR_F32 && v->dtype != TENSOR_F16 && v->dtype != TENSOR_BF16)
+    if (!tensor_stored(v).data)
         return steer_fail(err, STEER_UNSUPPORTED,
                           "%s: tensor \"%.200s\" has dtype %s: expected F32, F16 or BF16", f->path,
                           v->name, tensor_dtype_name(v->dtype));
@@ -311,7 +293,7 @@ int lora_file_open(struct lora_file *f, const char *path, struct steer_error *er
     for (size_t i = 0; i < count && !code; i++) {
         const struct tensor_view *v = tensors_at(f->tensors, i);
         /* Tools write differences that training has not touched: they change nothing. */
-        if (strstr(v->name, ".diff") && is_zero(v)) continue;
+        if (strstr(v->name, ".diff") && tensor_is_zero(v)) continue;
         if (!(code = entry_make(entries + used, f, v, err))) used++;
     }
     if (!code) qsort(entries, used, sizeof *entries, entry_compare);

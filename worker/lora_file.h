@@ -2,9 +2,9 @@
  *
  *     kohya-ss    lora_unet_down_blocks_0_..._to_q.lora_down.weight   .lora_up.weight   .alpha
  *     diffusers   unet.down_blocks.0....to_q.lora_A.weight            .lora_B.weight
- *     older       unet.down_blocks.0....to_q.lora.down.weight,
- * ...attn1.processor.to_q_lora.down.weight peft
- * base_model.model.down_blocks.0....to_q.lora_A.weight and adapter_config.json
+ *     older       unet.down_blocks.0....to_q.lora.down.weight         .lora.up.weight
+ *                 unet.down_blocks.0....processor.to_q_lora.down.weight
+ *     peft        base_model.model.down_blocks.0....to_q.lora_A.weight, adapter_config.json beside
  *
  * A layer is W + weight * alpha / rank * up @ down, alpha being the rank where nothing says it.
  * Other methods that such files may hold (DoRA, LoHa, LoKr, ...) are refused by name. */

@@ -186,11 +186,6 @@ static int is_model(const char *path)
     return model_file_is(path) || access(index, F_OK) == 0;
 }
 
-static int by_name(const struct dirent **a, const struct dirent **b)
-{
-    return strcmp((*a)->d_name, (*b)->d_name);
-}
-
 static int not_hidden(const struct dirent *d)
 {
     return d->d_name[0] != '.';
@@ -203,7 +198,7 @@ int models_scan(const char *dir, int (*each)(void *data, const char *path), void
     int code = 0, count = 0;
     if (is_model(dir))
         code = each(data, dir);
-    else if ((count = scandir(dir, &names, not_hidden, by_name)) < 0)
+    else if ((count = scandir(dir, &names, not_hidden, alphasort)) < 0)
         code = steer_fail(err, STEER_NOT_FOUND, "model folder %s: %s", dir, strerror(errno));
     for (int i = 0; i < count; i++) {
         char path[1024];

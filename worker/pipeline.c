@@ -470,7 +470,6 @@ struct run {
     struct text_chunks texts;
     struct run_image *own[STEER_BATCH_MAX];
     int count, channels, h, w, call, calls;
-    int cfg;        /* a second pass */
     size_t latents; /* floats of one image */
     struct schedule *schedule;
     const struct render_watch *watch;
@@ -552,7 +551,7 @@ static void sizes_fill(struct run *r, struct slot *s, int i)
     const struct model *m = r->p->model;
     if (!m->sizes) return;
     float *out = (float *)plan_data(s->plan, s->denoise.sizes) + (size_t)i * (size_t)m->sizes;
-    m->family->sizes(m, r->shape->width, r->shape->height, out);
+    m->family->sizes(r->shape->width, r->shape->height, out);
 }
 
 /* Noise predictions that are not numbers would become a black picture without a word. */
@@ -682,7 +681,7 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
             r->own[i]->x[k] *= init;
     for (r->call = 0; r->call < r->calls; r->call++) {
         if ((code = denoise_pass(r, guided, 0, err))) return code;
-        if (r->cfg && (code = denoise_pass(r, plain, 1, err))) return code;
+        if (plain && (code = denoise_pass(r, plain, 1, err))) return code;
         if (dump && r->call == 0 &&
             (code = dump_add(dump, "denoise.out.0", TYPE_F32, r->own[0]->out, 0, 3, latents, err)))
             return code;
@@ -794,7 +793,6 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
     }
     while (left_count && !code) {
         struct run r = {.p = p, .shape = shape, .watch = watch};
-        r.cfg = passes_twice(p, shape);
         r.channels = p->model->latent_channels;
         r.h = shape->height / p->model->factor;
         r.w = shape->width / p->model->factor;

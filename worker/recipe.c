@@ -19,13 +19,6 @@ const char *guidance_method_name(enum guidance_method method)
     return methods[method];
 }
 
-int guidance_method_of(const char *name)
-{
-    for (int i = 0; i < 4; i++)
-        if (strcmp(name, methods[i]) == 0) return i;
-    return -1;
-}
-
 const char *guidance_variant_name(enum guidance_variant variant)
 {
     return variants[variant];
@@ -76,11 +69,6 @@ int recipe_path(char *out, size_t size, const char *name, struct steer_error *er
                       name);
 }
 
-static int by_name(const struct dirent **a, const struct dirent **b)
-{
-    return strcmp((*a)->d_name, (*b)->d_name);
-}
-
 static int is_recipe(const struct dirent *d)
 {
     size_t n = strlen(d->d_name);
@@ -94,7 +82,7 @@ void recipe_list(void (*each)(void *data, const char *name), void *data)
                           shipped_dir(shipped, sizeof shipped) ? NULL : shipped};
     for (int i = 0; i < 2; i++) {
         struct dirent **found;
-        int count = dirs[i] ? scandir(dirs[i], &found, is_recipe, by_name) : -1;
+        int count = dirs[i] ? scandir(dirs[i], &found, is_recipe, alphasort) : -1;
         for (int k = 0; k < count; k++) {
             found[k]->d_name[strlen(found[k]->d_name) - 5] = 0;
             each(data, found[k]->d_name);

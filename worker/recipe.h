@@ -28,7 +28,6 @@ struct recipe {
 
 /* "none", "nasa", "nag", "vsf" */
 const char *guidance_method_name(enum guidance_method method);
-int guidance_method_of(const char *name);                         /* -1: none of them */
 const char *guidance_variant_name(enum guidance_variant variant); /* "text", "mass", "joint" */
 
 /* 1 when name is a file's path (it has a '/' or ends in .json). Jobs from a farm may not name

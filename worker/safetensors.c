@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "file.h"
 #include "json.h"
 #include "tensor_file.h"
 
@@ -85,9 +86,7 @@ int safetensors_read(struct tensors *t, const struct tensor_file *file, struct s
 {
     const char *path = file->path;
     size_t before = t->count;
-    uint64_t header = 0;
-    for (int i = 7; i >= 0; i--)
-        header = header << 8 | file->data[i];
+    uint64_t header = little_endian(file->data, 8);
     if (header > HEADER_BYTES_MAX || header > file->size - 8)
         return steer_fail(
             err, STEER_BAD_MODEL,

@@ -1,5 +1,5 @@
 /* sampler.h - how a checkpoint is sampled: noise levels, time steps, and the arithmetic between
- * two calls of the denoiser. METHOD.md section 3 in docs/models.md; the reference is diffusers
+ * two calls of the denoiser. docs/models.md; the reference is diffusers
  * 0.42, whose class and parameter names are used (schedulers/scheduling_*.py).
  *
  * A sampler_config is what a recipe and a folder's scheduler_config.json say. A schedule is that

@@ -38,6 +38,25 @@ size_t tensor_dtype_bytes(enum tensor_dtype dtype)
     return dtypes[dtype].bytes;
 }
 
+struct stored tensor_stored(const struct tensor_view *v)
+{
+    struct stored s = {.data = v->data, .mapped = v->mapped};
+    switch (v->dtype) {
+    case TENSOR_F32: s.type = TYPE_F32; return s;
+    case TENSOR_F16: s.type = TYPE_F16; return s;
+    case TENSOR_BF16: s.type = TYPE_BF16; return s;
+    default: return (struct stored){.data = NULL};
+    }
+}
+
+int tensor_is_zero(const struct tensor_view *v)
+{
+    const char *bytes = v->data;
+    for (size_t i = 0; i < v->bytes; i++)
+        if (bytes[i]) return 0;
+    return 1;
+}
+
 /* ---- for the readers of files ---- */
 
 int tensor_bad(struct steer_error *err, const char *path, const char *name, const char *what)

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "compute.h"
 #include "error.h"
 
 enum tensor_dtype {
@@ -38,6 +39,10 @@ struct tensor_view {
     size_t bytes;
     int mapped; /* data lies in an untouched mapping, so that pages that were read may be dropped */
 };
+
+/* As weights take it; data NULL: of a type that none takes, all but F32, F16 and BF16. */
+struct stored tensor_stored(const struct tensor_view *v);
+int tensor_is_zero(const struct tensor_view *v);
 
 struct tensors;
 

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "file.h"
+
 #define PICKLE_BYTES_MAX ((size_t)16 << 20) /* SD1.5's whole training state: 0.6 MB */
 #define NONE             UINT32_MAX
 
@@ -146,14 +148,6 @@ static uint32_t mark_find(struct pickle *p)
     return NONE;
 }
 
-static uint64_t little(const uint8_t *bytes, size_t n)
-{
-    uint64_t value = 0;
-    for (size_t i = n; i > 0; i--)
-        value = value << 8 | bytes[i - 1];
-    return value;
-}
-
 /* ---- opcodes: arg is the argument, n its bytes ---- */
 
 static int run_ignore(struct pickle *p, const uint8_t *arg, size_t n)
@@ -192,7 +186,7 @@ static int run_inert(struct pickle *p, const uint8_t *arg, size_t n)
 
 static int run_whole(struct pickle *p, const uint8_t *arg, size_t n)
 {
-    uint64_t bits = little(arg, n < 8 ? n : 8);
+    uint64_t bits = little_endian(arg, n < 8 ? n : 8);
     if (n > 8) return run_inert(p, arg, n); /* no count of elements */
     /* BININT and LONG1 are signed; BININT1 and BININT2, one and two bytes long, are not. */
     int is_signed = p->data[p->opcode_at] == 'J' || p->data[p->opcode_at] == 0x8a;
@@ -300,7 +294,7 @@ static int run_append(struct pickle *p, const uint8_t *arg, size_t n)
 /* BINPUT, LONG_BINPUT, MEMOIZE */
 static int run_put(struct pickle *p, const uint8_t *arg, size_t n)
 {
-    uint64_t place = n ? little(arg, n) : p->memo_count;
+    uint64_t place = n ? little_endian(arg, n) : p->memo_count;
     if (!peek(p, 0)) return STEER_BAD_MODEL;
     if (place >= p->size) return broken(p, "a memo's number that is not possible");
     p->memo_count += !p->memo[place];
@@ -310,7 +304,7 @@ static int run_put(struct pickle *p, const uint8_t *arg, size_t n)
 
 static int run_get(struct pickle *p, const uint8_t *arg, size_t n)
 {
-    uint64_t place = little(arg, n);
+    uint64_t place = little_endian(arg, n);
     if (place >= p->size || !p->memo[place]) return broken(p, "a memo that was not put");
     return push(p, p->memo[place] - 1);
 }
@@ -503,7 +497,7 @@ static int argument_read(struct pickle *p, const struct opcode *op, const uint8_
     } else if (op->argument < 0) {
         size_t width = (size_t)-op->argument;
         if (left < width) return truncated(p);
-        n = little(p->data + p->at, width);
+        n = little_endian(p->data + p->at, width);
         p->at += width;
         left -= width;
     }

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "file.h"
+
 #define LOCAL_SIGNATURE   UINT32_C(0x04034b50)
 #define CENTRAL_SIGNATURE UINT32_C(0x02014b50)
 #define END_SIGNATURE     UINT32_C(0x06054b50)
@@ -16,17 +18,17 @@ enum { LOCAL = 30, CENTRAL = 46, END = 22, END64 = 56, LOCATOR = 20, COMMENT_MAX
 
 static unsigned u16(const uint8_t *p)
 {
-    return (unsigned)p[0] | (unsigned)p[1] << 8;
+    return (unsigned)little_endian(p, 2);
 }
 
 static uint32_t u32(const uint8_t *p)
 {
-    return (uint32_t)u16(p) | (uint32_t)u16(p + 2) << 16;
+    return (uint32_t)little_endian(p, 4);
 }
 
 static uint64_t u64(const uint8_t *p)
 {
-    return (uint64_t)u32(p) | (uint64_t)u32(p + 4) << 32;
+    return little_endian(p, 8);
 }
 
 static int bad(const struct zip *z, struct steer_error *err, const char *what)

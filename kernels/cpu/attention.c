@@ -5,7 +5,7 @@
  * Guided attention is the same loop over up to three segments of keys (positive and negative text,
  * the image's in joint attention) under one read of the queries; each segment keeps its own
  * maximum, sum and values, and they meet only at the end, so a negative whose logits lie far below
- * the positive's is still normalised by itself (METHOD.md section 1).
+ * the positive's is still normalised by itself (docs/guidance.md).
  *
  * Keys are packed transposed, [head][tile][D][64], values [head][key][D rounded up to lanes]. Where
  * the processor multiplies pairs of bf16 into f32 and the tensors are bf16, the four bytes of an
@@ -356,7 +356,7 @@ static void part_make(const struct job *j, struct work *w, int r, int text, cons
         store(o + c, load(o + c) + load(shared + c) * share[SHARED]);
 }
 
-/* Z+ and Z- of a row, METHOD.md's table "One kernel for all of them". Z+ is made by the same
+/* Z+ and Z- of a row, docs/guidance.md's table of segments. Z+ is made by the same
  * instructions whether or not there is a negative, so that alpha 0 is none to the bit. */
 static void parts_make(const struct job *j, struct work *w, int r)
 {

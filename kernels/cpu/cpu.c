@@ -129,11 +129,10 @@ static int reads_blocked(const struct op *op, int k)
     return writes_blocked(op);
 }
 
+/* Of an f32 tensor that is no output. */
 static int may_be_blocked(const struct plan *p, const struct op *op, const struct uses *u)
 {
-    const struct place *out = p->places + op->out;
-    return !p->tensors[op->out].output && out->type == TYPE_F32 && out->shape.c % 16 == 0 &&
-           u->blocked && !u->views && writes_blocked(op) &&
+    return p->places[op->out].shape.c % 16 == 0 && u->blocked && !u->views && writes_blocked(op) &&
            (op->kind != OP_CONCAT || p->tensors[op->in[0]].shape.c % 16 == 0);
 }
 

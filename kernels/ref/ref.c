@@ -185,7 +185,7 @@ static int rope(struct plan *p, struct step *s)
 /* ---- attention ---- */
 
 /* One softmax's parts for one query and head: max m, A = sum e^(s-m) v, l = sum e^(s-m).
- * METHOD.md's segment; an empty or fully masked one has m = -INFINITY, l = 0 and A = 0. */
+ * docs/guidance.md's segment; an empty or fully masked one has m = -INFINITY, l = 0 and A = 0. */
 struct segment {
     double m, l, a[ATTENTION_HEAD_MAX];
 };
@@ -287,7 +287,7 @@ static void softmax_shares(const struct segment *g, int first, int second, int t
         share[i] = mass > 0 ? share[i] / mass : 0;
 }
 
-/* METHOD.md's table "One kernel for all of them": Z+ and Z- of one head's query, from what its
+/* docs/guidance.md's table of segments: Z+ and Z- of one head's query, from what its
  * segments count in each. */
 static void guided_parts(const struct op *op, const struct segment *g, int d, double *plus,
                          double *minus)

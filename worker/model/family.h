@@ -13,7 +13,7 @@ struct model;
 struct family {
     const char *name;   /* as recipes name whom they are for: "sd15" */
     const char *recipe; /* of a folder that names none */
-    /* The numbers of each method where a recipe says none (METHOD.md section 1). */
+    /* The numbers of each method where a recipe says none (docs/guidance.md). */
     struct guidance guidance;
     int joint_attention; /* the image attends texts and itself at once: NASA has variants */
     /* Its pipeline class sets the scheduler's steps_offset to 1 and clip_sample to false, whatever
@@ -24,7 +24,7 @@ struct family {
     void (*record_denoiser)(const struct model *m, struct denoiser_graph *d, struct net *n,
                             const struct denoiser_size *size);
     /* The model's `sizes` numbers of a picture in pixels; NULL: it is told none. */
-    void (*sizes)(const struct model *m, int width, int height, float *out);
+    void (*sizes)(int width, int height, float *out);
 };
 
 /* Reads every configuration but the VAE's, and fills m's family, its text encoders and what it

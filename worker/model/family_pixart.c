@@ -21,9 +21,8 @@ static void record_denoiser(const struct model *m, struct denoiser_graph *d, str
     pixart_record(d, n, m->denoiser, size);
 }
 
-static void sizes(const struct model *m, int width, int height, float *out)
+static void sizes(int width, int height, float *out)
 {
-    (void)m;
     out[0] = (float)height;
     out[1] = (float)width;
     out[2] = (float)((double)height / width);

@@ -23,10 +23,9 @@ static void record_denoiser(const struct model *m, struct denoiser_graph *d, str
     unet_record(d, n, m->denoiser, size);
 }
 
-static void time_ids(const struct model *m, int width, int height, float *out)
+static void time_ids(int width, int height, float *out)
 {
     const int ids[TIME_IDS] = {height, width, 0, 0, height, width};
-    (void)m;
     for (int i = 0; i < TIME_IDS; i++)
         out[i] = (float)ids[i];
 }

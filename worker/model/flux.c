@@ -195,7 +195,10 @@ static void single_block(struct forward *f, const char *path, int last)
     struct tensor rows[STREAMS];
     for (int i = 0; i < f->streams; i++) {
         const struct stream *s = f->stream + i;
-        p[i].modulation = net_linear(n, s->vec, 3 * channels, 1, ACT_NONE, "%s.norm.linear", path);
+        /* The positive text's is the image's: one weight for all streams, and they share `vec`. */
+        p[i].modulation = i == POSITIVE ? p[IMAGE].modulation
+                                        : net_linear(n, s->vec, 3 * channels, 1, ACT_NONE,
+                                                     "%s.norm.linear", path);
         rows[i] = modulated(f, s->x, p[i].modulation, 0);
         project(f, p + i, s, rows[i], &single_names, path);
     }
@@ -231,7 +234,7 @@ static struct tensor rope_table(struct graph *g, const struct flux_config *c, in
     return t;
 }
 
-/* What is projected to all modulations of a text's rows: time and the pooled state. */
+/* What is projected to all modulations of a stream's rows: time and the pooled state. */
 static struct tensor conditions(struct forward *f, struct tensor time, struct tensor pooled)
 {
     struct graph *g = f->n->graph;

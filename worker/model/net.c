@@ -134,18 +134,13 @@ static struct stored stored_get(struct params *p, const char *name, int rank, co
     struct stored s = {0};
     if (p->error.code) return s;
     if (tensors_get(p->files, name, rank, shape, &view, &p->error)) return s;
-    switch (view.dtype) {
-    case TENSOR_F32: s.type = TYPE_F32; break;
-    case TENSOR_F16: s.type = TYPE_F16; break;
-    case TENSOR_BF16: s.type = TYPE_BF16; break;
-    default:
+    s = tensor_stored(&view);
+    if (!s.data) {
         steer_fail(&p->error, STEER_UNSUPPORTED,
                    "tensor \"%s\" has dtype %s: expected F32, F16 or BF16", name,
                    tensor_dtype_name(view.dtype));
         return s;
     }
-    s.data = view.data;
-    s.mapped = view.mapped;
     if (p->loras) s.added = loras_find(p->loras, p->target, name);
     return s;
 }
