@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The silent mistakes that cost others days, made on purpose, one at a time: a test must notice each.
 
-    tests/mutants.py [NAME...]      builds in a copy of the tree; about ten minutes for all (tests/run --long)
+    python tests/mutants.py [NAME...]      builds in a copy of the tree; about ten minutes for all (tests/run --long)
 """
 
 import os

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What must hold of FLUX under every method, whatever the weights (METHOD.md, invariants); that the
+/* What must hold of FLUX under every method, whatever the weights (docs/guidance.md); that the
  * numbers are diffusers' is test_golden's. */
 #include <math.h>
 #include <setjmp.h>

@@ -19,7 +19,7 @@
 #include "compute.h"
 #include "safetensors.h"
 
-#define ERROR_MAX 1e-4 /* METHOD.md: norm2(got - want) / norm2(want); measured: at most 6e-6 */
+#define ERROR_MAX 1e-4 /* norm2(got - want) / norm2(want); measured: at most 6e-6 */
 
 static char data_dir[1024], worker[1024];
 
@@ -150,7 +150,7 @@ static void test_cpu_f32(void **unused)
     check_all(flags, ERROR_MAX, ERROR_MAX);
 }
 
-/* DESIGN.md: each stage of random weights within 2e-2 in bf16. */
+/* Each stage of random weights within 2e-2 in bf16. */
 static void test_cpu_bf16(void **unused)
 {
     (void)unused;

@@ -1,7 +1,7 @@
 """The FLUX case of make.py: a small random model, and what diffusers' FluxPipeline makes of it.
 
 Under a method the pipeline's transformer is replaced by `Streams`: diffusers' own blocks in order, with an attention
-processor that lets the image see two texts. It is written from METHOD.md, independently of the engine.
+processor that lets the image see two texts. It is written from docs/guidance.md, independently of the engine.
 """
 
 import json

@@ -391,7 +391,7 @@ def model_save(parts, folder):
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
-# ---- guidance in attention, written from METHOD.md independently of the engine ----
+# ---- guidance in attention, written from docs/guidance.md independently of the engine ----
 
 class Guided:
     """An attention processor: cross-attention under a method, on diffusers' own modules."""
@@ -554,7 +554,7 @@ def reference(parts, run):
     scheduler = run["scheduler"](parts["scheduler"])
     if run.get("flow"):
         latents = latents + denoise(latents, torch.tensor(1000.0), True)
-    elif run.get("at"):  # METHOD.md's rule: from x0 to the next time step with fresh noise
+    elif run.get("at"):  # the multi-step students' rule: from x0 to the next time step with fresh noise
         for i, t in enumerate(run["at"]):
             abar = torch.tensor(run["abar"]) if "abar" in run else scheduler.alphas_cumprod[t]
             y = denoise(latents, torch.tensor(t), i == 0)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Attention and guided attention: backend cpu against ref on random, tiny, odd and extreme inputs,
- * METHOD.md's invariants on both, and joint attention against plain attention over keys put
+ * The methods' invariants on both, and joint attention against plain attention over keys put
  * together by hand. The worst value measured on any instruction set stands beside each limit. */
 #include "rig.h"
 
@@ -193,7 +193,7 @@ static void test_far_negative(void **unused)
     attend_free(&a);
 }
 
-/* ---- METHOD.md's invariants, on both backends ---- */
+/* ---- the methods' invariants, on both backends ---- */
 
 static float *attend_on(struct compute *c, const struct attend *a, enum guidance_method method,
                         const float *params, size_t *n)
@@ -496,7 +496,7 @@ static float *over(struct compute *c, const struct attend *a, const int named[SE
     return out;
 }
 
-/* What METHOD.md's table says of a form, from whole softmaxes. */
+/* What docs/guidance.md's table says of a form, from whole softmaxes. */
 static float *joint_wanted(struct compute *c, const struct attend *a, size_t *n)
 {
     static const int positive[] = {1, 0, 1}, text[] = {0, 1, 0}, negative[] = {0, 1, 1},

@@ -241,7 +241,7 @@ class BadFolders(Case):
 class OddFolders(Case):
     """What published folders hold that a loader trips over: the same picture comes out."""
 
-    def check(self, change, name="small", exact=True):
+    def check(self, change, name="small"):
         plain, odd = self.folder(name), self.folder(name)
         change(odd)
         want, got = self.render(plain), self.render(odd)
