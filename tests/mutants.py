@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
          "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower")
-UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
+UNET, VAE, CLIP, SCHEDULE = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/schedule.c"
 FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
 PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
@@ -43,11 +43,11 @@ MUTANTS = {
     "layer norm 1e-6": (UNET, 'net_layer_norm(n, x, 1e-5, "%s.norm2"', 'net_layer_norm(n, x, 1e-6, "%s.norm2"'),
     "vae group norm 1e-5": (VAE, "#define VAE_EPS 1e-6", "#define VAE_EPS 1e-5"),
     "geglu by tanh": ("kernels/cpu/vector.h", "return x * 0.5f * (verf(x * 0.70710678f) + 1.f);", "return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);"),
-    "instaflow at 999": (SAMPLER, "1000.0 * (1 - (double)i / steps)", "999.0 * (1 - (double)i / steps)"),
+    "instaflow at 999": (SCHEDULE, "1000.0 * (1 - (double)i / steps)", "999.0 * (1 - (double)i / steps)"),
     "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
-    "euler without init_noise_sigma": (SAMPLER, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
-    "leading spacing as linspace": (SAMPLER, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
-    "ddim ends at alpha_bar 1": (SAMPLER, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
+    "euler without init_noise_sigma": (SCHEDULE, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
+    "leading spacing as linspace": (SCHEDULE, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
+    "ddim ends at alpha_bar 1": (SCHEDULE, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
     "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
     "quick_gelu as gelu": (CLIP, "{ACT_QUICK_GELU, ACT_GELU,", "{ACT_GELU, ACT_GELU,"),
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),
@@ -121,7 +121,7 @@ MUTANTS = {
     "flux: the negative text as it was at first": (FLUX, "        h = modulated(f, *x, p[i].modulation, 3);", "        if (i == NEGATIVE) continue;\n        h = modulated(f, *x, p[i].modulation, 3);"),
     "flux: 512 tokens": ("worker/model/family_flux.c", "TEXT_TOKENS = 256,", "TEXT_TOKENS = 512,"),
     "flux: patches with channels last": (FLUX, "op_unpatches(g, x, FLUX_PATCH, PATCH_CHANNEL_FIRST)", "op_unpatches(g, x, FLUX_PATCH, PATCH_CHANNEL_LAST)"),
-    "flux: time as 0 to 1": (SAMPLER, "(float)s->config.num_train_timesteps / 1000 * 1000;", "1.0f;"),
+    "flux: time as 0 to 1": (SCHEDULE, "(float)s->config.num_train_timesteps / 1000 * 1000;", "1.0f;"),
     "unigram: normalizing without graphemes": (CHARSMAP, "m && end - i < GRAPHEME_BYTES ?", "m && end - i < 1 ?"),
     "unigram: long graphemes whole": (CHARSMAP, "#define GRAPHEME_BYTES     6", "#define GRAPHEME_BYTES     60"),
     "unigram: no normalizer": (UNIGRAM, "charsmap_normalize(t->charsmap, s.text", "charsmap_normalize(NULL, s.text"),
