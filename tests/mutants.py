@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
          "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower")
 UNET, VAE, CLIP, SCHEDULE = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/schedule.c"
+SAMPLER = "worker/sampler.c"
 FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
 PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
@@ -47,6 +48,9 @@ MUTANTS = {
     "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
     "euler without init_noise_sigma": (SCHEDULE, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
     "leading spacing as linspace": (SCHEDULE, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
+    "ancestral noise without its level": (SAMPLER, "s->held[i] * up;", "s->held[i] * sigma[1];"),
+    "unipc without its corrector": (SAMPLER, "        unipc_update(s, call, s->order, s->mean, s->held);\n        memcpy(x, s->held, s->count * sizeof *x);", "        ;"),
+    "clip_sample passed over": (SAMPLER, "return !c->clip_sample ? x0 :", "return 1 ? x0 :"),
     "ddim ends at alpha_bar 1": (SCHEDULE, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
     "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
     "quick_gelu as gelu": (CLIP, "{ACT_QUICK_GELU, ACT_GELU,", "{ACT_GELU, ACT_GELU,"),

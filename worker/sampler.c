@@ -11,10 +11,12 @@ struct sampler {
     size_t count;
     sampler_normal *normal;
     void *normal_data;
-    /* PNDM: the last outputs, newest first, the sample a step began from and the running mean of
-     * Runge-Kutta. DPM: the last x0. LCM: fresh noise. */
+    /* past: the last outputs, newest first (PNDM), or the last x0 (DPM, UniPC). held: the sample
+     * that a step began from (PNDM, Heun, UniPC), or fresh noise. mean: of Runge-Kutta's slopes
+     * (PNDM), the first slope (Heun), this x0 (DPM, UniPC). */
     float *past[HISTORY], *held, *mean;
     int past_count;
+    int order; /* UniPC: of the step before */
 };
 
 int sampler_new(struct sampler **ret, const struct schedule *schedule, size_t count,
@@ -83,6 +85,19 @@ static void blend(float *x, double a, const float *y, double b, size_t count)
         x[i] = (float)(a * (double)x[i] + b * (double)y[i]);
 }
 
+static float clipped(const struct sampler *s, float x0)
+{
+    const struct sampler_config *c = &s->schedule->config;
+    float most = (float)c->clip_sample_range;
+    return !c->clip_sample ? x0 : x0 > most ? most : x0 < -most ? -most : x0;
+}
+
+/* Fresh noise, in held. */
+static void draw(struct sampler *s)
+{
+    s->normal(s->normal_data, s->held, s->count);
+}
+
 /* The model of DDIM between two levels: x' = sqrt(to) x0 + sqrt(1 - to) eps. In f32 and in
  * diffusers' order, as all that follows a table whose ends are nearly 0 or 1. */
 static void ddim_step(const struct sampler *s, const float *out, float *x, float from, float to)
@@ -100,7 +115,7 @@ static void ddim_step(const struct sampler *s, const float *out, float *x, float
             eps = root * out[i] + noise * x[i];
             break;
         }
-        x[i] = root_to * x0 + noise_to * eps;
+        x[i] = root_to * clipped(s, x0) + noise_to * eps;
     }
 }
 
@@ -183,19 +198,58 @@ static void step_plms(struct sampler *s, int call, const float *out, float *x)
     pndm_transfer(s, e, from, x, t, next);
 }
 
-/* In f32 and in diffusers' order: with a first sigma of 4096 (zero terminal SNR) its rounding is
- * part of the picture. */
-static void step_euler(struct sampler *s, int call, const float *out, float *x)
+/* dx / dsigma at a level, to slope. In f32 and in diffusers' order, as what follows it: with a
+ * first sigma of 4096 (zero terminal SNR) its rounding is part of the picture. */
+static void euler_slope(const struct sampler *s, float sigma, const float *out, const float *x,
+                        float *slope)
 {
-    const struct schedule *h = s->schedule;
-    float sigma = h->sigma[call], change = h->sigma[call + 1] - sigma;
+    enum prediction type = s->schedule->config.prediction_type;
     float square = sigma * sigma + 1, v = -sigma / sqrtf(square);
     for (size_t i = 0; i < s->count; i++) {
         float x0 = out[i];
-        if (h->config.prediction_type == PREDICTION_V) x0 = out[i] * v + x[i] / square;
-        if (h->config.prediction_type == PREDICTION_EPSILON) x0 = x[i] - sigma * out[i];
-        x[i] = x[i] + (x[i] - x0) / sigma * change;
+        if (type == PREDICTION_V) x0 = out[i] * v + x[i] / square;
+        if (type == PREDICTION_EPSILON) x0 = x[i] - sigma * out[i];
+        slope[i] = (x[i] - clipped(s, x0)) / sigma;
     }
+}
+
+static void step_euler(struct sampler *s, int call, const float *out, float *x)
+{
+    const float *sigma = s->schedule->sigma + call;
+    float change = sigma[1] - sigma[0];
+    euler_slope(s, sigma[0], out, x, s->mean);
+    for (size_t i = 0; i < s->count; i++)
+        x[i] = x[i] + s->mean[i] * change;
+}
+
+/* Below the next level, and back up to it by fresh noise. */
+static void step_ancestral(struct sampler *s, int call, const float *out, float *x)
+{
+    const float *sigma = s->schedule->sigma + call;
+    float from = sigma[0] * sigma[0], to = sigma[1] * sigma[1];
+    float up = sqrtf(to * (from - to) / from), change = sqrtf(to - up * up) - sigma[0];
+    euler_slope(s, sigma[0], out, x, s->mean);
+    draw(s);
+    for (size_t i = 0; i < s->count; i++)
+        x[i] = x[i] + s->mean[i] * change + s->held[i] * up;
+}
+
+/* A step of Euler's, and once more with the mean of both slopes; into the last level the first
+ * is all. */
+static void step_heun(struct sampler *s, int call, const float *out, float *x)
+{
+    const float *sigma = s->schedule->sigma + call / 2;
+    float change = sigma[1] - sigma[0];
+    if (call % 2 == 0) {
+        euler_slope(s, sigma[0], out, x, s->mean);
+        memcpy(s->held, x, s->count * sizeof *x);
+        for (size_t i = 0; i < s->count; i++)
+            x[i] = x[i] + s->mean[i] * change;
+        return;
+    }
+    euler_slope(s, sigma[1], out, x, x);
+    for (size_t i = 0; i < s->count; i++)
+        x[i] = s->held[i] + (s->mean[i] + x[i]) / 2 * change;
 }
 
 static void step_flow(const struct sampler *s, int call, const float *out, float *x)
@@ -255,6 +309,89 @@ static void step_dpm(struct sampler *s, int call, const float *out, float *x)
         blend(x, 1, s->past[i], w[i], s->count);
 }
 
+/* alpha, sigma and log(alpha / sigma) of a step; the last level may be without noise. */
+struct level {
+    double alpha, sigma, lambda;
+};
+
+static struct level level_at(const struct schedule *h, int step)
+{
+    double ratio = h->sigma[step], alpha = 1 / sqrt(ratio * ratio + 1), sigma = ratio * alpha;
+    return (struct level){alpha, sigma, log(alpha) - log(sigma)};
+}
+
+/* Gauss's elimination; n is at most 3, and the rows are powers of different numbers. */
+static void solve(int n, double a[3][3], double *b)
+{
+    for (int i = 0; i < n; i++)
+        for (int k = i + 1; k < n; k++) {
+            double f = a[k][i] / a[i][i];
+            for (int j = i; j < n; j++)
+                a[k][j] -= f * a[i][j];
+            b[k] -= f * b[i];
+        }
+    for (int i = n - 1; i >= 0; i--) {
+        for (int j = i + 1; j < n; j++)
+            b[i] -= a[i][j] * b[j];
+        b[i] /= a[i][i];
+    }
+}
+
+/* x of step `to` from that of the step before, with past[0] its x0 and past[1].. the ones before
+ * (arXiv 2302.04867): UniP, or UniC, which knows x0 of `to` besides. */
+static void unipc_update(const struct sampler *s, int to, int order, const float *x0, float *x)
+{
+    const struct schedule *h = s->schedule;
+    struct level at = level_at(h, to), from = level_at(h, to - 1);
+    double step = at.lambda - from.lambda, back = -step, shrink = expm1(back);
+    double scale = strcmp(h->config.solver_type, "bh1") == 0 ? back : shrink;
+    double places[3], powers[3][3], w[3], rest = shrink / back - 1, factorial = 1;
+    for (int j = 0; j < order - 1; j++)
+        places[j] = (level_at(h, to - 2 - j).lambda - from.lambda) / step;
+    places[order - 1] = 1;
+    for (int i = 0; i < order; i++) {
+        for (int j = 0; j < order; j++)
+            powers[i][j] = pow(places[j], i);
+        w[i] = rest * factorial / scale;
+        factorial *= i + 2;
+        rest = rest / back - 1 / factorial;
+    }
+    /* Where one difference is known its weight is a half, whatever the equations say. */
+    int known = x0 ? order : order - 1;
+    if (known == 1)
+        w[0] = .5;
+    else
+        solve(known, powers, w);
+    blend(x, at.sigma / from.sigma, s->past[0], -at.alpha * shrink, s->count);
+    for (int j = 0; j < known; j++) {
+        const float *other = j == order - 1 ? x0 : s->past[j + 1];
+        double weight = at.alpha * scale * w[j] / places[j];
+        blend(x, 1, s->past[0], weight, s->count);
+        blend(x, 1, other, -weight, s->count);
+    }
+}
+
+/* The output at x corrects the step that led to x before it leads on. */
+static void step_unipc(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    const struct sampler_config *c = &h->config;
+    double a, b, alpha = level_at(h, call).alpha;
+    x0_factors(c->prediction_type, alpha * alpha, &a, &b);
+    memcpy(s->mean, x, s->count * sizeof *x);
+    blend(s->mean, a, out, b, s->count);
+    if (call) {
+        unipc_update(s, call, s->order, s->mean, s->held);
+        memcpy(x, s->held, s->count * sizeof *x);
+    }
+    remember(s, s->mean);
+    memcpy(s->held, x, s->count * sizeof *x);
+    int left = h->calls - call, order = c->solver_order;
+    if (c->lower_order_final && order > left) order = left;
+    s->order = order < s->past_count ? order : s->past_count;
+    unipc_update(s, call + 1, s->order, NULL, x);
+}
+
 static void step_lcm(struct sampler *s, int call, const float *out, float *x)
 {
     const struct schedule *h = s->schedule;
@@ -263,11 +400,30 @@ static void step_lcm(struct sampler *s, int call, const float *out, float *x)
     double scaled = t * h->config.timestep_scaling, data = .5;
     double skip = data * data / (scaled * scaled + data * data);
     double gain = scaled / sqrt(scaled * scaled + data * data);
-    blend(x, gain * a + skip, out, gain * b, s->count);
+    for (size_t i = 0; i < s->count; i++) {
+        float x0 = clipped(s, (float)(a * (double)x[i] + b * (double)out[i]));
+        x[i] = (float)(gain * (double)x0 + skip * (double)x[i]);
+    }
     if (call == h->calls - 1) return;
     double to = schedule_alpha_bar(h, (int)h->timestep[call + 1]);
-    s->normal(s->normal_data, s->held, s->count);
+    draw(s);
     blend(x, sqrt(to), s->held, sqrt(1 - to), s->count);
+}
+
+/* To the share 1 - eta of the next time step by DDIM, and from there up to it by fresh noise
+ * (arXiv 2402.19159). */
+static void step_tcd(struct sampler *s, int call, const float *out, float *x)
+{
+    const struct schedule *h = s->schedule;
+    int last = call == h->calls - 1, next = last ? 0 : (int)h->timestep[call + 1];
+    int below = (int)((float)(1 - h->config.eta) * (float)next);
+    float from = (float)schedule_alpha_bar(h, (int)h->timestep[call]);
+    float to = (float)schedule_alpha_bar(h, below);
+    ddim_step(s, out, x, from, to);
+    if (last || !(h->config.eta > 0)) return;
+    double ratio = schedule_alpha_bar(h, next) / to;
+    draw(s);
+    blend(x, sqrt(ratio), s->held, sqrt(1 - ratio), s->count);
 }
 
 int sampler_step(struct sampler *s, int call, const float *out, float *x)
@@ -282,10 +438,15 @@ int sampler_step(struct sampler *s, int call, const float *out, float *x)
             step_plms(s, call, out, x);
         return 0;
     case SCHEDULER_EULER: step_euler(s, call, out, x); return 0;
+    case SCHEDULER_EULER_ANCESTRAL: step_ancestral(s, call, out, x); return 0;
+    case SCHEDULER_HEUN: step_heun(s, call, out, x); return 0;
     case SCHEDULER_DPM: step_dpm(s, call, out, x); return 0;
+    case SCHEDULER_UNIPC: step_unipc(s, call, out, x); return 0;
     case SCHEDULER_LCM: step_lcm(s, call, out, x); return 0;
+    case SCHEDULER_TCD: step_tcd(s, call, out, x); return 0;
     case SCHEDULER_RECTIFIED_FLOW: blend(x, 1, out, 1.0 / h->steps, s->count); return 0;
     case SCHEDULER_FLOW_MATCH: step_flow(s, call, out, x); return 0;
+    case SCHEDULER_COUNT: break;
     }
     return STEER_INTERNAL;
 }

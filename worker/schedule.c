@@ -5,19 +5,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const class_names[] = {
+static const char *const class_names[SCHEDULER_COUNT] = {
     "DDIMScheduler",
     "PNDMScheduler",
     "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
     "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
     "LCMScheduler",
+    "TCDScheduler",
     "RectifiedFlow",
     "FlowMatchEulerDiscreteScheduler",
 };
 
 int sampler_class(const char *class_name)
 {
-    for (int i = 0; i < (int)(sizeof class_names / sizeof *class_names); i++)
+    for (int i = 0; i < SCHEDULER_COUNT; i++)
         if (strcmp(class_name, class_names[i]) == 0) return i;
     return -1;
 }
@@ -27,28 +31,49 @@ const char *sampler_class_name(enum scheduler scheduler)
     return class_names[scheduler];
 }
 
+/* x is noise of standard deviation sigma over the sample, and scaled on its way in. */
+static int is_euler(enum scheduler scheduler)
+{
+    return scheduler == SCHEDULER_EULER || scheduler == SCHEDULER_EULER_ANCESTRAL ||
+           scheduler == SCHEDULER_HEUN;
+}
+
+/* Solvers between levels of log(alpha / sigma), at whole time steps. */
+static int is_multistep(enum scheduler scheduler)
+{
+    return scheduler == SCHEDULER_DPM || scheduler == SCHEDULER_UNIPC;
+}
+
+/* Noise is mixed in along a straight line: there are no betas. */
+static int is_flow(enum scheduler scheduler)
+{
+    return scheduler == SCHEDULER_RECTIFIED_FLOW || scheduler == SCHEDULER_FLOW_MATCH;
+}
+
 void sampler_config_default(struct sampler_config *config, enum scheduler scheduler)
 {
-    int lcm = scheduler == SCHEDULER_LCM;
+    int consistency = scheduler == SCHEDULER_LCM || scheduler == SCHEDULER_TCD;
+    int narrow = consistency || scheduler == SCHEDULER_HEUN;
     *config = (struct sampler_config){
         .scheduler = scheduler,
-        .beta_start = lcm ? .00085 : .0001,
-        .beta_end = lcm ? .012 : .02,
+        .beta_start = narrow ? .00085 : .0001,
+        .beta_end = narrow ? .012 : .02,
         .num_train_timesteps = 1000,
         .set_alpha_to_one = scheduler != SCHEDULER_PNDM,
         .solver_order = 2,
         .lower_order_final = 1,
         .original_inference_steps = 50,
         .timestep_scaling = 10,
+        .clip_sample_range = 1,
         .shift = 1,
-        .timestep_spacing = scheduler == SCHEDULER_EULER || scheduler == SCHEDULER_DPM
-                                ? SPACING_LINSPACE
-                                : SPACING_LEADING,
+        .timestep_spacing =
+            is_euler(scheduler) || is_multistep(scheduler) ? SPACING_LINSPACE : SPACING_LEADING,
         .beta_schedule = "linear",
         .solver_type = "midpoint",
         .lambda_min_clipped = -INFINITY,
     };
-    if (lcm) strcpy(config->beta_schedule, "scaled_linear");
+    if (consistency) strcpy(config->beta_schedule, "scaled_linear");
+    if (scheduler == SCHEDULER_UNIPC) strcpy(config->solver_type, "bh2");
 }
 
 /* ---- noise levels ---- */
@@ -109,8 +134,7 @@ static int noise_levels(struct schedule *s, struct steer_error *err)
         product *= 1.0f - beta[i];
         s->alpha_bar[i] = (float)product;
     }
-    if (c->rescale_betas_zero_snr &&
-        (c->scheduler == SCHEDULER_EULER || c->scheduler == SCHEDULER_DPM))
+    if (c->rescale_betas_zero_snr && (is_euler(c->scheduler) || is_multistep(c->scheduler)))
         s->alpha_bar[n - 1] = 0x1p-24f; /* as diffusers: a first sigma that is not infinite */
     return 0;
 }
@@ -180,8 +204,8 @@ static double step_trailing(int first, int train, int steps, int i)
     return rint(first + i * step) - 1;
 }
 
-/* Descending, one per step, as DDIM, PNDM and Euler space them. Euler keeps fractions of linspace.
- */
+/* Descending, one per step, as DDIM, PNDM and Euler's space them. Euler's keep fractions of
+ * linspace. */
 static void spaced(struct schedule *s, int steps)
 {
     const struct sampler_config *c = &s->config;
@@ -193,7 +217,7 @@ static void spaced(struct schedule *s, int steps)
         case SPACING_TRAILING: t = step_trailing(train, train, steps, i); break;
         case SPACING_LINSPACE:
             t = steps == 1 ? 0 : (double)(train - 1) / (steps - 1) * (steps - 1 - i);
-            t = c->scheduler == SCHEDULER_EULER ? (double)(float)t : rint(t);
+            t = is_euler(c->scheduler) ? (double)(float)t : rint(t);
             break;
         }
         s->timestep[i] = t;
@@ -201,9 +225,9 @@ static void spaced(struct schedule *s, int steps)
     s->calls = steps;
 }
 
-/* DPM-Solver spaces n + 1 points and leaves the last. Below lambda_min_clipped it does not begin,
- * so trailing steps may become fewer. */
-static void spaced_dpm(struct schedule *s, int steps)
+/* Multistep solvers space n + 1 points and leave the last. Below lambda_min_clipped DPM does not
+ * begin, so trailing steps may become fewer. */
+static void spaced_multistep(struct schedule *s, int steps)
 {
     const struct sampler_config *c = &s->config;
     int train = c->num_train_timesteps, last = train;
@@ -263,26 +287,29 @@ static void sigmas_spread(struct schedule *s, int steps, double most, double lea
         double at = from + (steps == 1 ? 0 : (double)i / (steps - 1)) * (to - from);
         double sigma = karras ? pow(at, 7) : exp(at), t = timestep_of(s, sigma);
         s->sigma[i] = (float)sigma;
-        if (c->scheduler == SCHEDULER_EULER) {
+        if (is_euler(c->scheduler)) {
             s->timestep[i] = (double)(float)t;
             continue;
         }
-        /* DPM's are whole: rounded, but for the cosine table and exponential levels cut off. */
-        int rounds = c->sigma_rule != SIGMA_EXPONENTIAL &&
-                     strcmp(c->beta_schedule, "squaredcos_cap_v2") != 0;
+        /* Multistep solvers' are whole: rounded, but for exponential levels, and DPM's of the
+         * cosine table, cut off. */
+        int cosine = strcmp(c->beta_schedule, "squaredcos_cap_v2") == 0;
+        int rounds =
+            c->sigma_rule != SIGMA_EXPONENTIAL && (c->scheduler == SCHEDULER_UNIPC || !cosine);
         s->timestep[i] = rounds ? rint(t) : floor(t);
     }
 }
 
-/* The noise levels of EULER and DPM, once the time steps are there. */
+/* The noise levels of Euler's and of multistep solvers, once the time steps are there. */
 static void sigmas_fill(struct schedule *s)
 {
     const struct sampler_config *c = &s->config;
-    int train = c->num_train_timesteps, n = s->calls, euler = c->scheduler == SCHEDULER_EULER;
+    int train = c->num_train_timesteps, n = s->calls, euler = is_euler(c->scheduler);
     for (int i = 0; i < n; i++)
         s->sigma[i] = (float)sigma_at(s, s->timestep[i]);
     s->sigma[n] = c->final_sigma_min ? sigma_of(s, 0) : 0;
-    /* Euler's rules go between the levels that its time steps chose, DPM's over the whole table. */
+    /* Euler's rules go between the levels that the time steps chose, others over the whole table.
+     */
     double most = euler ? sigma_at(s, s->timestep[0]) : sigma_of(s, train - 1);
     double least = euler ? sigma_at(s, s->timestep[n - 1]) : sigma_of(s, 0);
     if (c->log_linear) {
@@ -298,7 +325,10 @@ static void sigmas_fill(struct schedule *s)
             s->sigma[n] = c->final_sigma_min ? sigma_of(s, 0) : 0;
         }
     }
-    if (c->sigma_rule != SIGMA_TABLE) sigmas_spread(s, n, most, least);
+    if (c->sigma_rule != SIGMA_TABLE) {
+        sigmas_spread(s, n, most, least);
+        if (c->scheduler == SCHEDULER_UNIPC && c->final_sigma_min) s->sigma[n] = s->sigma[n - 1];
+    }
     for (int i = 0; i < n && c->continuous && c->prediction_type == PREDICTION_V; i++)
         s->timestep[i] = .25f * logf(s->sigma[i]);
 }
@@ -342,13 +372,21 @@ static int spaced_pndm(struct schedule *s, int steps, struct steer_error *err)
     return 0;
 }
 
-static int spaced_lcm(struct schedule *s, int steps, struct steer_error *err)
+/* Heun's second call of a step is at the next one's time. */
+static void heun_double(struct schedule *s)
+{
+    for (int call = 2 * s->calls - 2; call > 0; call--)
+        s->timestep[call] = s->timestep[(call + 1) / 2];
+    s->calls = 2 * s->calls - 1;
+}
+
+static int spaced_consistency(struct schedule *s, int steps, struct steer_error *err)
 {
     int origin = s->config.original_inference_steps, train = s->config.num_train_timesteps;
     if (origin < 1 || origin > train || steps > origin)
         return steer_fail(err, STEER_BAD_VALUE,
-                          "%d steps: LCM has original_inference_steps %d of %d", steps, origin,
-                          train);
+                          "%d steps: %s has original_inference_steps %d of %d", steps,
+                          sampler_class_name(s->config.scheduler), origin, train);
     int k = train / origin;
     for (int i = 0; i < steps; i++) {
         int at = (int)floor(i * ((double)origin / steps));
@@ -371,12 +409,6 @@ static void spaced_flow(struct schedule *s, int steps)
     }
     s->sigma[steps] = 0;
     s->calls = steps;
-}
-
-/* Noise is mixed in along a straight line: there are no betas. */
-static int is_flow(enum scheduler scheduler)
-{
-    return scheduler == SCHEDULER_RECTIFIED_FLOW || scheduler == SCHEDULER_FLOW_MATCH;
 }
 
 int schedule_new(struct schedule **ret, const struct sampler_config *config, int steps,
@@ -412,20 +444,25 @@ int schedule_new(struct schedule **ret, const struct sampler_config *config, int
     } else {
         switch (config->scheduler) {
         case SCHEDULER_DDIM:
-        case SCHEDULER_EULER: spaced(s, steps); break;
+        case SCHEDULER_EULER:
+        case SCHEDULER_EULER_ANCESTRAL:
+        case SCHEDULER_HEUN: spaced(s, steps); break;
         case SCHEDULER_PNDM: code = spaced_pndm(s, steps, err); break;
-        case SCHEDULER_DPM: spaced_dpm(s, steps); break;
-        case SCHEDULER_LCM: code = spaced_lcm(s, steps, err); break;
+        case SCHEDULER_DPM:
+        case SCHEDULER_UNIPC: spaced_multistep(s, steps); break;
+        case SCHEDULER_LCM:
+        case SCHEDULER_TCD: code = spaced_consistency(s, steps, err); break;
         case SCHEDULER_RECTIFIED_FLOW:
             for (int i = 0; i < steps; i++)
                 s->timestep[i] = 1000.0 * (1 - (double)i / steps);
             s->calls = steps;
             break;
         case SCHEDULER_FLOW_MATCH: spaced_flow(s, steps); break;
+        case SCHEDULER_COUNT: break;
         }
         if (code) goto fail;
     }
-    int sigmas = config->scheduler == SCHEDULER_EULER || config->scheduler == SCHEDULER_DPM;
+    int sigmas = is_euler(config->scheduler) || is_multistep(config->scheduler);
     if (sigmas) sigmas_fill(s);
     /* The others look their noise levels up at the time step. */
     for (int i = 0; i < s->calls && !sigmas && !is_flow(config->scheduler); i++) {
@@ -435,12 +472,13 @@ int schedule_new(struct schedule **ret, const struct sampler_config *config, int
             goto fail;
         }
     }
-    if (config->scheduler == SCHEDULER_EULER) {
+    if (is_euler(config->scheduler)) {
         double most = 0;
         for (int i = 0; i <= s->calls; i++)
             most = fmax(most, s->sigma[i]);
         s->init_scale = config->timestep_spacing == SPACING_LEADING ? sqrt(most * most + 1) : most;
     }
+    if (config->scheduler == SCHEDULER_HEUN) heun_double(s);
     *ret = s;
     return 0;
 fail:
@@ -470,7 +508,26 @@ double schedule_init_scale(const struct schedule *s)
 
 double schedule_input_scale(const struct schedule *s, int call)
 {
-    if (s->config.scheduler != SCHEDULER_EULER) return 1;
-    double sigma = s->sigma[call];
+    if (!is_euler(s->config.scheduler)) return 1;
+    double sigma = s->sigma[s->config.scheduler == SCHEDULER_HEUN ? (call + 1) / 2 : call];
     return 1 / sqrt(sigma * sigma + 1);
+}
+
+void schedule_noising(const struct schedule *s, float *ret_sample, float *ret_noise)
+{
+    enum scheduler scheduler = s->config.scheduler;
+    if (is_euler(scheduler)) {
+        *ret_sample = 1;
+        *ret_noise = s->sigma[0];
+    } else if (is_multistep(scheduler)) {
+        *ret_sample = 1 / sqrtf(s->sigma[0] * s->sigma[0] + 1);
+        *ret_noise = s->sigma[0] * *ret_sample;
+    } else if (is_flow(scheduler)) {
+        *ret_noise = scheduler == SCHEDULER_FLOW_MATCH ? s->sigma[0] : (float)s->timestep[0] / 1000;
+        *ret_sample = 1 - *ret_noise;
+    } else {
+        float a = (float)schedule_alpha_bar(s, (int)s->timestep[0]);
+        *ret_sample = sqrtf(a);
+        *ret_noise = sqrtf(1 - a);
+    }
 }

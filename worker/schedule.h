@@ -11,13 +11,18 @@
 #include "limits.h"
 
 enum scheduler {
-    SCHEDULER_DDIM,           /* DDIMScheduler */
-    SCHEDULER_PNDM,           /* PNDMScheduler */
-    SCHEDULER_EULER,          /* EulerDiscreteScheduler */
-    SCHEDULER_DPM,            /* DPMSolverMultistepScheduler: dpmsolver++, order 1 to 3 */
-    SCHEDULER_LCM,            /* LCMScheduler */
-    SCHEDULER_RECTIFIED_FLOW, /* InstaFlow: x += v / n, at t = 1000 (1 - i / n) */
-    SCHEDULER_FLOW_MATCH,     /* FlowMatchEulerDiscreteScheduler, as FluxPipeline asks of it */
+    SCHEDULER_DDIM,            /* DDIMScheduler */
+    SCHEDULER_PNDM,            /* PNDMScheduler */
+    SCHEDULER_EULER,           /* EulerDiscreteScheduler */
+    SCHEDULER_EULER_ANCESTRAL, /* EulerAncestralDiscreteScheduler */
+    SCHEDULER_HEUN,            /* HeunDiscreteScheduler: two calls a step, the last has one */
+    SCHEDULER_DPM,             /* DPMSolverMultistepScheduler: dpmsolver++, order 1 to 3 */
+    SCHEDULER_UNIPC,           /* UniPCMultistepScheduler: predict_x0, order 1 to 3 */
+    SCHEDULER_LCM,             /* LCMScheduler */
+    SCHEDULER_TCD,             /* TCDScheduler */
+    SCHEDULER_RECTIFIED_FLOW,  /* InstaFlow: x += v / n, at t = 1000 (1 - i / n) */
+    SCHEDULER_FLOW_MATCH,      /* FlowMatchEulerDiscreteScheduler, as FluxPipeline asks of it */
+    SCHEDULER_COUNT
 };
 enum prediction { PREDICTION_EPSILON, PREDICTION_V, PREDICTION_SAMPLE };
 /* Noise levels other than the table's at the time steps: between the largest and the smallest. */
@@ -36,14 +41,17 @@ struct sampler_config {
     int num_train_timesteps, steps_offset;
     int set_alpha_to_one, skip_prk_steps, rescale_betas_zero_snr;
     int solver_order, lower_order_final, euler_at_final, final_sigma_min;
-    char solver_type[16]; /* DPM: "midpoint" or "heun" */
+    char solver_type[16]; /* DPM: "midpoint" or "heun"; UNIPC: "bh1" or "bh2" */
     enum sigma_rule sigma_rule;
     double sigma_min, sigma_max;  /* bounds of sigma_rule; 0: the schedule's own */
     double lambda_min_clipped;    /* DPM: time steps of less are left out */
     int log_linear, continuous;   /* EULER: interpolation_type, timestep_type */
-    int original_inference_steps; /* LCM */
+    int original_inference_steps; /* LCM, TCD */
     double timestep_scaling;      /* LCM */
-    double shift;                 /* FLOW_MATCH */
+    double eta;                   /* TCD: 0 adds no noise, 1 begins each step anew */
+    int clip_sample;              /* DDIM, LCM, HEUN: x0 is kept within +-clip_sample_range */
+    double clip_sample_range;
+    double shift; /* FLOW_MATCH */
     /* A one-step checkpoint's own rule: explicit time steps (descending) and, when not 0, the
      * alpha_bar that its script uses at each of them. */
     int timesteps[SAMPLER_TIMESTEPS_MAX], timesteps_count;
@@ -62,7 +70,7 @@ struct schedule {
     struct sampler_config config;
     int steps, calls;
     double timestep[2 * STEER_STEPS_MAX + 16]; /* of each call */
-    float sigma[STEER_STEPS_MAX + 2]; /* EULER, DPM, FLOW_MATCH: of each step, then the last */
+    float sigma[STEER_STEPS_MAX + 2]; /* where levels are sigmas: of each step, then the last */
     float alpha_bar[SAMPLER_TRAIN_STEPS_MAX];
     double init_scale;
 };
@@ -76,6 +84,9 @@ double schedule_timestep(const struct schedule *s, int call);
 /* What x_T ~ N(0, I) is multiplied by, and what x is multiplied by on its way into call i. */
 double schedule_init_scale(const struct schedule *s);
 double schedule_input_scale(const struct schedule *s, int call);
+/* x_T of a sample x0 that noise is added to, as diffusers' add_noise at the first time step:
+ * *ret_sample x0 + *ret_noise noise. It is not multiplied by schedule_init_scale any more. */
+void schedule_noising(const struct schedule *s, float *ret_sample, float *ret_noise);
 /* alpha_bar at an integer time step, and after the last. */
 double schedule_alpha_bar(const struct schedule *s, int timestep);
 double schedule_alpha_bar_final(const struct schedule *s);

@@ -20,8 +20,8 @@ from pathlib import Path
 import sentencepiece
 import torch
 from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, DiffusionPipeline,
-                       DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PixArtTransformer2DModel, PNDMScheduler,
-                       StableDiffusionPipeline, UNet2DConditionModel)
+                       DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler,
+                       PixArtTransformer2DModel, PNDMScheduler, StableDiffusionPipeline, TCDScheduler, UNet2DConditionModel)
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as spm
@@ -568,7 +568,10 @@ def reference(parts, run):
     else:
         scheduler.set_timesteps(run["steps"])
         latents = latents * scheduler.init_noise_sigma
-        kwargs = {"generator": generator} if isinstance(scheduler, LCMScheduler) else {}
+        noisy = isinstance(scheduler, (LCMScheduler, TCDScheduler, EulerAncestralDiscreteScheduler))
+        kwargs = {"generator": generator} if noisy else {}
+        if isinstance(scheduler, TCDScheduler):
+            kwargs["eta"] = run.get("eta", 0.0)  # what pipelines say where nobody else does
         for i, t in enumerate(scheduler.timesteps):
             y = denoise(scheduler.scale_model_input(latents, t), t, i == 0)
             step = scheduler.step(y, t, latents, return_dict=False, **kwargs)
@@ -605,6 +608,8 @@ TRAILING = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spaci
 AS_IT_IS = dict(SD, guidance="none", scheduler=own, whole=True)
 ZEROED = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing", prediction_type="sample")
 LCM = lambda s: LCMScheduler.from_config(s.config)
+TCD = lambda s: TCDScheduler.from_config(s.config)
+ANCESTRAL = lambda s: EulerAncestralDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
 LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
 CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
 DDPM = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False)
@@ -623,6 +628,7 @@ RUNS = {
         "instaflow": dict(SD, recipe="instaflow", steps=1, flow=True, guidance="nasa", alpha=0.3, seed=2**32 + 5),
         "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, at=[999], guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
         "dpm20": dict(SD, recipe="dpmsolver++", steps=20, guidance="none", scheduler=DPM, negative=None, size=(40, 40)),
+        "ancestral": dict(SD, recipe="euler-ancestral", steps=3, guidance="nasa", alpha=0.2, scheduler=ANCESTRAL, size=(40, 24)),
         "euler1": dict(SD, recipe="euler", steps=1, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
         "dmd2": dict(SD, recipe="dmd2-sd15", steps=1, at=[999], abar=0.0047, guidance="nasa", alpha=0.04, size=(40, 24)),
         "nag-cfg": dict(SD, recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4, scheduler=DDIM, size=(40, 24),
@@ -655,6 +661,7 @@ RUNS = {
     },
     "tiny": {
         "lcm": dict(SD, recipe="lcm", steps=4, guidance="nag", phi=2, tau=2.5, beta=0.375, size=(72, 72)),
+        "tcd": dict(SD, recipe="tcd", steps=3, eta=0.3, guidance="nasa", alpha=0.1, scheduler=TCD, size=(24, 40)),
         "lcm1": dict(SD, recipe="lcm", steps=1, guidance="nasa", alpha=0.1, size=(24, 40)),
     },
     "quiet": {

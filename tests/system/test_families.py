@@ -273,13 +273,24 @@ class Recipes(Case):
 
     def test_scheduler(self):
         model = self.folder("xl")
-        edit_scheduler(model, _class_name="HeunDiscreteScheduler")
-        self.refused(model, "HeunDiscreteScheduler", "EulerDiscreteScheduler")
+        edit_scheduler(model, _class_name="KDPM2DiscreteScheduler")
+        self.refused(model, "KDPM2DiscreteScheduler", "EulerDiscreteScheduler")
         self.render(model, "--recipe", "euler")
-        edit_scheduler(model, _class_name="DDIMScheduler")  # StableDiffusionXLPipeline would clip
-        self.refused(model, "clip_sample")
-        edit_scheduler(model, clip_sample=False)
-        self.render(model, "--steps", "2")
+
+    def test_clip_sample_is_followed(self):
+        """DDIMScheduler's default is true; StableDiffusionPipeline makes false of it, StableDiffusionXLPipeline does not."""
+        for name, alike in (("small", True), ("xl", False)):
+            seen = []
+            for clip in ({}, {"clip_sample": True}, {"clip_sample": False}):
+                model = self.folder(name)
+                path = model / "scheduler" / "scheduler_config.json"
+                config = {k: v for k, v in json.loads(path.read_text()).items() if k != "clip_sample"}
+                path.write_text(json.dumps({**config, **clip, "_class_name": "DDIMScheduler"}))
+                edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", "DDIMScheduler"]))
+                seen.append(self.render(model, "--steps", "2")["latents.final"])
+                shutil.rmtree(model)
+            self.assertEqual(seen[0], seen[1])
+            self.assertEqual(seen[1] == seen[2], alike)
 
     def test_steps_offset_is_followed(self):
         """StableDiffusionPipeline makes 1 of it, StableDiffusionXLPipeline does not."""

@@ -174,7 +174,7 @@ class BadFolders(Case):
         """What serve cannot render is not offered, and the log says why."""
         models = self.dir / "models"
         for name, change in (("good", lambda m: None), ("cut", lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-1])),
-                             ("ancestral", lambda m: edit_scheduler(m, _class_name="EulerAncestralDiscreteScheduler")),
+                             ("alone", lambda m: edit_scheduler(m, _class_name="DPMSolverSinglestepScheduler")),
                              ("named", lambda m: (m / "steer.json").write_text('{"recipe": "nonsense"}'))):
             shutil.copytree(GOLDEN / "tiny" / "model", models / name)
             change(models / name)
@@ -188,13 +188,13 @@ class BadFolders(Case):
                 worker.kill()
         log = "".join(lines)
         self.assertIn("truncated", log)
-        self.assertIn("EulerAncestralDiscreteScheduler", log)
+        self.assertIn("DPMSolverSinglestepScheduler", log)
         self.assertNotIn("models/good", log)
 
     def test_scheduler_of_another_kind(self):
         model = self.folder()
-        edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", "UniPCMultistepScheduler"]))
-        self.refused(model, "UniPCMultistepScheduler", "DDIMScheduler")
+        edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", "DPMSolverSinglestepScheduler"]))
+        self.refused(model, "DPMSolverSinglestepScheduler", "DDIMScheduler", "UniPCMultistepScheduler", "--recipe")
         self.render(model, "--recipe", "euler")
         self.render(model, "--recipe", SOURCE / "worker/recipes/euler.json")
         edit_scheduler(model, _class_name="EulerDiscreteScheduler", use_beta_sigmas=True)
@@ -637,9 +637,9 @@ class Check(Case):
 
     def test_recipe_missing(self):
         model = self.folder()
-        edit_scheduler(model, _class_name="UniPCMultistepScheduler")
+        edit_scheduler(model, _class_name="DPMSolverSinglestepScheduler")
         (told,), _ = self.check(model, code=69)
-        self.assertIn("UniPCMultistepScheduler", told["error"]["text"])
+        self.assertIn("DPMSolverSinglestepScheduler", told["error"]["text"])
         self.assertIn("euler", told["recipes"])
 
     def test_folder_of_models(self):
