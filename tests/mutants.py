@@ -48,6 +48,7 @@ MUTANTS = {
     "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
     "euler without init_noise_sigma": (SCHEDULE, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
     "leading spacing as linspace": (SCHEDULE, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
+    "informed start: the noise unscaled": (PIPELINE, "sample, noise, own->x);", "sample, 1, own->x);"),
     "ancestral noise without its level": (SAMPLER, "s->held[i] * up;", "s->held[i] * sigma[1];"),
     "unipc without its corrector": (SAMPLER, "        unipc_update(s, call, s->order, s->mean, s->held);\n        memcpy(x, s->held, s->count * sizeof *x);", "        ;"),
     "clip_sample passed over": (SAMPLER, "return !c->clip_sample ? x0 :", "return 1 ? x0 :"),

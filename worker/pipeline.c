@@ -502,6 +502,21 @@ static void noise_draw(void *data, float *out, size_t count)
     random_normal(data, out, count);
 }
 
+/* What an informed start begins from; NULL: noise alone. */
+static const struct mean_latent *run_mean(const struct run *r)
+{
+    return r->shape->recipe->from_mean ? r->p->model->mean : NULL;
+}
+
+static void latents_begin(const struct run *r, struct run_image *own)
+{
+    float sample, noise;
+    random_normal(&own->random, own->x, r->latents);
+    if (!run_mean(r)) return;
+    schedule_noising(r->schedule, &sample, &noise);
+    mean_latent_noise(run_mean(r), r->h, r->w, sample, noise, own->x);
+}
+
 static int run_prepare(struct run *r, struct steer_error *err)
 {
     struct pipeline *p = r->p;
@@ -525,7 +540,7 @@ static int run_prepare(struct run *r, struct steer_error *err)
             return steer_fail(err, STEER_NO_MEMORY, "out of memory for latents of %zu floats",
                               r->latents);
         own->out = own->x + r->latents;
-        random_normal(&own->random, own->x, r->latents);
+        latents_begin(r, own);
     }
     return 0;
 }
@@ -675,7 +690,7 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
     if (!code && dump)
         code = dump_add(dump, "latents.start", TYPE_F32, r->own[0]->x, 0, 3, latents, err);
     if (code) return code;
-    float init = (float)schedule_init_scale(r->schedule);
+    float init = run_mean(r) ? 1 : (float)schedule_init_scale(r->schedule);
     for (int i = 0; i < r->count && init != 1; i++)
         for (size_t k = 0; k < r->latents; k++)
             r->own[i]->x[k] *= init;
@@ -782,6 +797,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
 {
     struct run_image own[STEER_BATCH_MAX] = {0}, *left[STEER_BATCH_MAX];
     int left_count = count, code = model_size_check(p->model, shape->width, shape->height, err);
+    if (!code) code = model_start_check(p->model, shape->recipe, shape->width, shape->height, err);
     if (code) return code;
     if (dump) dump->count = 0;
     /* A dump shows what an absent negative would be too. */

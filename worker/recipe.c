@@ -13,6 +13,7 @@
 
 static const char *const methods[] = {"none", "nasa", "nag", "vsf"};
 static const char *const variants[] = {"text", "mass", "joint"};
+static const char *const starts[] = {"noise", "mean_latent"};
 
 const char *guidance_method_name(enum guidance_method method)
 {
@@ -462,6 +463,7 @@ int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder
     read_int(&r, "steps_max", 0, 1, STEER_STEPS_MAX, &out.steps_max);
     if (out.steps < out.steps_min || out.steps > out.steps_max)
         wrong(&r, "steps", "a number within steps_min and steps_max");
+    read_choice(&r, "start", 0, starts, 2, &out.from_mean);
     read_guidance(&r, &out, folder->joint_attention);
     read_text(&r, "negative_prompt", 0, out.negative_prompt, sizeof out.negative_prompt);
     code = r.code;

@@ -527,6 +527,10 @@ def reference(parts, run):
     generator = torch.Generator("cpu").manual_seed(run["seed"])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     latents = torch.randn(1, unet.config.in_channels, h // factor, w // factor, generator=generator)
+    scheduler = run["scheduler"](parts["scheduler"])
+    if "mean" in parts and "steps" in run:  # an informed start
+        scheduler.set_timesteps(run["steps"])
+        latents = scheduler.add_noise(parts["mean"].expand_as(latents), latents, scheduler.timesteps[:1])
     out["latents.start"] = latents[0].clone()
     condition = None
     if not pixart and unet.config.time_cond_proj_dim:  # as StableDiffusionPipeline: the scale is embedded and there is one pass
@@ -551,7 +555,6 @@ def reference(parts, run):
             out["denoise.out.0"] = y[0].clone()
         return y
 
-    scheduler = run["scheduler"](parts["scheduler"])
     if run.get("flow"):
         latents = latents + denoise(latents, torch.tensor(1000.0), True)
     elif run.get("at"):  # the multi-step students' rule: from x0 to the next time step with fresh noise
@@ -567,7 +570,7 @@ def reference(parts, run):
                 latents = to**0.5 * latents + (1 - to) ** 0.5 * torch.randn(latents.shape, generator=generator)
     else:
         scheduler.set_timesteps(run["steps"])
-        latents = latents * scheduler.init_noise_sigma
+        latents = latents * (1.0 if "mean" in parts else scheduler.init_noise_sigma)
         noisy = isinstance(scheduler, (LCMScheduler, TCDScheduler, EulerAncestralDiscreteScheduler))
         kwargs = {"generator": generator} if noisy else {}
         if isinstance(scheduler, TCDScheduler):
@@ -591,10 +594,12 @@ def by_pipeline(folder, run, start):
     w, h = run["size"]
     more = dict(timesteps=run["at"]) if "at" in run else dict(num_inference_steps=run["steps"])
     negative = run.get("negative")
+    if run.get("drawn"):  # schedulers that draw noise go on where the latents' drawing ended
+        more["generator"], start = torch.Generator("cpu").manual_seed(run["seed"]), None
     if hasattr(pipe, "transformer"):  # PixArt's negative is never absent
         more["use_resolution_binning"], negative = False, negative or ""
     image = pipe(run["prompt"], negative_prompt=negative, guidance_scale=run.get("guidance-scale", 1.0), width=w, height=h,
-                 latents=start[None].clone(), output_type="np", **more).images[0]
+                 latents=None if start is None else start[None].clone(), output_type="np", **more).images[0]
     return torch.from_numpy((image * 255).round()).to(torch.uint8).contiguous()
 
 
@@ -610,6 +615,7 @@ ZEROED = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing
 LCM = lambda s: LCMScheduler.from_config(s.config)
 TCD = lambda s: TCDScheduler.from_config(s.config)
 ANCESTRAL = lambda s: EulerAncestralDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
+YOSO = dict(SD, recipe="yoso-sd15", scheduler=LCM, size=(64, 64))
 LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
 CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
 DDPM = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False)
@@ -629,6 +635,8 @@ RUNS = {
         "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, at=[999], guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
         "dpm20": dict(SD, recipe="dpmsolver++", steps=20, guidance="none", scheduler=DPM, negative=None, size=(40, 40)),
         "ancestral": dict(SD, recipe="euler-ancestral", steps=3, guidance="nasa", alpha=0.2, scheduler=ANCESTRAL, size=(40, 24)),
+        "yoso-cfg": dict(AS_IT_IS, recipe="yoso-sd15", steps=2, scheduler=LCM, drawn=True, negative=None, size=(40, 24),
+                         **{"guidance-scale": 1.5}),
         "euler1": dict(SD, recipe="euler", steps=1, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
         "dmd2": dict(SD, recipe="dmd2-sd15", steps=1, at=[999], abar=0.0047, guidance="nasa", alpha=0.04, size=(40, 24)),
         "nag-cfg": dict(SD, recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4, scheduler=DDIM, size=(40, 24),
@@ -652,6 +660,11 @@ RUNS = {
                         size=(40, 24), **{"long-prompt": "cut", "prompt-syntax": "a1111", "pieces.pos": [
                             ("the cat", 1.331), (" ", 1.0), ("on", 1 / 1.21), (" ", 1.0), ("the red", 1.2), (" dog", 1.0)],
                             "pieces.neg": [("", 1.0)]}),
+    },
+    "yoso": {
+        "two-cfg": dict(YOSO, steps=2, guidance="nasa", alpha=0.2, told=("recipe", "alpha", "guidance", "guidance-scale", "steps"),
+                        **{"guidance-scale": 1.5}),
+        "one": dict(YOSO, steps=1, guidance="none", negative=None, **{"guidance-scale": 1.0}),
     },
     "odd": {
         "pndm": dict(SD, recipe="sd15", steps=6, guidance="nasa", alpha=0.2),
@@ -747,13 +760,48 @@ def run_write(folder, spec, tensors):
     (folder / "args.txt").write_text("\n".join(flags) + "\n")
 
 
+def yoso_make(folder):
+    """A model file over `small` with what YOSO's authors publish and what they say one should have besides: a LoRA in
+    kohya-ss's names, a mean latent."""
+    unet = model_load(HERE / "data" / "small" / "model")["unet"]
+    lora = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and ("attn" in name or "proj_in" in name or "conv1" in name):
+            w, key = module.weight, "lora_unet_" + name.replace(".", "_")
+            lora[f"{key}.lora_down.weight"] = (torch.randn(3, *w.shape[1:]) * 0.1).half()
+            lora[f"{key}.lora_up.weight"] = (torch.randn(w.shape[0], 3, *(1,) * (w.ndim - 2)) * 0.3).half()
+            lora[f"{key}.alpha"] = torch.tensor(2.0).half()
+    folder.mkdir(exist_ok=True)
+    save_file(lora, folder / "lora.safetensors")
+    save_file({"mean": torch.randn(4, 8, 8).half()}, folder / "mean.safetensors")
+    (folder / "model.json").write_text(json.dumps(
+        {"base": "../small/model", "loras": [{"file": "lora.safetensors"}], "mean_latent": "mean.safetensors", "recipe": "yoso-sd15"}) + "\n")
+
+
+def yoso_load(folder):
+    parts = model_load(HERE / "data" / "small" / "model")
+    lora = load_file(folder / "lora.safetensors")
+    with torch.no_grad():
+        for name, module in parts["unet"].named_modules():
+            key = "lora_unet_" + name.replace(".", "_")
+            if f"{key}.alpha" in lora:
+                down, up = (lora[f"{key}.lora_{which}.weight"].float().flatten(1) for which in ("down", "up"))
+                module.weight.add_((lora[f"{key}.alpha"].float() / down.shape[0] * (up @ down)).view_as(module.weight))
+    return dict(parts, mean=load_file(folder / "mean.safetensors")["mean"].float())
+
+
 def build(name, folder):
     """Makes what is not there yet: weights drawn anew would differ with the next torch."""
     torch.manual_seed(sum(map(ord, name)))
     folder = Path(folder)
-    if not (folder / "model").exists():
-        model_save(CASES[name](folder / "model"), folder / "model")
-    parts = model_load(folder / "model")
+    if name == "yoso":
+        if not (folder / "model.json").exists():
+            yoso_make(folder)
+        parts = yoso_load(folder)
+    else:
+        if not (folder / "model").exists():
+            model_save(CASES[name](folder / "model"), folder / "model")
+        parts = model_load(folder / "model")
     for run, spec in RUNS[name].items():
         if (folder / run).exists():
             continue
@@ -803,7 +851,7 @@ if __name__ == "__main__":
     elif len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
-        for name in CASES:
+        for name in (*CASES, "yoso"):
             build(name, HERE / "data" / name)
         t5_build(HERE / "data" / "t5" / "model")
         flux.build(HERE / "data" / "flux")

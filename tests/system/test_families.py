@@ -1,6 +1,7 @@
 """Folders of every model family with steer-worker: parts of another family, what is not read, and which recipe is for whom."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -276,6 +277,23 @@ class Recipes(Case):
         edit_scheduler(model, _class_name="KDPM2DiscreteScheduler")
         self.refused(model, "KDPM2DiscreteScheduler", "EulerDiscreteScheduler")
         self.render(model, "--recipe", "euler")
+
+    def test_student_of_ones_own(self):
+        """docs/models.md: a recipe in $STEER_RECIPES with its own alpha, named by a model file; the job's alpha wins."""
+        (self.dir / "recipes").mkdir()
+        (self.dir / "recipes" / "my-nasat-pixart.json").write_text(json.dumps(
+            {"family": "pixart", "scheduler": "DDIMScheduler", "prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001,
+             "beta_end": 0.02, "set_alpha_to_one": True, "timesteps": [400], "guidance": {"method": "nasa", "alpha": 1.0}}))
+        base = self.folder("pixart")
+        student = self.dir / "student.json"
+        student.write_text(json.dumps({"base": str(base), "recipe": "my-nasat-pixart"}))
+        self.addCleanup(os.environ.pop, "STEER_RECIPES")
+        os.environ["STEER_RECIPES"] = str(self.dir / "recipes")
+        final = lambda model, *more: self.render(model, "--negative", "a dog", "--size", "32x48", *more)["latents.final"]
+        own, told = final(student), final(base, "--recipe", "sbv2-pixart", "--alpha", 1)
+        self.assertEqual(own, told)
+        self.assertNotEqual(own, final(base, "--recipe", "sbv2-pixart"))
+        self.assertEqual(final(student, "--alpha", 0.5), final(base, "--recipe", "sbv2-pixart"))
 
     def test_clip_sample_is_followed(self):
         """DDIMScheduler's default is true; StableDiffusionPipeline makes false of it, StableDiffusionXLPipeline does not."""

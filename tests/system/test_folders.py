@@ -494,6 +494,45 @@ class ModelFiles(Case):
                 self.assertLess(distance(tensors.floats(a[name]), tensors.floats(b[name])), 1e-6, name)  # measured: at most 1.5e-7
             self.assertGreater(distance(tensors.floats(b["denoise.out.0"]), plain), 1e-3)
 
+    def mean_file(self, name, value, shape=(4, 1, 1), apart=1):
+        """Channel c has c * apart + value."""
+        data = b"".join(struct.pack("<f", c * apart + value) * shape[-1] * shape[-2] for c in range(4))
+        tensors.write(self.dir / name, {"m": ("F32", list(shape), data)})
+        return self.dir / name
+
+    def test_mean_latent(self):
+        """Where a recipe asks for it and a model file brings it, the schedule's noise is added to it; for Euler the noise at
+        its first level is not scaled once more. Nobody else's start changes."""
+        base, recipes = self.folder(), {}
+        for name, start in (("plain", "noise"), ("informed", "mean_latent")):
+            recipes[name] = self.dir / f"{name}.json"
+            recipes[name].write_text(json.dumps({"scheduler": "EulerDiscreteScheduler", "timestep_spacing": "leading", "steps": 2, "start": start}))
+        file = self.model_file(base=base, mean_latent=self.mean_file("mean.safetensors", 0.5))
+        size = ("--size", "40x24")
+        plain = self.render(base, "--recipe", recipes["plain"], *size)
+        noise = tensors.floats(plain["latents.start"])
+        for model, recipe in ((file, "plain"), (base, "informed")):
+            got = self.render(model, "--recipe", recipes[recipe], *size)
+            self.assertEqual((got["latents.start"], got["latents.final"]), (plain["latents.start"], plain["latents.final"]))
+        start = tensors.floats(self.render(file, "--recipe", recipes["informed"], *size)["latents.start"])
+        betas = [(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999) ** 2 for i in range(1000)]
+        bar = math.prod(1 - b for b in betas[:502])  # two leading steps begin at 501
+        for i, (x, e) in enumerate(zip(start, noise)):
+            self.assertAlmostEqual(x, i // 15 + 0.5 + ((1 - bar) / bar) ** 0.5 * e, places=4)
+        same = self.model_file("sized.json", base=base, mean_latent=self.mean_file("sized.safetensors", 0.5, (1, 4, 3, 5)))
+        for name in ("latents.start", "latents.final"):
+            self.assertEqual(self.render(same, "--recipe", recipes["informed"], *size)[name], self.render(file, "--recipe", recipes["informed"], *size)[name])
+        self.refused(same, "5x3", "8x8", args=("--recipe", recipes["informed"], "--size", "64x64"))
+        self.render(same, "--recipe", recipes["plain"], "--size", "64x64")
+        # With linspace a mean of zeros is what no mean is: noise at the first level, once.
+        for name, start in (("plain", "noise"), ("informed", "mean_latent")):
+            recipes[name].write_text(json.dumps({"scheduler": "EulerDiscreteScheduler", "timestep_spacing": "linspace", "steps": 2, "start": start}))
+        zero = self.model_file("zero.json", base=base, mean_latent=self.mean_file("zero.safetensors", 0, apart=0))
+        a, b = (self.render(m, "--recipe", recipes[r], *size) for m, r in ((zero, "informed"), (base, "plain")))
+        self.assertEqual(a["latents.final"], b["latents.final"])
+        recipes["plain"].write_text(json.dumps({"scheduler": "EulerDiscreteScheduler", "start": "image"}))
+        self.refused(base, "start", "noise mean_latent", args=("--recipe", recipes["plain"]))
+
     def test_hash(self):
         """Over everything that the file names, and nothing beside it."""
         base, other = self.folder(), self.changed()
@@ -517,6 +556,7 @@ class ModelFiles(Case):
         hashes = [now(), now(unet=str(other / UNET)), now(**keys), now(**keys, recipe="ddim")]
         (other / "unet/other.safetensors").write_bytes(b"beside it")
         self.assertEqual(now(**keys), hashes[2])
+        hashes += [now(**keys, mean_latent=str(self.mean_file("mean.safetensors", v))) for v in (0.5, 1.5)]
         lora_write(2)
         hashes.append(now(**keys))
         data = bytearray((other / UNET).read_bytes())
@@ -563,6 +603,10 @@ class ModelFiles(Case):
             ({"loras": ["x"]}, ("loras[0]", "file")),
             ({"loras": {}}, ("loras", "a list")),
             ({"loras": many}, ("loras", "16")),
+            ({"mean_latent": plain}, ("plain.safetensors", "\"a\" is [1]", "[4, h, w]")),
+            ({"mean_latent": sdxl}, ("sdxl.safetensors", "tensors", "expected one")),
+            ({"mean_latent": base}, ("mean_latent", "is a folder")),
+            ({"mean_latent": self.mean_file("nan.safetensors", float("nan"))}, ("nan.safetensors", "finite")),
             ({"recipe": "../x"}, ("recipe", "name")),
             ({"recipe": "nonsense"}, ("nonsense", "unknown")),
         ):

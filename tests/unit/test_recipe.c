@@ -48,6 +48,8 @@ static void test_one_step_checkpoints(void **state)
     first_call("dmd2-sdxl-1step", 399, 0.426086364);
     first_call("dmd2-sdxl-4step", 999, 0.00466009);
     first_call("hyper-sdxl-1step", 800, 0);
+    first_call("yoso-sd15", 999, 0.00466009);
+    assert_true(load("yoso-sd15").from_mean && !load("lcm").from_mean);
     first_call("yoso-pixart", 999, 4.03582977e-05); /* linear betas */
     first_call("dmd-pixart", 400, 0.19357201);
     first_call("sbv2-pixart", 400, 0.19357201);
