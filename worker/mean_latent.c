@@ -56,7 +56,7 @@ int mean_latent_open(struct mean_latent **ret, const char *path, int channels,
         if (!isfinite(m->values[i]))
             code =
                 steer_fail(err, STEER_BAD_MODEL, "%s: value %zu is not a finite number", path, i);
-    if (!code) {
+    if (!code && !(code = tensors_check(t, err))) {
         *ret = m;
         m = NULL;
     }
