@@ -316,6 +316,12 @@ static int vae_read(struct model *m, struct steer_error *err)
         return steer_fail(err, STEER_BAD_MODEL, "%s: the %s has %d latent channels and the VAE %d",
                           m->folder.dir, m->denoiser_part, m->latent_channels,
                           m->vae.latent_channels);
+    if (m->vae.normed && (m->vae.tiny || !m->family->normed_latents))
+        return steer_fail(
+            err, STEER_UNSUPPORTED,
+            "%s: \"latents_mean\" and \"latents_std\" are set: expected null, as they "
+            "are followed for AutoencoderKL of the family sdxl alone",
+            path);
     m->factor = vae_factor(&m->vae);
     m->multiple = (m->factor > 8 ? m->factor : 8) * (m->patch ? m->patch : 1);
     m->width = side_default(m->sample_width, m->factor, m->multiple);

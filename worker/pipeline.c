@@ -718,8 +718,9 @@ static int run_decode(struct run *r, struct dump *dump, struct steer_error *err)
     struct plan_watch watch = {run_tick, r};
     size_t bytes = (size_t)shape->width * (size_t)shape->height * 3;
     for (int i = 0; i < r->count && !code; i++) {
-        to_channels_last(plan_data(s->plan, s->decode.latents), r->own[i]->x, r->channels,
-                         r->h * r->w, 1);
+        float *z = plan_data(s->plan, s->decode.latents);
+        to_channels_last(z, r->own[i]->x, r->channels, r->h * r->w, 1);
+        vae_denorm(&r->p->model->vae, z, (size_t)r->h * (size_t)r->w);
         if (!(code = plan_run(s->plan, &watch, err)))
             memcpy(r->own[i]->image->pixels, plan_data(s->plan, s->decode.image), bytes);
     }

@@ -580,15 +580,19 @@ def reference(parts, run):
             step = scheduler.step(y, t, latents, return_dict=False, **kwargs)
             latents = step[0]
     out["latents.final"] = latents[0]
-    decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    z = latents / vae.config.scaling_factor
+    if vae.config.get("latents_mean"):
+        mean, std = (torch.tensor(vae.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
+        z = z * std + mean
+    decoded = vae.decode(z).sample
     out["vae.out"] = decoded[0]
     out["image"] = ((decoded[0] / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).to(torch.uint8)
     return {k: v.contiguous() for k, v in out.items()}
 
 
-def by_pipeline(folder, run, start):
-    """The image of diffusers' own pipeline from the folder, given the same latents."""
-    pipe = DiffusionPipeline.from_pretrained(folder).to(dtype=torch.float32)
+def by_pipeline(folder, run, start, vae):
+    """The image of diffusers' own pipeline from the folder with that VAE, given the same latents."""
+    pipe = DiffusionPipeline.from_pretrained(folder, vae=vae).to(dtype=torch.float32)
     pipe.scheduler = run["scheduler"](pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     w, h = run["size"]
@@ -708,6 +712,9 @@ RUNS = {
                               "long-prompt": "chunk", "prompt-syntax": "a1111", "guidance-scale": 3.0, "pieces.neg": [("blue", 0.5)],
                               "pieces.pos": [("red ", 1.1), ("cat", 1.32), BREAK, ("the ", 1.0), ("dog", 1 / 1.1)]}),
     },
+    "xl_norm": {
+        "plain": dict(AS_IT_IS, recipe="sdxl", steps=1, size=(24, 40), negative=None),
+    },
     "xl_odd": {
         "absent-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(72, 40), negative=None, **{"guidance-scale": 4.0}),
         "long": dict(SD, recipe="sdxl", steps=1, guidance="nasa", alpha=0.5, size=(56, 72),
@@ -771,11 +778,22 @@ def yoso_make(folder):
             lora[f"{key}.lora_down.weight"] = (torch.randn(3, *w.shape[1:]) * 0.1).half()
             lora[f"{key}.lora_up.weight"] = (torch.randn(w.shape[0], 3, *(1,) * (w.ndim - 2)) * 0.3).half()
             lora[f"{key}.alpha"] = torch.tensor(2.0).half()
-    folder.mkdir(exist_ok=True)
     save_file(lora, folder / "lora.safetensors")
     save_file({"mean": torch.randn(4, 8, 8).half()}, folder / "mean.safetensors")
     (folder / "model.json").write_text(json.dumps(
         {"base": "../small/model", "loras": [{"file": "lora.safetensors"}], "mean_latent": "mean.safetensors", "recipe": "yoso-sd15"}) + "\n")
+
+
+def xl_norm_make(folder):
+    """`xl` with a decoder whose latents have a mean and a deviation of their own in each channel."""
+    vae = model_load(HERE / "data" / "xl" / "model")["vae"]
+    vae.register_to_config(latents_mean=[-1.5, 0.75, 0.25, 2.0], latents_std=[4.5, 0.5, 6.25, 1.125])
+    vae.half().save_pretrained(folder / "own.vae")
+    (folder / "model.json").write_text(json.dumps({"base": "../xl/model", "vae": "own.vae"}) + "\n")
+
+
+def xl_norm_load(folder):
+    return dict(model_load(HERE / "data" / "xl" / "model"), vae=AutoencoderKL.from_pretrained(folder / "own.vae").float().eval())
 
 
 def yoso_load(folder):
@@ -790,15 +808,21 @@ def yoso_load(folder):
     return dict(parts, mean=load_file(folder / "mean.safetensors")["mean"].float())
 
 
+MODEL_FILES = {"yoso": (yoso_make, yoso_load, "small"), "xl_norm": (xl_norm_make, xl_norm_load, "xl")}
+
+
 def build(name, folder):
     """Makes what is not there yet: weights drawn anew would differ with the next torch."""
     torch.manual_seed(sum(map(ord, name)))
     folder = Path(folder)
-    if name == "yoso":
+    if name in MODEL_FILES:
+        make, load, base = MODEL_FILES[name]
         if not (folder / "model.json").exists():
-            yoso_make(folder)
-        parts = yoso_load(folder)
+            folder.mkdir(exist_ok=True)
+            make(folder)
+        parts, base = load(folder), HERE / "data" / base / "model"
     else:
+        base = folder / "model"
         if not (folder / "model").exists():
             model_save(CASES[name](folder / "model"), folder / "model")
         parts = model_load(folder / "model")
@@ -808,7 +832,7 @@ def build(name, folder):
         with torch.no_grad():
             tensors = reference(parts, spec)
             if spec.get("whole"):
-                image = by_pipeline(folder / "model", spec, tensors["latents.start"])
+                image = by_pipeline(base, spec, tensors["latents.start"], parts["vae"])
                 assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
                 tensors["image"] = image
         run_write(folder / run, spec, tensors)
@@ -851,7 +875,7 @@ if __name__ == "__main__":
     elif len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
-        for name in (*CASES, "yoso"):
+        for name in (*CASES, *MODEL_FILES):
             build(name, HERE / "data" / name)
         t5_build(HERE / "data" / "t5" / "model")
         flux.build(HERE / "data" / "flux")

@@ -132,7 +132,10 @@ class BadFolders(Case):
             ("unet", lambda c: c.update(sample_size="big"), ("sample_size", "big")),
             ("vae", lambda c: c.update(scaling_factor="0.18"), ("scaling_factor", "0.18")),
             ("vae", lambda c: c.update(scaling_factor=0), ("scaling_factor",)),
-            ("vae", lambda c: c.update(latents_mean=[0] * 4), ("latents_mean",)),
+            ("vae", lambda c: c.update(latents_mean=[0] * 4, latents_std=[1] * 4), ("latents_mean", "AutoencoderKL", "sdxl")),
+            ("vae", lambda c: c.update(latents_mean=[0] * 3), ("latents_mean", "4 numbers")),
+            ("vae", lambda c: c.update(latents_std=[1, 1, 1, "1"]), ("latents_std", "4 numbers")),
+            ("vae", lambda c: c.update(latents_std={}), ("latents_std", "4 numbers")),
             ("vae", lambda c: c.update(upsample_fn="bilinear"), ("bilinear",)),
             ("vae", lambda c: c.update(num_decoder_blocks=[1, 2]), ("num_decoder_blocks",)),
         ):
