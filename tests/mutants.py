@@ -109,6 +109,8 @@ MUTANTS = {
     "[a] as 0.9": (SYNTAX, "SQUARE_FACTOR = 1 / 1.1", "SQUARE_FACTOR = 0.9"),
     "an open bracket weighs nothing": (SYNTAX, "weigh(p, p->rounds.items[i].piece, ROUND_FACTOR);", ";"),
     "weights without the mean restored": (CHUNKS, "if (!weighed || !isfinite(ratio)) return;", "return;"),
+    "t5 weights about 0": (CHUNKS, "row[i] = from[i] + weights[t] * (row[i] - from[i]);", "row[i] = weights[t] * row[i];"),
+    "t5 pieces in capitals": (CHUNKS, "    if (!lower) return unigram_tokens(", "    if (1) return unigram_tokens("),
     "phrases torn at a chunk's end": (CHUNKS, "#define COMMA_BACKTRACK 20", "#define COMMA_BACKTRACK 0"),
     "weights left behind when tokens move": (CHUNKS, "out->weights[to + i] = out->weights[from + i];", ""),
     "t5: logits divided by sqrt(d_kv)": (T5, "c->heads, 1, 0, ret->mask, bias)", "c->heads, 1 / sqrt(c->head_channels), 0, ret->mask, bias)"),

@@ -39,6 +39,7 @@ struct pipeline {
     size_t bound_bytes[TEXT_BOUND_MAX]; /* of each output of text_graph, which is of one chunk */
     int bound_rows[TEXT_BOUND_MAX];     /* 1: it has rows for tokens, and so grows with chunks */
     struct text_cache *texts;
+    float *empty_states[TEXT_ENCODERS_MAX]; /* of encoders that weigh about them; NULL: not asked */
 };
 
 struct pipeline_limits pipeline_limits_default(void)
@@ -71,6 +72,8 @@ void pipeline_free(struct pipeline *p)
     free(p->slots);
     for (int i = 0; i < TEXT_ENCODERS_MAX; i++)
         plan_free(p->encoder_plans[i]);
+    for (int i = 0; i < TEXT_ENCODERS_MAX; i++)
+        free(p->empty_states[i]);
     plan_free(p->text_plan);
     text_cache_free(p->texts);
     free(p);
@@ -316,6 +319,57 @@ static void mask_fill(struct plan *plan, struct tensor mask, int used, int token
         to[i] = i < used ? 0 : -INFINITY;
 }
 
+static int encoder_run(struct pipeline *p, int i, const int32_t *ids, int used,
+                       const struct plan_watch *watch, struct steer_error *err)
+{
+    const struct encoder_graph *g = p->encoder_graphs + i;
+    size_t bytes = (size_t)p->model->encoders[i].tokens * sizeof *ids;
+    memcpy(plan_data(p->encoder_plans[i], g->ids), ids, bytes);
+    mask_fill(p->encoder_plans[i], g->mask, used, p->model->encoders[i].tokens);
+    return plan_run(p->encoder_plans[i], watch, err);
+}
+
+/* What encoder i makes of the empty text, once for all prompts. */
+static int empty_encode(struct pipeline *p, int i, const struct plan_watch *watch,
+                        struct steer_error *err)
+{
+    const struct text_encoder *e = p->model->encoders + i;
+    size_t bytes = (size_t)e->tokens * (size_t)e->channels * sizeof(float);
+    int32_t ids[TOKENS_MAX];
+    struct tokenized how;
+    int code = tokenizer_encode(e->tokenizer, "", 0, ids, e->tokens, &how, err);
+    if (!code) code = encoder_run(p, i, ids, how.used, watch, err);
+    if (code) return code;
+    if (!(p->empty_states[i] = malloc(bytes)))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory for %zu bytes of states", bytes);
+    memcpy(p->empty_states[i], plan_data(p->encoder_plans[i], p->encoder_graphs[i].states), bytes);
+    return 0;
+}
+
+static int is_weighed(const float *weights, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (weights[i] != 1) return 1;
+    return 0;
+}
+
+/* Encoder i's outputs, its states weighed. */
+static int weighed_encode(struct pipeline *p, int i, const int32_t *ids, const float *weights,
+                          int used, const struct plan_watch *watch, struct steer_error *err)
+{
+    const struct text_encoder *e = p->model->encoders + i;
+    int takes_states = e->states != STATES_NONE, code = 0;
+    int about = takes_states && text_encoder_weighs_about(e) && is_weighed(weights, e->tokens);
+    if (about && !p->empty_states[i]) code = empty_encode(p, i, watch, err);
+    if (code || (code = encoder_run(p, i, ids, used, watch, err)) || !takes_states) return code;
+    float *states = plan_data(p->encoder_plans[i], p->encoder_graphs[i].states);
+    if (about)
+        prompt_weigh_about(states, p->empty_states[i], weights, e->tokens, e->channels);
+    else
+        prompt_weigh(states, weights, e->tokens, e->channels);
+    return 0;
+}
+
 /* The weighed states of one chunk, all encoders' side by side, and its pooled state, into the text
  * plan. */
 static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, int chunk,
@@ -331,13 +385,10 @@ static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, 
         size_t own = at + (size_t)chunk * (size_t)e->tokens;
         const int32_t *ids = prompt->ids + own;
         int used = prompt->used[i][chunk];
-        memcpy(plan_data(plan, g->ids), ids, (size_t)e->tokens * sizeof *ids);
-        mask_fill(plan, g->mask, used, e->tokens);
-        int code = plan_run(plan, watch, err);
+        int code = weighed_encode(p, i, ids, prompt->weights + own, used, watch, err);
         if (code) return code;
         if (e->states != STATES_NONE) {
-            float *from = plan_data(plan, g->states);
-            prompt_weigh(from, prompt->weights + own, e->tokens, e->channels);
+            const float *from = plan_data(plan, g->states);
             for (int k = 0; k < e->tokens; k++)
                 memcpy(states + (size_t)k * (size_t)m->text.channels + first,
                        from + (size_t)k * (size_t)e->channels,

@@ -496,12 +496,27 @@ def text_xl(parts, prompt, pieces, name, out):
     return states, pooled
 
 
-def text_pixart(parts, prompt, _, name, out):
+def t5_weighed(tok, encode, pieces, length):
+    """Ids and states of a weighed text, as ComfyUI weighs T5's: about what the empty text is at the same place."""
+    pad = lambda ids: torch.tensor([ids + [tok.eos_token_id] + [tok.pad_token_id] * (length - 1 - len(ids))])
+    tokens = [(i, w) for text, w in pieces for i in tok(text, add_special_tokens=False).input_ids][:length - 1]
+    ids, weights = pad([i for i, _ in tokens]), torch.ones(length)
+    weights[:len(tokens)] = torch.tensor([w for _, w in tokens])
+    z, e = encode(ids), encode(pad([]))
+    return ids, e + weights[None, :, None] * (z - e)
+
+
+def text_pixart(parts, prompt, pieces, name, out):
     """PixArt's, and the mask that T5 and the cross-attention have."""
-    (ids, _), = chunks_of(parts["tokenizer"], (prompt or "").lower().strip(), None, 120)
-    mask = ids != parts["tokenizer"].pad_token_id
+    tok, text = parts["tokenizer"], parts["text_encoder"]
+    encode = lambda ids: text(ids, attention_mask=(ids != tok.pad_token_id).long()).last_hidden_state
+    if pieces:
+        ids, states = t5_weighed(tok, encode, [(t.lower().strip(), w) for t, w in pieces], 120)
+    else:
+        (ids, _), = chunks_of(tok, (prompt or "").lower().strip(), None, 120)
+        states = encode(ids)
+    mask = ids != tok.pad_token_id
     out[f"tokens.{name}"] = ids[0].int()
-    states = parts["text_encoder"](ids, attention_mask=mask.long()).last_hidden_state
     out[f"text.{name}"] = states[0]
     return states, torch.where(mask, 0.0, -torch.inf)[:, None]
 
@@ -624,6 +639,7 @@ LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
 CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
 DDPM = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False)
 DDPM_V = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False, prediction_type="v_prediction")
+PHRASE = "the red Cat on the blue dog, "
 PIXART = dict(SD, prompt="  The RED cat on \u0391\u03a3 the blue Dog! ", recipe="pixart", text=False)
 PIXART_WHOLE = dict(PIXART, guidance="none", whole=True, negative=None)
 
@@ -735,6 +751,14 @@ RUNS = {
         "vsf": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="vsf", alpha=0.5, offset=0.2, size=(48, 32),
                     negative="a dog, blurry, worst quality, low quality, ugly"),
         "both-cfg": dict(PIXART, steps=2, guidance="nasa", alpha=0.4, size=(48, 48), **{"guidance-scale": 3.0}),
+        "weights": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="nasa", alpha=0.45, size=(32, 48), text=True,
+                        prompt="The (RED Cat:1.5) on [the blue], Dog", negative="((blurry)) dog (ugly:-0.5)", **{
+                            "prompt-syntax": "a1111",
+                            "pieces.pos": [("The ", 1.0), ("RED Cat", 1.5), (" on ", 1.0), ("the blue", 1 / 1.1), (", Dog", 1.0)],
+                            "pieces.neg": [("blurry", 1.21), (" dog ", 1.0), ("ugly", -0.5)]}),
+        "weights-long": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="none", negative=None, size=(32, 48), text=True,
+                             prompt="(" + PHRASE * 4 + ":0.5)(" + PHRASE * 3 + ":1.4)", **{
+                                 "prompt-syntax": "a1111", "pieces.pos": [(PHRASE * 4, 0.5), (PHRASE * 3, 1.4)]}),
     },
     "pixart_ms": {
         "teacher-cfg": dict(PIXART_WHOLE, steps=3, size=(48, 80), negative="a dog, blurry", told=("guidance", "guidance-scale"),

@@ -348,6 +348,25 @@ class Texts(Case):
         self.assertEqual(out.returncode, 0, out.stderr)
         self.assertRegex(out.stderr.decode(), r"positive prompt does not fit into 14 tokens and was cut at byte \d+")
 
+    def test_t5_in_one(self):
+        """T5 has weights and no chunks; one of 1 changes nothing, and the byte of a cut is the prompt's as it was written."""
+        a1111 = ("--prompt-syntax", "a1111")
+        for name, tokens in (("pixart", "120"), ("flux", "256")):
+            model = self.folder(name)
+            self.refused(model, "chunks", "T5", tokens, "long_prompt cut", args=("--long-prompt", "chunk"))
+            self.refused(model, "BREAK", "T5", args=a1111, prompt="a cat BREAK a dog")
+        model = self.folder("pixart")
+        flags = ("--steps", "1", "--size", "32x32")
+        plain = self.render(model, *flags, prompt="A CAT on the blue dog")
+        for prompt, alike in (("(A CAT:1) on (the [blue] dog)", False), ("(A CAT:1) on (the blue:1.0) dog", True)):
+            self.assertEqual(self.render(model, *flags, *a1111, prompt=prompt)["text.pos"] == plain["text.pos"], alike)
+        cuts = []
+        for prompt, more in (("  The Cat " * 60, ()), ("(" + "  The Cat " * 60 + ":1.2)", a1111)):
+            out = self.run_worker("render", "--model", model, "--prompt", prompt, "--seed", 1, *flags, "--output", self.dir / "cut.png", *more)
+            cuts.append(int(re.search(r"cut at byte (\d+)", out.stderr.decode())[1]))
+            self.assertIn(prompt.encode()[cuts[-1]:][:3], (b"The", b"Cat"))
+        self.assertEqual(cuts[0] + 1, cuts[1])
+
     def test_hash(self):
         """The second encoder's files count as the first one's do."""
         seen = set()
