@@ -54,6 +54,7 @@ MUTANTS = {
     "unipc without its corrector": (SAMPLER, "        unipc_update(s, call, s->order, s->mean, s->held);\n        memcpy(x, s->held, s->count * sizeof *x);", "        ;"),
     "clip_sample passed over": (SAMPLER, "return !c->clip_sample ? x0 :", "return 1 ? x0 :"),
     "ddim ends at alpha_bar 1": (SCHEDULE, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
+    "linspace rounded twice": (SCHEDULE, "fmaf(step, (float)i, start)", "start + step * (float)i"),
     "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
     "quick_gelu as gelu": (CLIP, "{ACT_QUICK_GELU, ACT_GELU,", "{ACT_GELU, ACT_GELU,"),
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),

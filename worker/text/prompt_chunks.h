@@ -18,9 +18,9 @@
  * both means over all that the chunk has.
  *
  * T5 reads a text in one, of `length` tokens: text, end, padding; there are no chunks, and no
- * BREAK. Its states have no mean to restore (their last norm only scales, so it is near 0), and
- * weights do what ComfyUI does (comfy/sd1_clip.py): with e what the encoder makes of the empty
- * text,
+ * BREAK. Its last norm only scales, so that nothing keeps the mean away from 0, where restoring it
+ * would be noise: weights do what ComfyUI does (comfy/sd1_clip.py), with e what the encoder makes
+ * of the empty text,
  *
  *     z'[t] = e[t] + w[t] (z[t] - e[t])
  *
