@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -535,6 +536,16 @@ class ModelFiles(Case):
         self.assertEqual(a["latents.final"], b["latents.final"])
         recipes["plain"].write_text(json.dumps({"scheduler": "EulerDiscreteScheduler", "start": "image"}))
         self.refused(base, "start", "noise mean_latent", args=("--recipe", recipes["plain"]))
+
+    def test_documented(self):
+        """Every model file of docs/models.md is one, and names a recipe that ships."""
+        text = (SOURCE / "docs/models.md").read_text()
+        files = [json.loads(f) for f in re.findall(r"`(\{\"base\".*?\})`", text)]
+        self.assertGreater(len(files), 20)
+        known = {"base", "unet", "transformer", "vae", "text_encoder", "text_encoder_2", "single_file", "loras", "mean_latent", "recipe"}
+        for f in files:
+            self.assertLessEqual(f.keys(), known)
+            self.assertTrue("recipe" not in f or (SOURCE / f"worker/recipes/{f['recipe']}.json").exists(), f)
 
     def test_hash(self):
         """Over everything that the file names, and nothing beside it."""
