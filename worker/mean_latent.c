@@ -2,6 +2,7 @@
 #include "mean_latent.h"
 
 #include <math.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -5,8 +5,6 @@
  * A recipe asks for it ("start": "mean_latent"), a model file brings it ("mean_latent": FILE). */
 #ifndef WORKER_MEAN_LATENT_H
 #define WORKER_MEAN_LATENT_H
-#include <stdint.h>
-
 #include "error.h"
 
 struct mean_latent;

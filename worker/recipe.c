@@ -227,16 +227,16 @@ static void read_sigma_rule(struct reader *r, struct sampler_config *c, int same
 }
 
 /* Whether x0 is kept within bounds: the folder's wish is for its own scheduler, and old pipelines
- * know none. Other classes have the key and do nothing with it. */
+ * pass over it. Other classes have the key and do nothing with it. */
 static void read_clip(struct reader *r, struct sampler_config *c)
 {
-    int own = !json_object_get(r->recipe, "scheduler");
-    if (r->old_rules || (c->scheduler != SCHEDULER_DDIM && c->scheduler != SCHEDULER_LCM &&
-                         c->scheduler != SCHEDULER_HEUN))
+    int lend = !r->old_rules && !json_object_get(r->recipe, "scheduler");
+    if (c->scheduler != SCHEDULER_DDIM && c->scheduler != SCHEDULER_LCM &&
+        c->scheduler != SCHEDULER_HEUN)
         return;
-    c->clip_sample = own && c->scheduler == SCHEDULER_DDIM; /* diffusers' default */
-    read_flag(r, "clip_sample", own, &c->clip_sample);
-    read_real(r, "clip_sample_range", own, &c->clip_sample_range);
+    c->clip_sample = lend && c->scheduler == SCHEDULER_DDIM; /* diffusers' default */
+    read_flag(r, "clip_sample", lend, &c->clip_sample);
+    read_real(r, "clip_sample_range", lend, &c->clip_sample_range);
     if (!(c->clip_sample_range > 0)) wrong(r, "clip_sample_range", "more than 0");
 }
 
