@@ -138,8 +138,8 @@ def scheduler(r):
         # The cosine table begins where rounding is multiplied by 20000; test_sampler has it.
         if config["beta_schedule"] == "squaredcos_cap_v2" or not schedules.follow(config, steps):
             continue
-        # These cut time steps at whole numbers where the last bit of numpy's logarithm decides.
-        if config["_class_name"].startswith(("DPM", "UniPC")) and {"use_exponential_sigmas", "use_lu_lambdas"} & config.keys():
+        # These two cut time steps at whole numbers where the last bit of numpy's logarithm decides.
+        if config["_class_name"].startswith("DPM") and {"use_exponential_sigmas", "use_lu_lambdas"} & config.keys():
             continue
         cls = schedules.CLASSES[config["_class_name"]]
         return cls.from_config({k: v for k, v in config.items() if k != "_class_name"}), config, steps
@@ -152,8 +152,8 @@ def as_pipeline(s):
 
 
 def as_pipeline_xl(s):
-    """StableDiffusionXLPipeline changes nothing."""
-    return s
+    """StableDiffusionXLPipeline changes nothing; the folder's file says false, for true is refused."""
+    return type(s).from_config(s.config, **({"clip_sample": False} if "clip_sample" in s.config else {}))
 
 
 def save(r, parts, folder):
@@ -205,6 +205,8 @@ def make_folder(seed, folder, family):
                      index={})
     save(r, parts, folder)
     (folder / "scheduler").mkdir()
+    if family == "sdxl":
+        config = dict(config, clip_sample=False)
     if r.random() < 0.3:  # the index names the class; a config from another one is common
         config = dict(config, _class_name="DDIMScheduler")
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
