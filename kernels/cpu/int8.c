@@ -61,26 +61,26 @@ INLINE void widen(float *to, const int8_t *codes, int pairs, const int unit)
         }
 }
 
-/* sums[ROWS][PANEL] (+)= rows[ROWS][depth] panel[depth][PANEL]. */
+/* sums[count][PANEL] (+)= rows[count][depth] panel[depth][PANEL]. */
 INLINE void multiply(float *sums, const float *const rows[ROWS], const float *panel, int depth,
-                     int add, const int unit)
+                     int add, const int count, const int unit)
 {
     for (int first = 0; first < PANEL; first += VECTORS * LANES) {
         v16 sum[ROWS][VECTORS];
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < count; r++)
             for (int v = 0; v < VECTORS; v++)
                 sum[r][v] = add ? load(sums + r * PANEL + first + v * LANES) : splat(0);
         for (int k = 0; k < depth; k++) {
             v16 w[VECTORS];
             for (int v = 0; v < VECTORS; v++)
                 w[v] = load(panel + k * PANEL + first + v * LANES);
-            for (int r = 0; r < ROWS; r++) {
+            for (int r = 0; r < count; r++) {
                 v16 x = splat_bits(rows[r] + k);
                 for (int v = 0; v < VECTORS; v++)
                     sum[r][v] = multiply_add(sum[r][v], x, w[v], unit);
             }
         }
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < count; r++)
             for (int v = 0; v < VECTORS; v++)
                 store(sums + r * PANEL + first + v * LANES, sum[r][v]);
     }
@@ -119,27 +119,34 @@ static void rows_find(const struct job *j, struct work *w, const float *rows[ROW
     }
 }
 
+/* A piece of the panel over all pixels of a block. */
+INLINE void piece_sum(const struct job *j, struct work *w, size_t begin, size_t end, int tap,
+                      int first, int count, const int8_t *codes, const int unit)
+{
+    const float *rows[ROWS];
+    widen(w->panel, codes, count / 2, unit);
+    for (size_t pixel = begin; pixel < end; pixel += ROWS) {
+        float *sums = w->sums + (pixel - begin) * PANEL;
+        rows_find(j, w, rows, pixel, end, tap, first, count);
+        if (end - pixel == 1)
+            multiply(sums, rows, w->panel, count / unit, tap || first, 1, unit);
+        else
+            multiply(sums, rows, w->panel, count / unit, tap || first, ROWS, unit);
+    }
+}
+
 static void block_sum(const struct job *j, struct work *w, int panel, size_t begin, size_t end)
 {
     const struct weight *weight = j->op->w;
-    const float *rows[ROWS];
     for (int tap = 0; tap < weight->size * weight->size; tap++)
         for (int first = 0; first < weight->in; first += UNITS * j->unit) {
             int left = weight->in - first;
             int count = left < UNITS * j->unit ? left : UNITS * j->unit;
             const int8_t *codes = j->held.codes + int8_place(weight, panel * PANEL, tap, first);
             if (j->unit == 2)
-                widen(w->panel, codes, count / 2, 2);
+                piece_sum(j, w, begin, end, tap, first, count, codes, 2);
             else
-                widen(w->panel, codes, count / 2, 1);
-            for (size_t pixel = begin; pixel < end; pixel += ROWS) {
-                float *sums = w->sums + (pixel - begin) * PANEL;
-                rows_find(j, w, rows, pixel, end, tap, first, count);
-                if (j->unit == 2)
-                    multiply(sums, rows, w->panel, count / 2, tap || first, 2);
-                else
-                    multiply(sums, rows, w->panel, count, tap || first, 1);
-            }
+                piece_sum(j, w, begin, end, tap, first, count, codes, 1);
         }
 }
 

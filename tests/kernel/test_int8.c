@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Weights held as int8, on ref and on backend cpu's instruction sets: against sums in double of the
- * codes and scales that compute.h promises, made here once more; and against the stored matrix,
- * within the bound that rounding to the nearest code has. */
+/* How weights are held. As int8, on ref and on backend cpu's instruction sets: against sums in
+ * double of the codes and scales that compute.h promises, made here once more; and against the
+ * stored matrix, within the bound that rounding to the nearest code has. Tables stay where they are
+ * stored. */
 #include "rig.h"
 
 /* A linear (size 0) or a convolution. What is multiplied are multiples of 1/64 below 2, which bf16
@@ -337,12 +338,63 @@ static void test_bytes(void **unused)
     compute_close(c);
 }
 
+static struct tensor record_table(struct rig *r, const void *what)
+{
+    static const int32_t ids[] = {6, 0, 3, 6};
+    const struct stored *table = what;
+    assert_int_equal(weight_table(r->w, r->c, *table, 7, 20), 0);
+    r->weights = 1;
+    weight_hold_int8(r->w[0]); /* nothing to a table */
+    struct tensor x = graph_constant_ids(r->g, "ids", (struct shape){1, 1, 4, 1}, ids);
+    return op_embedding(r->g, x, r->w[0], NULL);
+}
+
+/* Rows are read where they are stored, of each type, aligned or not: no byte is held of a table. */
+static void test_tables(void **unused)
+{
+    (void)unused;
+    static const int rows[] = {6, 0, 3, 6};
+    static const uint16_t one[] = {[TYPE_BF16] = 0x3f80, [TYPE_F16] = 0x3c00};
+    struct compute_host host = {0};
+    struct compute_options o = {.backend = "cpu", .threads = 2, .host = &host};
+    struct compute *c = NULL;
+    struct steer_error err = {0};
+    char bytes[7 * 20 * sizeof(float) + 1];
+    if (compute_open(&c, &o, &err)) fail_msg("%s", err.text);
+    for (enum compute_type type = TYPE_F32; type <= TYPE_F16; type++) {
+        struct stored table = {.data = bytes + 1, .type = type};
+        float want[7 * 20];
+        for (int i = 0; i < 7 * 20; i++) { /* powers of two: exact in all */
+            float value = ldexpf(1, i % 13);
+            uint16_t half = (uint16_t)(one[type] + (i % 13 << (type == TYPE_BF16 ? 7 : 10)));
+            want[i] = value;
+            if (type == TYPE_F32)
+                memcpy(bytes + 1 + (size_t)i * sizeof value, &value, sizeof value);
+            else
+                memcpy(bytes + 1 + (size_t)i * sizeof half, &half, sizeof half);
+        }
+        struct rig r = {.c = c, .g = graph_new()};
+        struct plan *p = NULL;
+        assert_non_null(r.g);
+        struct tensor y = record_table(&r, &table);
+        graph_output(r.g, y, "out", 0);
+        if (compute_plan(&p, c, r.g, &err) || plan_run(p, NULL, &err)) fail_msg("%s", err.text);
+        assert_int_equal(host.bytes, plan_bytes(p));
+        for (int i = 0; i < 4; i++)
+            assert_memory_equal((float *)plan_data(p, y) + (size_t)i * 20, want + rows[i] * 20,
+                                20 * sizeof(float));
+        plan_free(p);
+        rig_free(&r);
+    }
+    compute_close(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exact),        cmocka_unit_test(test_bound),
         cmocka_unit_test(test_extreme_rows), cmocka_unit_test(test_left_alone),
-        cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_bytes),        cmocka_unit_test(test_tables),
     };
     return cmocka_run_group_tests(tests, rig_open, rig_close);
 }
