@@ -50,7 +50,7 @@ INLINE void widen(float *to, const int8_t *codes, int pairs, const int unit)
     for (int pair = 0; pair < pairs; pair++)
         for (int o = 0; o < PANEL; o += LANES, codes += 2 * LANES) {
             i16 both = __builtin_convertvector(*(const s16 *)(const void *)codes, i16);
-            v16 even = __builtin_convertvector((both << 24) >> 24, v16);
+            v16 even = __builtin_convertvector((i16)((u16)both << 24) >> 24, v16);
             v16 odd = __builtin_convertvector(both >> 8, v16);
             if (unit == 2) {
                 store(to + pair * PANEL + o, (v16)(((u16)even >> 16) | ((u16)odd & 0xffff0000)));
