@@ -45,6 +45,7 @@ MUTANTS = {
     "geglu by tanh": ("kernels/cpu/vector.h", "return x * 0.5f * (verf(x * 0.70710678f) + 1.f);", "return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);"),
     "instaflow at 999": (SAMPLER, "1000.0 * (1 - (double)i / steps)", "999.0 * (1 - (double)i / steps)"),
     "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
+    "linspace rounded twice": (SAMPLER, "fmaf(step, (float)i, start)", "start + step * (float)i"),
     "euler without init_noise_sigma": (SAMPLER, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
     "leading spacing as linspace": (SAMPLER, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
     "ddim ends at alpha_bar 1": (SAMPLER, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),

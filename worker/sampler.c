@@ -66,11 +66,11 @@ void sampler_config_default(struct sampler_config *config, enum scheduler schedu
 
 /* ---- noise levels ---- */
 
-/* torch.linspace in f32: from both ends towards the middle. */
+/* torch.linspace in f32: from both ends towards the middle, rounded once as its AVX2 code does. */
 static float linspace(float start, float end, int n, int i)
 {
     float step = (end - start) / (float)(n - 1);
-    return i < n / 2 ? start + step * (float)i : end - step * (float)(n - 1 - i);
+    return i < n / 2 ? fmaf(step, (float)i, start) : fmaf(-step, (float)(n - 1 - i), end);
 }
 
 /* arXiv 2305.08891, algorithm 1: sqrt(alpha_bar) is shifted and scaled to end at 0. In f32 at each

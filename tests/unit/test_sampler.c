@@ -131,8 +131,32 @@ static void test_schedules(void **state)
     json_decref(rows);
 }
 
+/* Stable Diffusion's levels are torch's f32 to the bit: alphas_cumprod[t] of DDIMScheduler, where
+ * linspace rounded twice gives its neighbour. */
+static void test_levels(void **state)
+{
+    (void)state;
+    static const struct {
+        int t;
+        double alpha_bar;
+    } wanted[] = {{273, 0x1.458004p-1}, {368, 0x1.e8085cp-2}, {702, 0x1.4d11cap-4}};
+    struct recipe r;
+    struct schedule *s;
+    struct steer_error err = {0};
+    json_t *row =
+        json_pack("{s:{s:s, s:f, s:f, s:s}}", "config", "_class_name", "DDIMScheduler",
+                  "beta_start", .00085, "beta_end", .012, "beta_schedule", "scaled_linear");
+    json_object_set_new(json_object_get(row, "config"), "clip_sample", json_false());
+    if (load(&r, row, &err) || schedule_new(&s, &r.sampler, 1, &err)) fail_msg("%s", err.text);
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
+        assert_true(schedule_alpha_bar(s, wanted[i].t) == wanted[i].alpha_bar);
+    schedule_free(s);
+    json_decref(row);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_schedules)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_schedules),
+                                       cmocka_unit_test(test_levels)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
