@@ -131,20 +131,20 @@ class Streams:
 
 def reference(parts, run):
     """The tensors of one run: FluxPipeline's own, seen from outside."""
-    pipe = FluxPipeline(**parts)
+    pipe = FluxPipeline(**{k: v for k, v in parts.items() if k != "index"})
     pipe.set_progress_bar_config(disable=True)
     transformer, vae = parts["transformer"], parts["vae"]
-    (w, h), out = run["size"], {}
-    unpack = lambda x: pipe._unpack_latents(x, h, w, 8)[0]
+    (w, h), out, factor = run["size"], {}, pipe.vae_scale_factor
+    unpack = lambda x: pipe._unpack_latents(x, h, w, factor)[0]
     encoded = {}
     for name, prompt in (("pos", run["prompt"]), ("neg", (run.get("negative") or ""))):
-        for suffix, tok, length in (("", parts["tokenizer"], 16), ("_2", parts["tokenizer_2"], TOKENS)):
+        for suffix, tok, length in (("", parts["tokenizer"], parts["tokenizer"].model_max_length), ("_2", parts["tokenizer_2"], TOKENS)):
             ids = tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
             out[f"tokens{suffix}.{name}"] = ids[0].int()
         states, pooled, _ = pipe.encode_prompt(prompt, max_sequence_length=TOKENS)
         encoded[name] = states, pooled
         out[f"text.{name}"], out[f"pooled.{name}"] = states[0], pooled[0]
-    noise = torch.randn(1, transformer.config.in_channels // 4, h // 8, w // 8, generator=torch.Generator("cpu").manual_seed(run["seed"]))
+    noise = torch.randn(1, transformer.config.in_channels // 4, h // factor, w // factor, generator=torch.Generator("cpu").manual_seed(run["seed"]))
     out["latents.start"] = noise[0]
 
     state = dict(method=run["guidance"], variant=run.get("nasa-variant", "text"), alpha=run.get("alpha", 0.5),
@@ -162,7 +162,7 @@ def reference(parts, run):
         return {}
 
     def decode(z, return_dict):
-        seen = AutoencoderKL.decode(vae, z, return_dict=False)
+        seen = type(vae).decode(vae, z, return_dict=False)
         out["vae.out"] = seen[0][0]
         return seen
 

@@ -580,9 +580,10 @@ def reference(parts, run):
     return {k: v.contiguous() for k, v in out.items()}
 
 
-def by_pipeline(folder, run, start):
-    """The image of diffusers' own pipeline from the folder, given the same latents."""
-    pipe = DiffusionPipeline.from_pretrained(folder).to(dtype=torch.float32)
+def by_pipeline(pipe, run, start):
+    """The image of diffusers' own pipeline, given the same latents and the generator that drew them."""
+    generator = torch.Generator("cpu").manual_seed(run["seed"])
+    torch.randn(start.shape, generator=generator)
     pipe.scheduler = run["scheduler"](pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     w, h = run["size"]
@@ -591,7 +592,7 @@ def by_pipeline(folder, run, start):
     if hasattr(pipe, "transformer"):  # PixArt's negative is never absent
         more["use_resolution_binning"], negative = False, negative or ""
     image = pipe(run["prompt"], negative_prompt=negative, guidance_scale=run.get("guidance-scale", 1.0), width=w, height=h,
-                 latents=start[None].clone(), output_type="np", **more).images[0]
+                 latents=start[None].clone(), generator=generator, output_type="np", **more).images[0]
     return torch.from_numpy((image * 255).round()).to(torch.uint8).contiguous()
 
 
@@ -753,7 +754,8 @@ def build(name, folder):
         with torch.no_grad():
             tensors = reference(parts, spec)
             if spec.get("whole"):
-                image = by_pipeline(folder / "model", spec, tensors["latents.start"])
+                pipe = DiffusionPipeline.from_pretrained(folder / "model").to(dtype=torch.float32)
+                image = by_pipeline(pipe, spec, tensors["latents.start"])
                 assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
                 tensors["image"] = image
         run_write(folder / run, spec, tensors)
