@@ -22,7 +22,7 @@ SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
 FLUX = "worker/model/flux.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 NAMES, CHECKPOINT, LORA, LORA_FILE = "worker/original_names.c", "worker/checkpoint.c", "worker/lora.c", "worker/lora_file.c"
-ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
+ATTENTION, REF, RANDOM, WEIGHT = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c", "kernels/weight.c"
 
 MUTANTS = {
     "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(zp + c, load(zp + c) - alpha", "store(zp + c, load(zp + c) * (1 + alpha) - alpha"),
@@ -45,6 +45,8 @@ MUTANTS = {
     "geglu by tanh": ("kernels/cpu/vector.h", "return x * 0.5f * (verf(x * 0.70710678f) + 1.f);", "return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);"),
     "instaflow at 999": (SAMPLER, "1000.0 * (1 - (double)i / steps)", "999.0 * (1 - (double)i / steps)"),
     "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
+    "lora: a vector of columns twice": (WEIGHT, "sum[r][1] += factors[r * rank + k] * y;", "sum[r][1] += factors[r * rank + k] * x;"),
+    "lora: the last columns of a tile left out": (WEIGHT, "for (size_t r = 0; r < rows && done < n; r++)", "for (size_t r = 0; r < rows && !done; r++)"),
     "linspace rounded twice": (SAMPLER, "fmaf(step, (float)i, start)", "start + step * (float)i"),
     "euler without init_noise_sigma": (SAMPLER, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
     "leading spacing as linspace": (SAMPLER, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
