@@ -12,6 +12,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 import make
+import model_files
 
 TOKENS = 256  # max_sequence_length of schnell
 
@@ -191,6 +192,9 @@ RUNS = {
     "vsf": dict(FLUX, guidance="vsf", alpha=0.8, offset=0.3, size=(48, 32), steps=3),
     "cfg": dict(FLUX, guidance="none", size=(32, 48), **{"guidance-scale": 2.5}),
     "nasa-cfg": dict(FLUX, guidance="nasa", alpha=0.4, size=(48, 16), **{"guidance-scale": 1.5}),
+    "lora-kohya": dict(FLUX, guidance="nasa", alpha=0.3, size=(32, 16), over=model_files.flux_lora_kohya),
+    "lora-diffusers": dict(FLUX, guidance="none", negative=None, size=(16, 32), over=model_files.flux_lora_diffusers),
+    "single-file": dict(FLUX, steps=1, guidance="none", negative=None, size=(32, 32), over=model_files.flux_single),
 }
 
 
@@ -202,4 +206,5 @@ def build(folder):
     for run, spec in RUNS.items():
         if not (folder / run).exists():
             with torch.no_grad():
-                make.run_write(folder / run, spec, reference(parts, spec))
+                changed = make.run_begin(folder / run, spec, parts)
+                make.run_write(folder / run, spec, reference(changed, spec))

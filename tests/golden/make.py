@@ -6,7 +6,7 @@ transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with t
     python tests/golden/make.py NAME DIR   one case, elsewhere
 
 Each case is a model folder (model/) and, per run, a file of reference tensors with the names of
-`steer-worker render --dump-tensors`, and args.txt: the flags of the run.
+`steer-worker render --dump-tensors`, and args.txt: the flags of the run. Some runs have a model file (model.json) over the folder.
 """
 
 import io
@@ -22,11 +22,13 @@ import torch
 from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, DiffusionPipeline,
                        DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PixArtTransformer2DModel, PNDMScheduler,
                        StableDiffusionPipeline, UNet2DConditionModel)
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as spm
 from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config,
                           T5EncoderModel, T5Tokenizer)
+
+import model_files
 
 HERE = Path(__file__).parent
 
@@ -709,6 +711,9 @@ RUNS = {
         "vsf": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="vsf", alpha=0.5, offset=0.2, size=(48, 32),
                     negative="a dog, blurry, worst quality, low quality, ugly"),
         "both-cfg": dict(PIXART, steps=2, guidance="nasa", alpha=0.4, size=(48, 48), **{"guidance-scale": 3.0}),
+        "lora": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="nasa", alpha=0.4, size=(32, 48), over=model_files.pixart_lora),
+        "student": dict(PIXART_WHOLE, recipe="yoso-pixart", told=("recipe",), steps=1, at=[999], size=(48, 64), scheduler=DDPM_V,
+                        over=model_files.pixart_transformer),
     },
     "pixart_ms": {
         "teacher-cfg": dict(PIXART_WHOLE, steps=3, size=(48, 80), negative="a dog, blurry", told=("guidance", "guidance-scale"),
@@ -729,8 +734,16 @@ RUNS = {
 }
 
 
-def run_write(folder, spec, tensors):
+def run_begin(folder, spec, parts):
+    """The run's folder; under a model file other parts."""
     folder.mkdir()
+    if "over" not in spec:
+        return parts
+    torch.manual_seed(sum(map(ord, folder.name)))
+    return spec["over"](folder, parts)
+
+
+def run_write(folder, spec, tensors):
     save_file(tensors, folder / "expected.safetensors")
     flags = []
     for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "nasa-variant", "alpha", "offset", "phi", "tau", "beta",
@@ -752,9 +765,13 @@ def build(name, folder):
         if (folder / run).exists():
             continue
         with torch.no_grad():
-            tensors = reference(parts, spec)
+            changed = run_begin(folder / run, spec, parts)
+            tensors = reference(changed, spec)
             if spec.get("whole"):
                 pipe = DiffusionPipeline.from_pretrained(folder / "model").to(dtype=torch.float32)
+                if "over" in spec:
+                    pipe.register_modules(transformer=changed["transformer"])
+                    pipe.transformer.set_attn_processor(AttnProcessor2_0())
                 image = by_pipeline(pipe, spec, tensors["latents.start"])
                 assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
                 tensors["image"] = image
