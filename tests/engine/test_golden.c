@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Every stage of `steer-worker render` against diffusers and transformers, on small random models.
  *
- * tests/golden/make.py made tests/golden/data: CASE/model is a folder, or CASE/model.json a model
- * file, CASE/RUN/args.txt the flags
- * and CASE/RUN/expected.safetensors the reference's tensors. */
+ * tests/golden/make.py made tests/golden/data: CASE/model is a folder, CASE/RUN/args.txt the flags
+ * and CASE/RUN/expected.safetensors the reference's tensors. A run that has a model.json of its own
+ * renders that. */
 #include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
@@ -108,9 +108,9 @@ static double check_run(const char *name, const char *run, const char *const *fl
     char model[1200], dir[1200], path[1300];
     struct steer_error err = {0};
     struct tensors *got = NULL, *want = NULL;
-    snprintf(model, sizeof model, "%s/%s/model.json", data_dir, name); /* a model file, or */
-    if (access(model, R_OK)) snprintf(model, sizeof model, "%s/%s/model", data_dir, name);
     snprintf(dir, sizeof dir, "%s/%s/%s", data_dir, name, run);
+    snprintf(model, sizeof model, "%.1100s/model.json", dir);
+    if (access(model, F_OK)) snprintf(model, sizeof model, "%s/%s/model", data_dir, name);
     snprintf(path, sizeof path, "%s/expected.safetensors", dir);
     render(model, dir, flags);
     if (tensors_open(&want, path, &err) || tensors_open(&got, "got.safetensors", &err))
@@ -135,7 +135,6 @@ static void check_all(const char *const *flags, double limit, double amplified)
         DIR *d = c->d_name[0] == '.' ? NULL : opendir(path);
         for (struct dirent *r; d && (r = readdir(d));) {
             if (r->d_name[0] == '.' || strcmp(r->d_name, "model") == 0) continue;
-            if (strchr(r->d_name, '.')) continue; /* what a model file names */
             int amplifies = strstr(r->d_name, "cfg") || strcmp(c->d_name, "quiet") == 0;
             (void)check_run(c->d_name, r->d_name, flags, amplifies ? amplified : limit);
             runs++;
@@ -162,7 +161,7 @@ static void test_cpu_bf16(void **unused)
         print_message("skipped: this processor has no native bf16\n");
         skip();
     }
-    check_all(flags, 2e-2 /* 1.1e-2 */, 5e-2 /* 2.2e-2, PNDM, 4 steps; quiet 3.7e-2 */);
+    check_all(flags, 2e-2 /* 1.5e-2 */, 5e-2 /* 2.2e-2, PNDM, 4 steps; quiet 3.7e-2 */);
 }
 
 static void test_ref(void **unused)
