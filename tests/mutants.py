@@ -47,6 +47,8 @@ MUTANTS = {
     "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
     "lora: a vector of columns twice": (WEIGHT, "sum[r][1] += factors[r * rank + k] * y;", "sum[r][1] += factors[r * rank + k] * x;"),
     "lora: the last columns of a tile left out": (WEIGHT, "for (size_t r = 0; r < rows && done < n; r++)", "for (size_t r = 0; r < rows && !done; r++)"),
+    "attention: a key's value paired with itself": (ATTENTION, "((u16)x >> 16 | (u16)y)", "((u16)x >> 16 | (u16)x)"),
+    "attention: keys transposed but for squares of two": ("kernels/cpu/vector.h", "int i = k / 2 * 4 + k % 2;", "int i = k / 4 * 8 + k % 4;"),
     "linspace rounded twice": (SAMPLER, "fmaf(step, (float)i, start)", "start + step * (float)i"),
     "euler without init_noise_sigma": (SAMPLER, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
     "leading spacing as linspace": (SAMPLER, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
