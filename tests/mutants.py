@@ -57,6 +57,8 @@ MUTANTS = {
     "linspace rounded twice": (SCHEDULE, "fmaf(step, (float)i, start)", "start + step * (float)i"),
     "lora: a vector of columns twice": (WEIGHT, "sum[r][1] += factors[r * rank + k] * y;", "sum[r][1] += factors[r * rank + k] * x;"),
     "lora: the last columns of a tile left out": (WEIGHT, "for (size_t r = 0; r < rows && done < n; r++)", "for (size_t r = 0; r < rows && !done; r++)"),
+    "attention: a key's value paired with itself": (ATTENTION, "((u16)x >> 16 | (u16)y)", "((u16)x >> 16 | (u16)x)"),
+    "attention: keys transposed but for squares of two": ("kernels/cpu/vector.h", "int i = k / 2 * 4 + k % 2;", "int i = k / 4 * 8 + k % 4;"),
     "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
     "quick_gelu as gelu": (CLIP, "{ACT_QUICK_GELU, ACT_GELU,", "{ACT_GELU, ACT_GELU,"),
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),

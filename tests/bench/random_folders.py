@@ -196,10 +196,13 @@ def save(r, parts, folder, pipeline):
         if name not in parts:
             continue
         dtype = r.choice(DTYPES)
+        computed = {k: b.clone() for k, b in parts[name].named_buffers()}  # PixArt's positions are in no file: f32 whatever it has
         parts[name].to(dtype)
         shards = dict(max_shard_size="40KB") if r.random() < 0.3 else {}
         parts[name].save_pretrained(folder / name, **shards)
         parts[name].float()
+        for k, b in parts[name].named_buffers():
+            b.copy_(computed[k])
         whole = folder / name / f"{base}.safetensors"
         if name == "text_encoder" and pipeline == "StableDiffusionPipeline" and whole.exists() and r.random() < 0.5:
             other = {("text_model." + k if not k.startswith("text_model.") else k[11:]): v for k, v in load_file(whole).items()}
