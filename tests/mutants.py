@@ -43,7 +43,7 @@ MUTANTS = {
     "resnet group norm 1e-6": (UNET, '"norm_eps", 1e-5, file, err)) ||', '"norm_eps", 1e-5, file, err)) || (c.norm_eps = 1e-6, 0) ||'),
     "layer norm 1e-6": (UNET, 'net_layer_norm(n, x, 1e-5, "%s.norm2"', 'net_layer_norm(n, x, 1e-6, "%s.norm2"'),
     "vae group norm 1e-5": (VAE, "#define VAE_EPS 1e-6", "#define VAE_EPS 1e-5"),
-    "vae: latents_mean scaled": (VAE, "c->latents_mean[k] * scale", "c->latents_mean[k]"),
+    "vae: latents_mean divided by scaling_factor": (VAE, "c->latents_mean[k] * scale", "c->latents_mean[k]"),
     "geglu by tanh": ("kernels/cpu/vector.h", "return x * 0.5f * (verf(x * 0.70710678f) + 1.f);", "return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);"),
     "instaflow at 999": (SCHEDULE, "1000.0 * (1 - (double)i / steps)", "999.0 * (1 - (double)i / steps)"),
     "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
@@ -145,7 +145,7 @@ MUTANTS = {
     "unigram: an unknown character is cheap": (PIECES, "t->unk_score -= 10;", "t->unk_score += 1;"),
     "unigram: the first of two equal pieces": (PIECES, "return x->id > y->id ? -1 : 1;", "return x->id < y->id ? -1 : 1;"),
     "unigram: extra ids upwards": (PIECES, "for (int i = extra_ids - 1; i >= 0 && !code; i--) {", "for (int i = 0; i < extra_ids && !code; i++) {"),
-    "unigram: a token too few": (UNIGRAM, "{ids, 0, length - 1, 0}", "{ids, 0, length - 2, 0}"),
+    "unigram: a token too few": (UNIGRAM, "ids, length - 1, &count, &cut", "ids, length - 2, &count, &cut"),
     "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
 }
 
