@@ -23,7 +23,7 @@ SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
 FLUX = "worker/model/flux.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 NAMES, CHECKPOINT, LORA, LORA_FILE = "worker/original_names.c", "worker/checkpoint.c", "worker/lora.c", "worker/lora_file.c"
-ATTENTION, REF, RANDOM = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c"
+ATTENTION, REF, RANDOM, WEIGHT = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c", "kernels/weight.c"
 
 MUTANTS = {
     "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(zp + c, load(zp + c) - alpha", "store(zp + c, load(zp + c) * (1 + alpha) - alpha"),
@@ -62,6 +62,10 @@ MUTANTS = {
     "clip_sample passed over": (SAMPLER, "return !c->clip_sample ? x0 :", "return 1 ? x0 :"),
     "ddim ends at alpha_bar 1": (SCHEDULE, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
     "linspace rounded twice": (SCHEDULE, "fmaf(step, (float)i, start)", "start + step * (float)i"),
+    "lora: a vector of columns twice": (WEIGHT, "sum[r][1] += factors[r * rank + k] * y;", "sum[r][1] += factors[r * rank + k] * x;"),
+    "lora: the last columns of a tile left out": (WEIGHT, "for (size_t r = 0; r < rows && done < n; r++)", "for (size_t r = 0; r < rows && !done; r++)"),
+    "attention: a key's value paired with itself": (ATTENTION, "((u16)x >> 16 | (u16)y)", "((u16)x >> 16 | (u16)x)"),
+    "attention: keys transposed but for squares of two": ("kernels/cpu/vector.h", "int i = k / 2 * 4 + k % 2;", "int i = k / 4 * 8 + k % 4;"),
     "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
     "quick_gelu as gelu": (CLIP, "{ACT_QUICK_GELU, ACT_GELU,", "{ACT_GELU, ACT_GELU,"),
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),

@@ -6,7 +6,7 @@ transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with t
     python tests/golden/make.py NAME DIR   one case, elsewhere
 
 Each case is a model folder (model/) and, per run, a file of reference tensors with the names of
-`steer-worker render --dump-tensors`, and args.txt: the flags of the run.
+`steer-worker render --dump-tensors`, and args.txt: the flags of the run. Some runs have a model file (model.json) over the folder.
 """
 
 import io
@@ -22,11 +22,13 @@ import torch
 from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, DiffusionPipeline,
                        DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler,
                        PixArtTransformer2DModel, PNDMScheduler, StableDiffusionPipeline, TCDScheduler, UNet2DConditionModel)
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as spm
 from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config,
                           T5EncoderModel, T5Tokenizer)
+
+import model_files
 
 HERE = Path(__file__).parent
 
@@ -605,20 +607,19 @@ def reference(parts, run):
     return {k: v.contiguous() for k, v in out.items()}
 
 
-def by_pipeline(folder, run, start, vae):
-    """The image of diffusers' own pipeline from the folder with that VAE, given the same latents."""
-    pipe = DiffusionPipeline.from_pretrained(folder, vae=vae).to(dtype=torch.float32)
+def by_pipeline(pipe, run, start):
+    """The image of diffusers' own pipeline, given the same latents and the generator that drew them."""
+    generator = torch.Generator("cpu").manual_seed(run["seed"])
+    torch.randn(start.shape, generator=generator)
     pipe.scheduler = run["scheduler"](pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     w, h = run["size"]
     more = dict(timesteps=run["at"]) if "at" in run else dict(num_inference_steps=run["steps"])
     negative = run.get("negative")
-    if run.get("drawn"):  # schedulers that draw noise go on where the latents' drawing ended
-        more["generator"], start = torch.Generator("cpu").manual_seed(run["seed"]), None
     if hasattr(pipe, "transformer"):  # PixArt's negative is never absent
         more["use_resolution_binning"], negative = False, negative or ""
     image = pipe(run["prompt"], negative_prompt=negative, guidance_scale=run.get("guidance-scale", 1.0), width=w, height=h,
-                 latents=None if start is None else start[None].clone(), output_type="np", **more).images[0]
+                 latents=start[None].clone(), generator=generator, output_type="np", **more).images[0]
     return torch.from_numpy((image * 255).round()).to(torch.uint8).contiguous()
 
 
@@ -634,7 +635,7 @@ ZEROED = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing
 LCM = lambda s: LCMScheduler.from_config(s.config)
 TCD = lambda s: TCDScheduler.from_config(s.config)
 ANCESTRAL = lambda s: EulerAncestralDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
-YOSO = dict(SD, recipe="yoso-sd15", scheduler=LCM, size=(64, 64))
+YOSO = dict(SD, recipe="yoso-sd15", scheduler=LCM, size=(64, 64), over=model_files.yoso)
 LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
 CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
 DDPM = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False)
@@ -655,8 +656,10 @@ RUNS = {
         "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, at=[999], guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
         "dpm20": dict(SD, recipe="dpmsolver++", steps=20, guidance="none", scheduler=DPM, negative=None, size=(40, 40)),
         "ancestral": dict(SD, recipe="euler-ancestral", steps=3, guidance="nasa", alpha=0.2, scheduler=ANCESTRAL, size=(40, 24)),
-        "yoso-cfg": dict(AS_IT_IS, recipe="yoso-sd15", steps=2, scheduler=LCM, drawn=True, negative=None, size=(40, 24),
-                         **{"guidance-scale": 1.5}),
+        "yoso-cfg": dict(AS_IT_IS, recipe="yoso-sd15", steps=2, scheduler=LCM, negative=None, size=(40, 24), **{"guidance-scale": 1.5}),
+        "yoso-mean-cfg": dict(YOSO, steps=2, guidance="nasa", alpha=0.2, told=("recipe", "alpha", "guidance", "guidance-scale", "steps"),
+                              **{"guidance-scale": 1.5}),
+        "yoso-mean": dict(YOSO, steps=1, guidance="none", negative=None, **{"guidance-scale": 1.0}),
         "euler1": dict(SD, recipe="euler", steps=1, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
         "dmd2": dict(SD, recipe="dmd2-sd15", steps=1, at=[999], abar=0.0047, guidance="nasa", alpha=0.04, size=(40, 24)),
         "nag-cfg": dict(SD, recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4, scheduler=DDIM, size=(40, 24),
@@ -680,11 +683,6 @@ RUNS = {
                         size=(40, 24), **{"long-prompt": "cut", "prompt-syntax": "a1111", "pieces.pos": [
                             ("the cat", 1.331), (" ", 1.0), ("on", 1 / 1.21), (" ", 1.0), ("the red", 1.2), (" dog", 1.0)],
                             "pieces.neg": [("", 1.0)]}),
-    },
-    "yoso": {
-        "two-cfg": dict(YOSO, steps=2, guidance="nasa", alpha=0.2, told=("recipe", "alpha", "guidance", "guidance-scale", "steps"),
-                        **{"guidance-scale": 1.5}),
-        "one": dict(YOSO, steps=1, guidance="none", negative=None, **{"guidance-scale": 1.0}),
     },
     "odd": {
         "pndm": dict(SD, recipe="sd15", steps=6, guidance="nasa", alpha=0.2),
@@ -712,6 +710,7 @@ RUNS = {
         "absent-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(40, 24), negative=None, **{"guidance-scale": 5.0}),
         "empty-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(40, 24), negative="", **{"guidance-scale": 5.0}),
         "plain": dict(AS_IT_IS, recipe="sdxl", steps=1, size=(24, 40), negative=None),
+        "normed": dict(AS_IT_IS, recipe="sdxl", steps=1, size=(24, 40), negative=None, over=model_files.vae_normed),
         "dmd2": dict(SD, recipe="dmd2-sdxl-1step", steps=1, at=[399], guidance="nasa", alpha=0.5, size=(40, 56), told=("alpha",)),
         "dmd2-4": dict(SD, recipe="dmd2-sdxl-4step", steps=4, at=[999, 749, 499, 249], guidance="nasa", alpha=0.5, size=(40, 24),
                        told=("alpha",)),
@@ -727,9 +726,6 @@ RUNS = {
                           negative="(blue:0.5)", **{
                               "long-prompt": "chunk", "prompt-syntax": "a1111", "guidance-scale": 3.0, "pieces.neg": [("blue", 0.5)],
                               "pieces.pos": [("red ", 1.1), ("cat", 1.32), BREAK, ("the ", 1.0), ("dog", 1 / 1.1)]}),
-    },
-    "xl_norm": {
-        "plain": dict(AS_IT_IS, recipe="sdxl", steps=1, size=(24, 40), negative=None),
     },
     "xl_odd": {
         "absent-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(72, 40), negative=None, **{"guidance-scale": 4.0}),
@@ -759,6 +755,9 @@ RUNS = {
         "weights-long": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="none", negative=None, size=(32, 48), text=True,
                              prompt="(" + PHRASE * 4 + ":0.5)(" + PHRASE * 3 + ":1.4)", **{
                                  "prompt-syntax": "a1111", "pieces.pos": [(PHRASE * 4, 0.5), (PHRASE * 3, 1.4)]}),
+        "lora": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="nasa", alpha=0.4, size=(32, 48), over=model_files.pixart_lora),
+        "student": dict(PIXART_WHOLE, recipe="yoso-pixart", told=("recipe",), steps=1, at=[999], size=(48, 64), scheduler=DDPM_V,
+                        over=model_files.pixart_transformer),
     },
     "pixart_ms": {
         "teacher-cfg": dict(PIXART_WHOLE, steps=3, size=(48, 80), negative="a dog, blurry", told=("guidance", "guidance-scale"),
@@ -779,8 +778,16 @@ RUNS = {
 }
 
 
-def run_write(folder, spec, tensors):
+def run_begin(folder, spec, parts):
+    """The run's folder; under a model file other parts."""
     folder.mkdir()
+    if "over" not in spec:
+        return parts
+    torch.manual_seed(sum(map(ord, folder.name)))
+    return spec["over"](folder, parts)
+
+
+def run_write(folder, spec, tensors):
     save_file(tensors, folder / "expected.safetensors")
     flags = []
     for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "nasa-variant", "alpha", "offset", "phi", "tau", "beta",
@@ -791,72 +798,25 @@ def run_write(folder, spec, tensors):
     (folder / "args.txt").write_text("\n".join(flags) + "\n")
 
 
-def yoso_make(folder):
-    """A model file over `small` with what YOSO's authors publish and what they say one should have besides: a LoRA in
-    kohya-ss's names, a mean latent."""
-    unet = model_load(HERE / "data" / "small" / "model")["unet"]
-    lora = {}
-    for name, module in unet.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and ("attn" in name or "proj_in" in name or "conv1" in name):
-            w, key = module.weight, "lora_unet_" + name.replace(".", "_")
-            lora[f"{key}.lora_down.weight"] = (torch.randn(3, *w.shape[1:]) * 0.1).half()
-            lora[f"{key}.lora_up.weight"] = (torch.randn(w.shape[0], 3, *(1,) * (w.ndim - 2)) * 0.3).half()
-            lora[f"{key}.alpha"] = torch.tensor(2.0).half()
-    save_file(lora, folder / "lora.safetensors")
-    save_file({"mean": torch.randn(4, 8, 8).half()}, folder / "mean.safetensors")
-    (folder / "model.json").write_text(json.dumps(
-        {"base": "../small/model", "loras": [{"file": "lora.safetensors"}], "mean_latent": "mean.safetensors", "recipe": "yoso-sd15"}) + "\n")
-
-
-def xl_norm_make(folder):
-    """`xl` with a decoder whose latents have a mean and a deviation of their own in each channel."""
-    vae = model_load(HERE / "data" / "xl" / "model")["vae"]
-    vae.register_to_config(latents_mean=[-1.5, 0.75, 0.25, 2.0], latents_std=[4.5, 0.5, 6.25, 1.125])
-    vae.half().save_pretrained(folder / "own.vae")
-    (folder / "model.json").write_text(json.dumps({"base": "../xl/model", "vae": "own.vae"}) + "\n")
-
-
-def xl_norm_load(folder):
-    return dict(model_load(HERE / "data" / "xl" / "model"), vae=AutoencoderKL.from_pretrained(folder / "own.vae").float().eval())
-
-
-def yoso_load(folder):
-    parts = model_load(HERE / "data" / "small" / "model")
-    lora = load_file(folder / "lora.safetensors")
-    with torch.no_grad():
-        for name, module in parts["unet"].named_modules():
-            key = "lora_unet_" + name.replace(".", "_")
-            if f"{key}.alpha" in lora:
-                down, up = (lora[f"{key}.lora_{which}.weight"].float().flatten(1) for which in ("down", "up"))
-                module.weight.add_((lora[f"{key}.alpha"].float() / down.shape[0] * (up @ down)).view_as(module.weight))
-    return dict(parts, mean=load_file(folder / "mean.safetensors")["mean"].float())
-
-
-MODEL_FILES = {"yoso": (yoso_make, yoso_load, "small"), "xl_norm": (xl_norm_make, xl_norm_load, "xl")}
-
-
 def build(name, folder):
     """Makes what is not there yet: weights drawn anew would differ with the next torch."""
     torch.manual_seed(sum(map(ord, name)))
     folder = Path(folder)
-    if name in MODEL_FILES:
-        make, load, base = MODEL_FILES[name]
-        if not (folder / "model.json").exists():
-            folder.mkdir(exist_ok=True)
-            make(folder)
-        parts, base = load(folder), HERE / "data" / base / "model"
-    else:
-        base = folder / "model"
-        if not (folder / "model").exists():
-            model_save(CASES[name](folder / "model"), folder / "model")
-        parts = model_load(folder / "model")
+    if not (folder / "model").exists():
+        model_save(CASES[name](folder / "model"), folder / "model")
+    parts = model_load(folder / "model")
     for run, spec in RUNS[name].items():
         if (folder / run).exists():
             continue
         with torch.no_grad():
-            tensors = reference(parts, spec)
+            changed = run_begin(folder / run, spec, parts)
+            tensors = reference(changed, spec)
             if spec.get("whole"):
-                image = by_pipeline(base, spec, tensors["latents.start"], parts["vae"])
+                pipe = DiffusionPipeline.from_pretrained(folder / "model").to(dtype=torch.float32)
+                if "over" in spec:
+                    pipe.register_modules(**{k: changed[k] for k in pipe.components if k in changed and changed[k] is not parts[k]})
+                    (pipe.transformer if hasattr(pipe, "transformer") else pipe.unet).set_attn_processor(AttnProcessor2_0())
+                image = by_pipeline(pipe, spec, tensors["latents.start"])
                 assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
                 tensors["image"] = image
         run_write(folder / run, spec, tensors)
@@ -899,7 +859,7 @@ if __name__ == "__main__":
     elif len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
-        for name in (*CASES, *MODEL_FILES):
+        for name in CASES:
             build(name, HERE / "data" / name)
         t5_build(HERE / "data" / "t5" / "model")
         flux.build(HERE / "data" / "flux")

@@ -181,10 +181,10 @@ def refused():
         yield dict(SD, _class_name=name)
 
 
-def some(r):
-    """One random configuration."""
+def some(r, classes=tuple(CLASSES)):
+    """One random configuration of one of these classes."""
     pick = r.choice
-    name = pick(list(CLASSES))
+    name = pick(classes)
     c = dict(_class_name=name, prediction_type=pick(["epsilon", "v_prediction", "sample"]),
              beta_schedule=pick(["linear", "scaled_linear", "scaled_linear", "squaredcos_cap_v2"]),
              beta_start=pick([0.00085, 0.0001, 0.002]), beta_end=pick([0.012, 0.02]),
