@@ -39,7 +39,7 @@ MUTANTS = {
     "modulate by scale for 1 + scale": ("kernels/cpu/norm.c", "a.more = 1;", "a.more = 0;"),
     "int8: cut instead of rounded": ("kernels/weight.c", "(row[i] * per + 12582912.f) - 12582912.f", "row[i] * per"),
     "int8: a scale of 128ths": ("kernels/weight.c", "per > 0 ? most / 127 : 0", "per > 0 ? most / 128 : 0"),
-    "int8: LoRAs after quantizing": ("kernels/weight.c", "            delta_add(row, &d, (size_t)o * n, n);\n            row_quantize", "            row_quantize"),
+    "int8: LoRAs after quantizing": ("kernels/weight.c", "            if (d.up) tile_add(row, n, &d, (size_t)o, 1, 0, n);\n            row_quantize", "            row_quantize"),
     "int8: pairs of bf16 turned": ("kernels/cpu/int8.c", "((u16)even >> 16) | ((u16)odd & 0xffff0000)", "((u16)odd >> 16) | ((u16)even & 0xffff0000)"),
     "int8: a tap beyond the image wraps": ("kernels/cpu/int8.c", "row >= j->in->shape.h || column < 0 ||", "row >= j->in->shape.h || column < -1 ||"),
     "tables read though the file has shrunk": (PIPELINE, "    int code = params_error(params, err);\n    return code ? code : plan_run(plan, watch, err);", "    (void)params;\n    return plan_run(plan, watch, err);"),
