@@ -8,28 +8,28 @@
 #include "error.h"
 #include "nag.cuh"
 
-/* head size, name, slices, row tiles a warp, keys a tile */
+/* head size, name, slices, row tiles a warp, keys a tile, blocks whose registers fit */
 #define ATTENTION_LIST(X)                                                                          \
-    X(40, text, 1, 1, 80)                                                                          \
-    X(40, long, 1, 2, 64)                                                                          \
-    X(64, text, 1, 1, 80)                                                                          \
-    X(64, long, 1, 2, 64)                                                                          \
-    X(72, text, 1, 1, 128)                                                                         \
-    X(72, long, 1, 2, 64)                                                                          \
-    X(80, text, 1, 1, 80)                                                                          \
-    X(80, long, 1, 2, 48)                                                                          \
-    X(128, long, 1, 1, 64)                                                                         \
-    X(160, text, 1, 1, 80)                                                                         \
-    X(160, long, 1, 1, 64)                                                                         \
-    X(512, long, 4, 1, 32)
+    X(40, text, 1, 1, 80, 3)                                                                       \
+    X(40, long, 1, 2, 64, 2)                                                                       \
+    X(64, text, 1, 1, 80, 3)                                                                       \
+    X(64, long, 1, 2, 64, 2)                                                                       \
+    X(72, text, 1, 1, 128, 2)                                                                      \
+    X(72, long, 1, 2, 48, 2)                                                                       \
+    X(80, text, 1, 1, 80, 2)                                                                       \
+    X(80, long, 1, 2, 48, 2)                                                                       \
+    X(128, long, 1, 1, 64, 2)                                                                      \
+    X(160, text, 1, 1, 80, 2)                                                                      \
+    X(160, long, 1, 1, 64, 2)                                                                      \
+    X(512, long, 4, 1, 32, 1)
 
-#define X(D, name, slices, r, n)                                                                   \
-    KERNEL((tile_shape<D, slices, r, n>::threads))                                                 \
+#define X(D, name, slices, r, n, blocks)                                                           \
+    KERNEL((tile_shape<D, slices, r, n>::threads), blocks)                                         \
     attention_bf16_d##D##_##name(KERNEL_PARAMETER struct cuda_attention a)                         \
     {                                                                                              \
         attention<BF16, tile_shape<D, slices, r, n>>(a);                                           \
     }                                                                                              \
-    KERNEL((tile_shape<D, slices, r, n>::threads))                                                 \
+    KERNEL((tile_shape<D, slices, r, n>::threads), blocks)                                         \
     attention_f16_d##D##_##name(KERNEL_PARAMETER struct cuda_attention a)                          \
     {                                                                                              \
         attention<F16, tile_shape<D, slices, r, n>>(a);                                            \
@@ -37,12 +37,12 @@
 ATTENTION_LIST(X)
 #undef X
 
-KERNEL(NAG_THREADS) nag_bf16(KERNEL_PARAMETER struct cuda_nag a)
+KERNEL(NAG_THREADS, 8) nag_bf16(KERNEL_PARAMETER struct cuda_nag a)
 {
     nag<BF16>(a);
 }
 
-KERNEL(NAG_THREADS) nag_f16(KERNEL_PARAMETER struct cuda_nag a)
+KERNEL(NAG_THREADS, 8) nag_f16(KERNEL_PARAMETER struct cuda_nag a)
 {
     nag<F16>(a);
 }
@@ -53,7 +53,7 @@ static const struct attention_kernel {
     int rows, threads, shared_bytes, kept_bytes;
     void (*kernel[2])(struct cuda_attention); /* by enum cuda_element */
 } kernels[] = {
-#define X(D, name, slices, r, n)                                                                   \
+#define X(D, name, slices, r, n, blocks)                                                           \
     {D,                                                                                            \
      n,                                                                                            \
      #name[0] == 't',                                                                              \

@@ -214,7 +214,7 @@ DEVICE void softmax_tile(struct rows_state<S> *z, float s[S::R][S::N / 8][4],
                 float l = z->l[r][h];
                 l += shuffle_xor(l, 1);
                 l += shuffle_xor(l, 2);
-                float share = l > 0 ? w.result / l : 0;
+                float share = l > 0 ? w.result * reciprocal_approx(l) : 0;
                 shrink = w.apart ? 1 : shrink * share;
                 weight *= share;
             }

@@ -33,10 +33,11 @@ struct CUstream_st; /* what a cudaStream_t points to */
 
 #ifdef __CUDACC__
 
-#define DEVICE           __device__ __forceinline__
-#define HOST_DEVICE      static inline __host__ __device__
-#define KERNEL(threads)  extern "C" __global__ void __launch_bounds__(threads)
-#define KERNEL_PARAMETER const __grid_constant__
+#define DEVICE      __device__ __forceinline__
+#define HOST_DEVICE static inline __host__ __device__
+/* A kernel of so many threads; the registers of so many blocks fit a multiprocessor. */
+#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+#define KERNEL_PARAMETER        const __grid_constant__
 
 DEVICE int thread_index(void)
 {
@@ -75,6 +76,14 @@ DEVICE float exp2_approx(float x)
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* 1 / x to 1 unit in the last place. */
+DEVICE float reciprocal_approx(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
@@ -264,9 +273,9 @@ static int kernel_launch(void (*kernel)(P), struct grid blocks, int threads, siz
 
 #include "simt.h"
 
-#define DEVICE          static inline
-#define HOST_DEVICE     static inline
-#define KERNEL(threads) static void
+#define DEVICE                  static inline
+#define HOST_DEVICE             static inline
+#define KERNEL(threads, blocks) static void
 #define KERNEL_PARAMETER
 
 DEVICE int thread_index(void)
@@ -304,6 +313,11 @@ DEVICE float shuffle_xor(float x, int mask)
 DEVICE float exp2_approx(float x)
 {
     return simt_exp2(x);
+}
+
+DEVICE float reciprocal_approx(float x)
+{
+    return 1 / x;
 }
 
 template <enum element E> DEVICE uint32_t pack(float low, float high)

@@ -390,13 +390,16 @@ uint16_t simt_round(float x, int f16)
 
 float simt_widen(uint16_t x, int f16)
 {
-    if (f16) {
-        half h;
-        memcpy(&h, &x, sizeof h);
-        return (float)h;
-    }
+    static float wide[1 << 16]; /* of every f16: the processor's own way takes a library call */
     uint32_t u = (uint32_t)x << 16;
     float y;
+    if (f16 && wide[0x3c00] == 0)
+        for (int i = 0; i < 1 << 16; i++) {
+            half h;
+            uint16_t bits = (uint16_t)i;
+            memcpy(&h, &bits, sizeof h);
+            wide[i] = (float)h;
+        }
     memcpy(&y, &u, sizeof y);
-    return y;
+    return f16 ? wide[x] : y;
 }
