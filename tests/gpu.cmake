@@ -10,5 +10,6 @@ if(NOT STEER_FUZZ)
   target_compile_options(steer_cuda_simt PRIVATE "SHELL:-iquote ${CMAKE_SOURCE_DIR}/proto")
   target_link_libraries(steer_cuda_simt PRIVATE m)
 
+  steer_test(gpu simt steer_cuda_simt)
   steer_test(gpu cuda_attention steer_kernels steer_cuda_simt)
 endif()

@@ -60,7 +60,7 @@ static void word_read(struct word *w, uint32_t offset, const struct thread *t)
     else if (!w->written)
         simt_fail("thread %d reads shared %u, which nobody wrote", t->index, offset);
     if (races(&w->write, t))
-        simt_fail("thread %d reads shared %u, which thread %d writes", t->index, offset,
+        simt_fail("race: thread %d reads shared %u, which thread %d writes", t->index, offset,
                   w->write.thread);
     struct touch *r = &w->read;
     int warp = t->index / 32;
@@ -77,10 +77,10 @@ static void word_read(struct word *w, uint32_t offset, const struct thread *t)
 static void word_write(struct word *w, uint32_t offset, const struct thread *t)
 {
     if (races(&w->write, t))
-        simt_fail("thread %d writes shared %u, which thread %d writes", t->index, offset,
+        simt_fail("race: thread %d writes shared %u, which thread %d writes", t->index, offset,
                   w->write.thread);
     if (races(&w->read, t))
-        simt_fail("thread %d writes shared %u, which another reads", t->index, offset);
+        simt_fail("race: thread %d writes shared %u, which another reads", t->index, offset);
     w->written = 1;
     w->write = (struct touch){simt.epoch, t->warp->epoch, t->index, t->index / 32};
 }

@@ -316,9 +316,13 @@ static void collective(enum collective what, void *operands)
 {
     struct warp *w = simt.now->warp;
     struct thread *lanes = &simt.thread[(w - simt.warps) * 32];
-    if (w->arrived && w->what != what)
+    if (!w->arrived) {
+        w->what = what;
+        w->mixed = 0;
+    } else if (w->what != what) {
         simt_fail("is in %s, another lane in %s", collective_name(what), collective_name(w->what));
-    w->what = what;
+        w->mixed = 1;
+    }
     w->lane[simt.now->index % 32] = operands;
     simt.now->collective = what;
     if (++w->arrived < 32) {
@@ -327,7 +331,7 @@ static void collective(enum collective what, void *operands)
     }
     w->arrived = 0;
     accesses_count(w);
-    collective_do(w, what);
+    if (!w->mixed) collective_do(w, what);
     for (int l = 0; l < 32; l++)
         lanes[l].state = THREAD_READY;
 }
