@@ -49,7 +49,7 @@ KERNEL(NAG_THREADS, 8) nag_f16(KERNEL_PARAMETER struct cuda_nag a)
 
 static const struct attention_kernel {
     int head_size, keys; /* of a tile */
-    int text;            /* taken when every segment fits one tile */
+    int text;            /* taken when shared and positive keys fit a tile each */
     int rows, threads, shared_bytes, kept_bytes;
     void (*kernel[2])(struct cuda_attention); /* by enum cuda_element */
 } kernels[] = {
@@ -70,9 +70,9 @@ static const struct attention_kernel *kernel_find(const struct cuda_attention *a
 {
     const struct attention_kernel *found = NULL;
     for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++) {
-        int fits = 1;
-        for (int s = 0; s < CUDA_SEGMENTS; s++)
-            fits &= a->segment[s].keys <= kernels[i].keys;
+        /* The negative is not asked: with alpha = 0 the bits are those of no guidance. */
+        int fits = a->segment[CUDA_SHARED].keys <= kernels[i].keys &&
+                   a->segment[CUDA_POSITIVE].keys <= kernels[i].keys;
         if (kernels[i].head_size == a->head_size && (!kernels[i].text || fits) && !found)
             found = &kernels[i]; /* text stands first */
     }
