@@ -12,4 +12,8 @@ if(NOT STEER_FUZZ)
 
   steer_test(gpu simt steer_cuda_simt)
   steer_test(gpu cuda_attention steer_kernels steer_cuda_simt)
+
+  find_program(STEER_NVCC nvcc HINTS /usr/local/cuda/bin)
+  add_test(NAME gpu/compiled COMMAND ${STEER_TEST_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/gpu/compiled.py ${STEER_NVCC} 80 90)
+  set_tests_properties(gpu/compiled PROPERTIES TIMEOUT 900 LABELS gpu SKIP_RETURN_CODE 77)
 endif()

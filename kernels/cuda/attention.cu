@@ -50,20 +50,22 @@ KERNEL(NAG_THREADS, 8) nag_f16(KERNEL_PARAMETER struct cuda_nag a)
 static const struct attention_kernel {
     int head_size, keys; /* of a tile */
     int text;            /* taken when shared and positive keys fit a tile each */
-    int rows, threads, shared_bytes, kept_bytes;
+    int rows, threads;
+    int shared_bytes[2];                      /* without and with what is kept */
     void (*kernel[2])(struct cuda_attention); /* by enum cuda_element */
 } kernels[] = {
+#define SHAPE(D, slices, r, n) tile_shape<D, slices, r, n>
 #define X(D, name, slices, r, n, blocks)                                                           \
     {D,                                                                                            \
      n,                                                                                            \
      #name[0] == 't',                                                                              \
-     tile_shape<D, slices, r, n>::rows,                                                            \
-     tile_shape<D, slices, r, n>::threads,                                                         \
-     tile_shape<D, slices, r, n>::q_bytes + 2 * tile_shape<D, slices, r, n>::tile_bytes,           \
-     tile_shape<D, slices, r, n>::kept * tile_shape<D, slices, r, n>::threads * 4,                 \
+     SHAPE(D, slices, r, n)::rows,                                                                 \
+     SHAPE(D, slices, r, n)::threads,                                                              \
+     {SHAPE(D, slices, r, n)::shared_bytes, SHAPE(D, slices, r, n)::shared_bytes_kept},            \
      {attention_bf16_d##D##_##name, attention_f16_d##D##_##name}},
     ATTENTION_LIST(X)
 #undef X
+#undef SHAPE
 };
 
 static const struct attention_kernel *kernel_find(const struct cuda_attention *a)
@@ -96,6 +98,8 @@ static int attention_wrong(const struct cuda_attention *a)
         if (k->keys < 0 || (k->keys > 0 && (rows_wrong(&k->k, a) || rows_wrong(&k->v, a))))
             return 1;
     }
+    if (a->bias && (int64_t)a->queries * a->segment[CUDA_POSITIVE].keys * a->heads > INT32_MAX)
+        return 1;
     if (a->method == GUIDANCE_NONE) return a->segment[CUDA_NEGATIVE].keys > 0;
     return !a->params || a->causal || a->bias ||
            (a->method == GUIDANCE_NAG && (!a->difference || (uintptr_t)a->difference % 16));
@@ -106,10 +110,10 @@ int cuda_attention(const struct cuda_attention *a, struct CUstream_st *stream)
     const struct attention_kernel *k = kernel_find(a);
     if (!k) return STEER_UNSUPPORTED;
     if (attention_wrong(a)) return STEER_BAD_VALUE;
-    int kept = negative_plan(*a, k->keys).keeps ? k->kept_bytes : 0;
+    int keeps = negative_plan(*a, k->keys).keeps;
     struct grid blocks = {(unsigned)(a->queries + k->rows - 1) / (unsigned)k->rows,
                           (unsigned)a->heads, (unsigned)a->batch};
-    return kernel_launch(k->kernel[a->type], blocks, k->threads, (size_t)(k->shared_bytes + kept),
+    return kernel_launch(k->kernel[a->type], blocks, k->threads, (size_t)k->shared_bytes[keeps],
                          stream, *a)
                ? STEER_RENDER_FAILED
                : 0;

@@ -44,7 +44,15 @@ template <int D_, int SLICES_, int R_, int N_> struct tile_shape {
     static constexpr int chunks = D / 8; /* 16-byte pieces of a row */
     static constexpr int stride = ((depth * 2 * SLICES) | 1) * 16;
     static constexpr int q_bytes = rows * stride, tile_bytes = N * stride;
-    static constexpr int kept = R * columns / 2 + 4 * R; /* a thread's acc, m and l, in words */
+    static constexpr int kept_bytes = (R * columns / 2 + 4 * R) * threads * 4; /* acc, m and l */
+    /* Shared memory: K and V, and over them the rows that leave; Q, and over it what is kept. */
+    static constexpr int keys_bytes = 2 * tile_bytes > q_bytes ? 2 * tile_bytes : q_bytes;
+    static constexpr int kept_at = SLICES == 1 ? 0 : q_bytes; /* slices_sum needs Q's place */
+    static constexpr int shared_bytes = keys_bytes + q_bytes;
+    static constexpr int shared_bytes_kept =
+        keys_bytes + (kept_at + kept_bytes > q_bytes ? kept_at + kept_bytes : q_bytes);
+    /* What a block has on sm_86, 89 and 120. */
+    static_assert((SLICES == 1 ? shared_bytes_kept : shared_bytes) <= 99 * 1024, "shared memory");
 };
 
 /* What a thread keeps of its rows: 16r + g and 16r + g + 8 are [r][0] and [r][1]. */
@@ -119,10 +127,7 @@ template <class S>
 DEVICE void cursor_load(struct cursor *c, uint32_t to, const struct cuda_attention &a, int values,
                         int end)
 {
-    if (c->left >= S::N) /* the compiler drops the comparisons of each row */
-        rows_load<S, S::N>(to, c->at, c->row_bytes, S::N + S::threads);
-    else
-        rows_load<S, S::N>(to, c->at, c->row_bytes, c->left);
+    rows_load<S, S::N>(to, c->at, c->row_bytes, c->left);
     copy_async_commit();
     if (c->left > S::N) {
         c->left -= S::N;
@@ -323,7 +328,8 @@ template <class S> DEVICE void rows_sync(void)
         block_sync();
 }
 
-/* acc to [L, heads * D] at `out`, through shared memory: whole rows of a head leave side by side.
+/* acc to [L, heads * D] at `out`, through shared memory (the tiles' place): whole rows of a head
+ * leave side by side.
  */
 template <enum element E, class S>
 DEVICE void rows_store(const struct rows_state<S> &z, uint32_t at, const struct cuda_attention &a,
@@ -334,7 +340,7 @@ DEVICE void rows_store(const struct rows_state<S> &z, uint32_t at, const struct 
     int group = warp / S::SLICES, slice = warp % S::SLICES;
     uint32_t to =
         at + (group * 16 * S::R + lane / 4) * S::stride + slice * S::columns * 2 + lane % 4 * 4;
-    rows_sync<S>(); /* what was here has been read */
+    block_sync(); /* what was here has been read */
 #pragma unroll
     for (int r = 0; r < S::R; r++)
 #pragma unroll
@@ -430,9 +436,9 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
     int group = warp / S::SLICES, slice = warp % S::SLICES;
     int image = (int)block_index().z, head = (int)block_index().y;
     int first = (int)block_index().x * S::rows; /* query */
-    uint32_t q_at = shared_base(), k_at = q_at + S::q_bytes, v_at = k_at + S::tile_bytes;
-    uint32_t kept_at = v_at + S::tile_bytes + thread_index() * 4;
     const struct negative_plan plan = negative_plan(a, S::N);
+    uint32_t k_at = shared_base(), v_at = k_at + S::tile_bytes, q_at = k_at + S::keys_bytes;
+    uint32_t kept_at = q_at + S::kept_at + thread_index() * 4;
     const float *params = a.params + image * GUIDANCE_PARAMS;
     float alpha = a.method == GUIDANCE_NAG    ? 1
                   : a.method == GUIDANCE_NONE ? 0
@@ -532,7 +538,7 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
     /* Kept is Z+, acc what is added to it. NAG wants both. */
     for (int more = a.method == GUIDANCE_NAG; more >= 0; more--) {
         if (plan.own && !plan.apart) acc_keep<S>(&z, kept_at, more ? SWAP : ADD);
-        rows_store<E, S>(z, q_at, a, a.method == GUIDANCE_NAG && !more ? a.difference : a.out);
+        rows_store<E, S>(z, k_at, a, a.method == GUIDANCE_NAG && !more ? a.difference : a.out);
     }
 }
 
