@@ -4,7 +4,7 @@ if(NOT STEER_FUZZ)
   enable_language(CXX)
   add_library(steer_cuda_simt STATIC ${CMAKE_SOURCE_DIR}/kernels/cuda/attention.cu gpu/simt/simt.c gpu/simt/memory.c)
   set_source_files_properties(${CMAKE_SOURCE_DIR}/kernels/cuda/attention.cu PROPERTIES LANGUAGE CXX
-    COMPILE_OPTIONS "-xc++;-std=c++17;-O2;-Wall;-Wextra;-Wno-unknown-pragmas;$<$<BOOL:${STEER_WERROR}>:-Werror>")
+    COMPILE_OPTIONS "-std=c++17;-O2;-Wall;-Wextra;-Wno-unknown-pragmas;$<$<BOOL:${STEER_WERROR}>:-Werror>")
   set_source_files_properties(gpu/simt/simt.c gpu/simt/memory.c PROPERTIES COMPILE_OPTIONS -O3)
   target_include_directories(steer_cuda_simt PUBLIC gpu/simt PRIVATE ${CMAKE_SOURCE_DIR}/kernels)
   target_compile_options(steer_cuda_simt PRIVATE "SHELL:-iquote ${CMAKE_SOURCE_DIR}/proto")

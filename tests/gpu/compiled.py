@@ -141,15 +141,15 @@ def table(nvcc, archs):
                 limit = GATES.get((f"d{d}", kind))
                 if limit and per > limit:
                     wrong.append(f"{name} sm_{arch}: {per:.2f} instructions per 2048 multiply-adds, over {limit}")
-                if m[1] == "bf16":
-                    rows.setdefault((d, kind, r, n, threads), []).append((count, blocks_by_registers(count, threads), per))
+                cells = rows.setdefault((d, kind, r, n, threads), {})
+                cells[arch] = tuple(map(max, cells.get(arch, (0, 0)), (count, per)))  # the worse of both types
     if wrong:
         fail("\n".join(wrong))
     lines = ["| kernel | rows x keys a tile | threads |" + "".join(f" sm_{a}: registers, blocks, instructions |" for a in archs)]
     lines.append("|---|---|---|" + "---|" * len(archs))
     for (d, kind, r, n, threads), cells in rows.items():
         groups = threads // 32 if threads == 128 else 2
-        lines.append(f"| d{d} {kind} | {16 * r * groups} x {n} | {threads} |" + "".join(f" {c}, {b}, {p:.2f} |" for c, b, p in cells))
+        lines.append(f"| d{d} {kind} | {16 * r * groups} x {n} | {threads} |" + "".join(f" {c}, {blocks_by_registers(c, threads)}, {p:.2f} |" for c, p in cells.values()))
     return "\n".join(lines)
 
 
