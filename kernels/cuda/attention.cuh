@@ -429,6 +429,53 @@ template <class S> DEVICE void state_clear(struct rows_state<S> *z, int acc)
     }
 }
 
+DEVICE struct weighing segment_weighing(const struct cuda_attention &a,
+                                        const struct negative_plan &plan, int segment, float alpha)
+{
+    const float *params = a.params + (int)block_index().z * GUIDANCE_PARAMS;
+    int negative = segment == CUDA_NEGATIVE, vsf = negative && a.method == GUIDANCE_VSF;
+    struct weighing w = {};
+    w.values = vsf ? -alpha : 1;
+    w.result = negative && plan.own ? -alpha : 1;
+    w.apart = negative && plan.apart;
+    w.offset = vsf ? -global_load_float(params + GUIDANCE_OFFSET) * LOG2_E : 0;
+    return w;
+}
+
+DEVICE struct logit_terms segment_terms(const struct cuda_attention &a, int segment, int row)
+{
+    int image = (int)block_index().z, head = (int)block_index().y;
+    const struct cuda_rows &mask = a.segment[segment].mask;
+    struct logit_terms t = {};
+    if (mask.base || mask.table) t.mask = (const float *)rows_begin(mask, image, sizeof(float));
+    if (segment == CUDA_POSITIVE) {
+        if (a.bias) t.bias = a.bias + image * a.bias_image_stride + head;
+        t.causal = a.causal;
+    }
+    t.keys = a.segment[segment].keys;
+    t.scale = a.scale;
+    t.row = row;
+    t.rows = a.queries;
+    t.heads = a.heads;
+    return t;
+}
+
+/* What the next segment begins with. */
+template <class S>
+DEVICE void segment_end(struct rows_state<S> *z, uint32_t kept_at, const struct negative_plan &plan,
+                        int segment)
+{
+    if (segment == CUDA_SHARED && plan.mass) {
+        mass_keep<S>(z, kept_at, 0);
+        if (plan.joint) acc_keep<S>(z, kept_at, KEEP);
+    }
+    if (segment == CUDA_POSITIVE && plan.own) { /* acc is Z+ */
+        if (!plan.apart) acc_keep<S>(z, kept_at, plan.joint ? SWAP : KEEP);
+        state_clear<S>(z, !plan.apart && !plan.joint);
+        if (plan.mass) mass_keep<S>(z, kept_at, 1);
+    }
+}
+
 /* Grid: x blocks of rows, y heads, z images. */
 template <enum element E, class S> DEVICE void attention(const struct cuda_attention &a)
 {
@@ -439,11 +486,9 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
     const struct negative_plan plan = negative_plan(a, S::N);
     uint32_t k_at = shared_base(), v_at = k_at + S::tile_bytes, q_at = k_at + S::keys_bytes;
     uint32_t kept_at = q_at + S::kept_at + thread_index() * 4;
-    const float *params = a.params + image * GUIDANCE_PARAMS;
-    float alpha = a.method == GUIDANCE_NAG    ? 1
-                  : a.method == GUIDANCE_NONE ? 0
-                                              : global_load_float(params + GUIDANCE_ALPHA);
-
+    float alpha = 1; /* NAG's */
+    if (a.method == GUIDANCE_NASA || a.method == GUIDANCE_VSF)
+        alpha = global_load_float(a.params + image * GUIDANCE_PARAMS + GUIDANCE_ALPHA);
     int begin = a.segment[CUDA_SHARED].keys ? CUDA_SHARED : CUDA_POSITIVE;
     int end = a.method == GUIDANCE_NONE ? CUDA_NEGATIVE : CUDA_SEGMENTS;
 
@@ -477,25 +522,8 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
     struct rows_state<S> z;
     state_clear<S>(&z, 1);
     for (int segment = begin; segment < end; segment++) {
-        struct weighing w;
-        w.values = segment == CUDA_NEGATIVE && a.method == GUIDANCE_VSF ? -alpha : 1;
-        w.result = segment == CUDA_NEGATIVE && plan.own ? -alpha : 1;
-        w.apart = segment == CUDA_NEGATIVE && plan.apart;
-        w.offset = segment == CUDA_NEGATIVE && a.method == GUIDANCE_VSF
-                       ? -global_load_float(params + GUIDANCE_OFFSET) * LOG2_E
-                       : 0;
-        struct logit_terms t;
-        const struct cuda_rows &mask = a.segment[segment].mask;
-        t.mask =
-            mask.base || mask.table ? (const float *)rows_begin(mask, image, sizeof(float)) : NULL;
-        t.bias =
-            segment == CUDA_POSITIVE && a.bias ? a.bias + image * a.bias_image_stride + head : NULL;
-        t.causal = segment == CUDA_POSITIVE && a.causal;
-        t.keys = a.segment[segment].keys;
-        t.scale = a.scale;
-        t.row = first + group * 16 * S::R + lane / 4;
-        t.rows = a.queries;
-        t.heads = a.heads;
+        struct weighing w = segment_weighing(a, plan, segment, alpha);
+        struct logit_terms t = segment_terms(a, segment, first + group * 16 * S::R + lane / 4);
         int key = 0, keys = keys_seen<S>(a, segment);
         do {
             bool last = key + S::N >= keys;
@@ -525,15 +553,7 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
             key += S::N;
         } while (key < keys);
 
-        if (segment == CUDA_SHARED && plan.mass) {
-            mass_keep<S>(&z, kept_at, 0);
-            if (plan.joint) acc_keep<S>(&z, kept_at, KEEP);
-        }
-        if (segment == CUDA_POSITIVE && plan.own) { /* acc is Z+ */
-            if (!plan.apart) acc_keep<S>(&z, kept_at, plan.joint ? SWAP : KEEP);
-            state_clear<S>(&z, !plan.apart && !plan.joint);
-            if (plan.mass) mass_keep<S>(&z, kept_at, 1);
-        }
+        segment_end<S>(&z, kept_at, plan, segment);
     }
     /* Kept is Z+, acc what is added to it. NAG wants both. */
     for (int more = a.method == GUIDANCE_NAG; more >= 0; more--) {
