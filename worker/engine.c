@@ -491,6 +491,8 @@ static int render_batch(struct engine *e, struct batch *b, struct steer_error *e
         free(images[i].pixels);
     }
     if (!code) r->rendered++;
+    /* Its files changed under it: opened anew it is what they are now. */
+    if (code == STEER_BAD_MODEL) resident_close(e, r);
     return code;
 }
 

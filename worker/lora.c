@@ -344,6 +344,14 @@ int loras_current(const struct loras *l, struct steer_error *err)
     return code;
 }
 
+int loras_whole(const struct loras *l, struct steer_error *err)
+{
+    int code = 0;
+    for (size_t i = 0; i < l->count && !code; i++)
+        code = tensors_whole(l->files[i].tensors, err);
+    return code;
+}
+
 size_t loras_count(const struct loras *l)
 {
     return l->count;

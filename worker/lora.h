@@ -37,6 +37,8 @@ const struct low_rank *loras_find(const struct loras *l, enum lora_target target
 
 /* Whether the files are still what was opened (tensors_check). */
 int loras_current(const struct loras *l, struct steer_error *err) STEER_MUSTCHECK;
+/* Whether all that was read of them was there (tensors_whole). */
+int loras_whole(const struct loras *l, struct steer_error *err) STEER_MUSTCHECK;
 /* The files, for who wants their bytes. */
 size_t loras_count(const struct loras *l);
 const struct tensors *loras_tensors(const struct loras *l, size_t i);

@@ -416,6 +416,15 @@ void model_close(struct model *m)
     free(m);
 }
 
+int model_whole(const struct model *m, struct steer_error *err)
+{
+    int code = tensors_whole(params_files(m->denoiser_params), err);
+    if (!code) code = tensors_whole(params_files(m->vae_params), err);
+    for (int i = 0; i < m->encoders_count && !code; i++)
+        code = tensors_whole(params_files(m->encoders[i].params), err);
+    return code || !m->loras ? code : loras_whole(m->loras, err);
+}
+
 int model_recipe(const struct model *m, const char *name, struct recipe *ret,
                  struct steer_error *err)
 {

@@ -59,6 +59,10 @@ int model_open(struct model **ret, const char *path, struct compute *c,
 int model_inspect(struct model **ret, const char *path, struct steer_error *err) STEER_MUSTCHECK;
 void model_close(struct model *m); /* NULL is fine; no plan may use it any more */
 
+/* STEER_BAD_MODEL when a file was cut short while its weights were read: what was rendered since is
+ * wrong, and the model is to be closed. */
+int model_whole(const struct model *m, struct steer_error *err) STEER_MUSTCHECK;
+
 /* name NULL: the folder's default recipe. */
 int model_recipe(const struct model *m, const char *name, struct recipe *ret,
                  struct steer_error *err) STEER_MUSTCHECK;

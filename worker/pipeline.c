@@ -730,6 +730,7 @@ static int run_all(struct run *r, struct dump *dump, struct steer_error *err)
     if (!code) code = run_denoise(r, dump, err);
     uint64_t denoised = now_us();
     if (!code) code = run_decode(r, dump, err);
+    if (!code) code = model_whole(p->model, err);
     uint64_t decoded = now_us();
     for (int i = 0; i < r->count; i++) {
         struct run_image *own = r->own[i];

@@ -10,7 +10,8 @@
 struct tensor_file {
     char *name, *path; /* name: as the index has it */
     int fd;            /* -1: not open */
-    uint8_t *data;
+    struct mapping *mapping;
+    uint8_t *data; /* the mapping's */
     size_t size;
     struct timespec changed;
 };

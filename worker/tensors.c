@@ -5,12 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "file.h"
 #include "json.h"
+#include "mapping.h"
 #include "safetensors.h"
 #include "tensor_file.h"
 #include "torch_archive.h"
@@ -125,16 +125,15 @@ static int file_map(struct tensor_file *ret, const char *path, struct steer_erro
         return steer_fail(err, STEER_BAD_MODEL,
                           "tensor file %s has %lld bytes: too short for a header", path,
                           (long long)st.st_size);
-    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, ret->fd, 0);
-    if (map == MAP_FAILED)
+    if (mapping_new(&ret->mapping, ret->fd, (size_t)st.st_size))
         return steer_fail(err, STEER_IO, "tensor file %s cannot be mapped: %s", path,
                           strerror(errno));
-    ret->data = map;
+    ret->data = mapping_data(ret->mapping);
     ret->size = (size_t)st.st_size;
     ret->changed = st.st_mtim;
     /* What a clone of a model's repository has without `git lfs pull`. */
     static const char pointer[] = "version https://git-lfs.github.com/";
-    if (ret->size >= sizeof pointer && memcmp(map, pointer, sizeof pointer - 1) == 0)
+    if (ret->size >= sizeof pointer && memcmp(ret->data, pointer, sizeof pointer - 1) == 0)
         return steer_fail(err, STEER_BAD_MODEL,
                           "tensor file %s is a pointer of Git LFS: the file itself is yet to be "
                           "downloaded (git lfs pull)",
@@ -219,7 +218,7 @@ void tensors_close(struct tensors *t)
 {
     if (!t) return;
     for (size_t i = 0; i < t->files_count; i++) {
-        if (t->files[i].data) munmap(t->files[i].data, t->files[i].size);
+        mapping_free(t->files[i].mapping);
         if (t->files[i].fd >= 0) close(t->files[i].fd);
         free(t->files[i].name);
         free(t->files[i].path);
@@ -247,8 +246,19 @@ const char *tensors_file_path(const struct tensors *t, size_t i)
     return t->files[i].path;
 }
 
+int tensors_whole(const struct tensors *t, struct steer_error *err)
+{
+    for (size_t i = 0; i < t->files_count; i++)
+        if (mapping_cut(t->files[i].mapping))
+            return steer_fail(err, STEER_BAD_MODEL,
+                              "tensor file %s was cut short while it was read", t->files[i].path);
+    return 0;
+}
+
 int tensors_check(const struct tensors *t, struct steer_error *err)
 {
+    int code = tensors_whole(t, err);
+    if (code) return code;
     for (size_t i = 0; i < t->files_count; i++) {
         const struct tensor_file *f = t->files + i;
         struct stat st;

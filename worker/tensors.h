@@ -53,7 +53,10 @@ void tensors_close(struct tensors *t); /* NULL is fine */
 /* The files of the set, for who wants their bytes. */
 size_t tensors_files(const struct tensors *t);
 const char *tensors_file_path(const struct tensors *t, size_t i);
-/* Whether the files are still what was mapped: reading where one has shrunk would be a SIGBUS. */
+/* Whether all that was read of the files so far was there (mapping.h): what was made of one that
+ * was cut short meanwhile is wrong. */
+int tensors_whole(const struct tensors *t, struct steer_error *err) STEER_MUSTCHECK;
+/* That, and whether the files are still what was mapped. */
 int tensors_check(const struct tensors *t, struct steer_error *err) STEER_MUSTCHECK;
 size_t tensors_count(const struct tensors *t);
 /* By place, in order of name. */

@@ -46,6 +46,8 @@ def export(state, stage, folder, painter=None, vae=None):
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
                   timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    made = Stage(state, stage).need()
+    (folder / "training.json").write_text(json.dumps({"stage": stage, "samples": made["done"], "begin": made["begin"]}) + "\n")  # for resume.py
     (folder / "steer.json").write_text(json.dumps({"recipe": RECIPES.get(stage, "demo")}) + "\n")
 
 

@@ -54,24 +54,25 @@ class Training:
     """Iterating gives batches until `until` samples are seen; whatever the body does between two of them is a step.
 
     model: what is trained, averaged over the last steps into `averaged` (which is what is used in the end).
-    parent: the state of another stage to begin with, if this one has not begun."""
+    parent: the state of another stage to begin with, if this one has not begun.
+    fresh: samples seen when the optimisers were new."""
 
     def __init__(self, stage, model, optimisers, until, batch, seed, parent=None, rows=100):
         self.stage, self.model, self.optimisers = stage, model, optimisers
         self.until, self.batch, self.seed = until, batch, seed
         self.averaged = {k: v.clone() for k, v in model.state_dict().items()}
-        self.begin = self.done = 0
+        self.begin = self.done = self.fresh = 0
         self.meter, self.every = {}, max(1, until // batch // rows)
         state = stage.load() or parent
         if state:
             self.begin = state["begin"] if state is not parent else parent["done"]
-            self.done, self.averaged = state["done"], state["averaged"]
+            self.done, self.fresh, self.averaged = state["done"], state["fresh"], state["averaged"]
             model.load_state_dict(state["model"])
             for optimiser, kept in zip(optimisers, state["optimisers"]):
                 optimiser.load_state_dict(kept)
 
     def state(self):
-        return {"model": self.model.state_dict(), "averaged": self.averaged, "done": self.done, "begin": self.begin,
+        return {"model": self.model.state_dict(), "averaged": self.averaged, "done": self.done, "begin": self.begin, "fresh": self.fresh,
                 "optimisers": [o.state_dict() for o in self.optimisers]}
 
     def __iter__(self):

@@ -25,9 +25,10 @@ CLOSELY = 3.0  # weight of the cells where things stand, beside 1 for the backgr
 
 def train(state_dir, name, data, painter, until, batch=64, lr=0.01, gate=None):
     """gate(training): called now and then, for the curve."""
-    parent = None if name == "base" else Stage(state_dir, "base").need()
     opt = Muon(quicken(painter).parameters(), lr, adam_lr=1e-3)
-    training = Training(Stage(state_dir, name), painter, [opt], until, batch, seed=10_000_000, parent=parent)
+    stage = Stage(state_dir, name)
+    parent = None if name == "base" or stage.load() else Stage(state_dir, "base").need()
+    training = Training(stage, painter, [opt], until, batch, seed=10_000_000, parent=parent)
     for step in training:
         examples = data.examples(step.rng, batch, NEGATIVES if name == "nasa" else 0.0)
         scale = 1 + 3 * max(0, 1 - step.share / EASY) if name == "base" else 1.0
@@ -35,7 +36,7 @@ def train(state_dir, name, data, painter, until, batch=64, lr=0.01, gate=None):
         loss.backward()
         # Constant in `base`; the branches cool down from there.
         left = 1 if name == "base" else min(1, (1 - step.share) / 0.7) + 0.01
-        opt.step(lr * min(1, step.done / 2000 + 0.05) * left)
+        opt.step(lr * min(1, (step.done - training.fresh) / 2000 + 0.05) * left)
         training.note(loss=loss.detach())
         if gate and step.done // gate.every != (step.done + batch) // gate.every:
             gate(training, step.done + batch)

@@ -380,6 +380,22 @@ class Deaths(unittest.TestCase):
             self.assertIn("truncated" if "truncated" in status.failures[0].text else "diffusion_pytorch_model",
                           status.failures[0].text)
 
+    def test_a_folder_that_is_written_anew(self):
+        """While it is open: a plan that needs its files is refused, the model opened anew, and the job rendered."""
+        with Farm() as farm:
+            farm.workers[0].stop()
+            (farm.models / "small").unlink()
+            shutil.copytree(GOLDEN / "small" / "model", farm.models / "small")
+            farm.workers[0].start()
+            farm.wait_models()
+            client = farm.client()
+            job = dict(model="small", prompt="x", **FAST)
+            self.assertEqual(client.fetch(client.submit("before", **job).job)[1].state, "done")
+            for file in (farm.models / "small").rglob("*.safetensors"):
+                os.utime(file)
+            images, status = client.fetch(client.submit("after", width=32, height=64, **job).job)
+            self.assertEqual((len(images), status.state), (1, "done"), status)
+
 
 class DataDirectory(unittest.TestCase):
     def broker(self, farm, *args):

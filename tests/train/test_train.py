@@ -33,6 +33,7 @@ import judge  # noqa: E402
 import model  # noqa: E402
 import optimiser  # noqa: E402
 import precision  # noqa: E402
+import resume  # noqa: E402
 import scenes  # noqa: E402
 import student  # noqa: E402
 import teacher  # noqa: E402
@@ -308,6 +309,12 @@ class Command(Folder):
             self.assertEqual(said.count(asked), 1, asked)
         self.assertEqual(run.stdout.count("--stage plain"), 2)  # judged and exported, as it is there
         self.assertNotIn("--stage teacher", run.stdout)
+        self.assertEqual(self.run_stages("resume").stdout.splitlines(), ["== resume", f"resume.py --state {self.dir}"])
+        (self.dir / "vae.pt").touch()  # trained already, or resumed
+        self.assertEqual(self.run_stages("autoencoder").stdout.splitlines(), ["== autoencoder"])
+        self.assertIn("--stage base --to ../demo", self.run_stages("export").stdout)
+        (self.dir / "nasa.pt").touch()
+        self.assertIn("--stage nasa --to ../demo", self.run_stages("export").stdout)
         self.assertEqual(self.run_stages("base").stdout.splitlines(), ["== base", f"student.py base --state {self.dir}"])
         wrong = self.run_stages("nothing")
         self.assertEqual(wrong.returncode, 64)
@@ -358,6 +365,7 @@ class Stages(Folder):
             export.export(self.dir, stage, self.dir / "out" / stage, toy(tok), autoencoder.load(self.dir, WIDTHS))
             self.assertEqual(json.loads((self.dir / "out" / stage / "steer.json").read_text())["recipe"], recipe)
             self.assertTrue((SOURCE / "worker" / "recipes" / f"{recipe}.json").exists())
+        self.goes_on(self.dir / "out" / "nasa", data, tok, branches["nasa"])
         picture = self.opened(self.dir / "out" / "nasa")
         painter = toy(tok)
         painter, vae = export.load(self.dir, "nasa", painter, autoencoder.load(self.dir, WIDTHS))
@@ -365,6 +373,23 @@ class Stages(Folder):
             noise = torch.randn(1, *scenes.LATENT, generator=torch.Generator().manual_seed(1))
             mine = vae.decode(painter.draw(noise, painter.encode(["a red apple"]))).sample[0] / 2 + 0.5
         self.assertLess((torch.as_tensor(picture) - mine.clamp(0, 1)).abs().max(), 0.02)  # the folder is fp16
+
+    def goes_on(self, folder, data, tok, before):
+        """In a new state, from an exported folder alone."""
+        state = self.dir / "new"
+        with self.assertRaisesRegex(SystemExit, "no training.json"):
+            resume.resume(state, SOURCE / "models" / "train")
+        self.assertEqual(resume.resume(state, folder), "nasa")
+        with self.assertRaisesRegex(SystemExit, "of its own"):
+            resume.resume(state, folder)
+        kept = Stage(state, "nasa").load()
+        self.assertEqual((kept["done"], kept["begin"]), (16, 8))
+        for key, value in before.items():
+            self.assertTrue(torch.allclose(kept["averaged"][key], value, atol=1e-3), key)
+        self.assertEqual(autoencoder.load(state, WIDTHS).state_dict().keys(), autoencoder.load(self.dir, WIDTHS).state_dict().keys())
+        after = student.train(state, "nasa", data, toy(tok), 20, batch=4)
+        self.assertFalse(torch.equal(after["unet.conv_in.weight"], kept["averaged"]["unet.conv_in.weight"]))
+        self.assertEqual(Stage(state, "nasa").load()["done"], 20)
 
 
 if __name__ == "__main__":
