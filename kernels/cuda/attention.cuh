@@ -62,13 +62,6 @@ template <class S> struct rows_state {
     float l[S::R][2];                   /* this lane's part of the row's mass */
 };
 
-/* Where the next tile of K, or of V, comes from. */
-struct cursor {
-    const char *at; /* this thread's first piece */
-    int64_t row_bytes;
-    int segment, left;
-};
-
 DEVICE const char *rows_begin(const struct cuda_rows &r, int image, int value_bytes)
 {
     const char *at = r.table ? (const char *)global_load_pointer(r.table + image)
@@ -89,19 +82,16 @@ template <class S> DEVICE int keys_seen(const struct cuda_attention &a, int segm
     return a.causal && segment == CUDA_POSITIVE && past < keys ? past : keys;
 }
 
+/* This thread's first piece of a segment's K or V. Without keys it is never followed, so anything
+ * but NULL, to which nothing may be added. */
 template <class S>
-DEVICE void cursor_set(struct cursor *c, const struct cuda_attention &a, int segment, int values)
+DEVICE const char *keys_begin(const struct cuda_attention &a, const struct cuda_rows &r, int keys)
 {
-    int keys = keys_seen<S>(a, segment);
-    const struct cuda_rows &r = values ? a.segment[segment].v : a.segment[segment].k;
     int row = thread_index() / row_threads<S>::lanes,
         chunk = thread_index() % row_threads<S>::lanes;
-    c->segment = segment;
-    c->left = keys;
-    c->row_bytes = r.row_stride * 2;
-    c->at = keys ? rows_begin(r, (int)block_index().z, 2) + row * c->row_bytes +
-                       ((int)block_index().y * S::chunks + chunk) * 16
-                 : NULL;
+    if (!keys) return (const char *)a.out;
+    return rows_begin(r, (int)block_index().z, 2) + row * r.row_stride * 2 +
+           ((int)block_index().y * S::chunks + chunk) * 16;
 }
 
 /* Sends `count` rows on their way, from `from` on, of which `left` are there. */
@@ -119,21 +109,6 @@ DEVICE void rows_load(uint32_t to, const char *from, int64_t row_bytes, int left
                 (S::chunks % lanes == 0 || chunk + c < S::chunks))
                 copy_async(to + i * S::stride + c * 16, from + c * 16, row + i < left);
         from = made_here(from + step * row_bytes);
-    }
-}
-
-/* One tile, and on to the next. */
-template <class S>
-DEVICE void cursor_load(struct cursor *c, uint32_t to, const struct cuda_attention &a, int values,
-                        int end)
-{
-    rows_load<S, S::N>(to, c->at, c->row_bytes, c->left);
-    copy_async_commit();
-    if (c->left > S::N) {
-        c->left -= S::N;
-        c->at += S::N * c->row_bytes;
-    } else if (c->segment + 1 < end) {
-        cursor_set<S>(c, a, c->segment + 1, values);
     }
 }
 
@@ -432,17 +407,18 @@ template <class S> DEVICE void state_clear(struct rows_state<S> *z, int acc)
 DEVICE struct weighing segment_weighing(const struct cuda_attention &a,
                                         const struct negative_plan &plan, int segment, float alpha)
 {
-    const float *params = a.params + (int)block_index().z * GUIDANCE_PARAMS;
+    int offset_at = (int)block_index().z * GUIDANCE_PARAMS + GUIDANCE_OFFSET;
     int negative = segment == CUDA_NEGATIVE, vsf = negative && a.method == GUIDANCE_VSF;
     struct weighing w = {};
     w.values = vsf ? -alpha : 1;
     w.result = negative && plan.own ? -alpha : 1;
     w.apart = negative && plan.apart;
-    w.offset = vsf ? -global_load_float(params + GUIDANCE_OFFSET) * LOG2_E : 0;
+    w.offset = vsf ? -global_load_float(a.params + offset_at) * LOG2_E : 0;
     return w;
 }
 
-DEVICE struct logit_terms segment_terms(const struct cuda_attention &a, int segment, int row)
+DEVICE struct logit_terms segment_terms(const struct cuda_attention &a, int segment, int key,
+                                        int row)
 {
     int image = (int)block_index().z, head = (int)block_index().y;
     const struct cuda_rows &mask = a.segment[segment].mask;
@@ -452,6 +428,7 @@ DEVICE struct logit_terms segment_terms(const struct cuda_attention &a, int segm
         if (a.bias) t.bias = a.bias + image * a.bias_image_stride + head;
         t.causal = a.causal;
     }
+    t.key = key;
     t.keys = a.segment[segment].keys;
     t.scale = a.scale;
     t.row = row;
@@ -492,9 +469,7 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
     int begin = a.segment[CUDA_SHARED].keys ? CUDA_SHARED : CUDA_POSITIVE;
     int end = a.method == GUIDANCE_NONE ? CUDA_NEGATIVE : CUDA_SEGMENTS;
 
-    struct cursor from_k, from_v;
-    cursor_set<S>(&from_k, a, begin, 0);
-    cursor_set<S>(&from_v, a, begin, 1);
+    const char *from_k = keys_begin<S>(a, a.segment[begin].k, keys_seen<S>(a, begin));
     rows_pad<S>(q_at, S::rows);
     rows_pad<S>(k_at, S::N);
     {
@@ -504,7 +479,8 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
         rows_load<S, S::rows>(q_at, rows_begin(a.q, image, 2) + row * row_bytes + chunk * 16,
                               row_bytes, a.queries - first);
     }
-    cursor_load<S>(&from_k, k_at, a, 0, end);
+    rows_load<S, S::N>(k_at, from_k, a.segment[begin].k.row_stride * 2, keys_seen<S>(a, begin));
+    copy_async_commit();
     copy_async_wait<0>();
     block_sync();
 
@@ -523,8 +499,12 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
     state_clear<S>(&z, 1);
     for (int segment = begin; segment < end; segment++) {
         struct weighing w = segment_weighing(a, plan, segment, alpha);
-        struct logit_terms t = segment_terms(a, segment, first + group * 16 * S::R + lane / 4);
+        const struct cuda_rows &mask = a.segment[segment].mask;
+        bool causal = segment == CUDA_POSITIVE && a.causal;
+        bool masked = mask.base || mask.table || (segment == CUDA_POSITIVE && a.bias);
         int key = 0, keys = keys_seen<S>(a, segment);
+        const char *from_v = keys_begin<S>(a, a.segment[segment].v, keys);
+        int64_t v_row = a.segment[segment].v.row_stride * 2;
         do {
             bool last = key + S::N >= keys;
             if (segment != begin || key) { /* the first K came with Q */
@@ -533,14 +513,16 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
             } else if (S::SLICES > 1) {
                 block_sync(); /* all have Q: its place serves slices_sum */
             }
-            cursor_load<S>(&from_v, v_at, a, 1, end);
+            rows_load<S, S::N>(v_at, from_v, v_row, keys - key);
+            copy_async_commit();
+            from_v += S::N * v_row;
             float s[S::R][S::N / 8][4];
             multiply_keys<E, S>(s, q, k_at + slice * S::columns * 2 + across);
             if (S::SLICES > 1) slices_sum<S>(s, q_at);
             w.scale = a.scale * LOG2_E;
-            if (t.mask || t.bias || key + S::N > t.keys || (t.causal && key + S::N > first)) {
-                t.key = key;
-                logits_mask<S>(s, t);
+            if (masked || key + S::N > keys || (causal && key + S::N > first)) {
+                int row = first + group * 16 * S::R + lane / 4;
+                logits_mask<S>(s, segment_terms(a, segment, key, row));
                 w.scale = 1;
             }
             w.closes = last && (segment + 1 == end ||
@@ -548,7 +530,14 @@ template <enum element E, class S> DEVICE void attention(const struct cuda_atten
             softmax_tile<S>(&z, s, w);
             copy_async_wait<0>();
             block_sync();
-            if (!last || segment + 1 < end) cursor_load<S>(&from_k, k_at, a, 0, end);
+            int next = last ? segment + 1 : segment; /* the next K's */
+            if (next < end) {
+                int left = last ? keys_seen<S>(a, next) : keys - key - S::N;
+                int64_t k_row = a.segment[next].k.row_stride * 2;
+                from_k = last ? keys_begin<S>(a, a.segment[next].k, left) : from_k + S::N * k_row;
+                rows_load<S, S::N>(k_at, from_k, k_row, left);
+                copy_async_commit();
+            }
             multiply_values<E, S>(&z, s, v_at + slice * S::columns * 2 + down);
             key += S::N;
         } while (key < keys);

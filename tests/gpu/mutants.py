@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("kernels/cuda/attention.cuh", "kernels/cuda/nag.cuh", "kernels/cuda/attention.cu")
 TEST, CPU_SECONDS = "test_cuda_attention", 90
-STATEMENTS = "block_sync|warp_sync|rows_sync<S>|copy_async_wait<0>|copy_async_commit|rows_pad<S>|logits_mask<S>|slices_sum<S>|mass_keep<S>|acc_keep<S>|state_clear<S>|cursor_load<S>"
+STATEMENTS = "block_sync|warp_sync|rows_sync<S>|copy_async_wait<0>|copy_async_commit|rows_pad<S>|logits_mask<S>|slices_sum<S>|mass_keep<S>|acc_keep<S>|state_clear<S>"
 OPERATORS = {  # name: (what it finds, what stands there then)
     "statement gone": (rf"\b(?:{STATEMENTS})\([^;]*\);", ";"),
     "+ to -": (r" \+ ", " - "),

@@ -2,6 +2,7 @@
 #include "model.h"
 
 #include <math.h>
+#include <sanitizer/asan_interface.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,7 @@ static void thread_start(struct thread *t, int index)
 {
     char *base = simt.stacks + (size_t)index * STACK_BYTES;
     void **top = (void **)(base + STACK_BYTES);
+    ASAN_UNPOISON_MEMORY_REGION(base, STACK_BYTES); /* a stuck thread was left where it was */
     t->state = THREAD_READY;
     t->groups = t->copies = 0;
     memset(t->accesses, 0, sizeof t->accesses);
