@@ -47,7 +47,7 @@ struct access {
 };
 
 struct warp {
-    void *lane[32]; /* operands of those that have arrived */
+    void *lane[32];     /* operands of those that have arrived */
     int arrived, mixed; /* mixed: lanes came to different ones, nothing is done */
     enum collective what;
     uint32_t epoch; /* warp_syncs so far */
