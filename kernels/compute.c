@@ -103,9 +103,12 @@ int compute_open(struct compute **ret, const struct compute_options *options,
     c->backend = backend;
     c->host = options->host ? options->host : &c->own_host;
     c->precision = options->precision;
+    c->weights = options->weights;
     c->threads = options->threads > 0 ? options->threads : threads_allowed();
     if (options->tuning && (code = tuning_read(&c->tuning, options->tuning, err))) goto fail;
-    const char *precision = c->precision == PRECISION_BF16 ? "bf16" : "f32";
+    char precision[16];
+    snprintf(precision, sizeof precision, "%s%s", c->precision == PRECISION_BF16 ? "bf16" : "f32",
+             c->weights == WEIGHTS_INT8 ? "-int8" : "");
     if (backend == &backend_ref) {
         snprintf(c->numerics, sizeof c->numerics, "ref-%s-steer%s-%08x", precision, STEER_VERSION,
                  text_hash(options->salt, NULL));
@@ -148,6 +151,11 @@ const char *compute_numerics(const struct compute *c)
 int compute_threads(const struct compute *c)
 {
     return c->threads;
+}
+
+enum compute_weights compute_weights(const struct compute *c)
+{
+    return c->weights;
 }
 
 struct compute_peak compute_peak(struct compute *c)

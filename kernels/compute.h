@@ -33,6 +33,9 @@ const char *compute_type_name(enum compute_type type); /* "f32" */
 /* ---- devices ---- */
 
 enum compute_precision { PRECISION_F32, PRECISION_BF16 };
+/* How packed matrices are held, which is another question than how they are multiplied. INT8: those
+ * of weight_hold_int8, whose callers ask compute_weights what their owner wants. */
+enum compute_weights { WEIGHTS_AS_COMPUTED, WEIGHTS_INT8 };
 
 /* What the computes of one program share with their owner. Zeroed, there is no limit. */
 struct compute_host {
@@ -49,6 +52,7 @@ struct compute_host {
 struct compute_options {
     const char *backend; /* "ref" or "cpu" */
     enum compute_precision precision;
+    enum compute_weights weights;
     int threads;        /* 0: as many as the cgroup's quota and affinity allow */
     const char *tuning; /* file of algorithm choices by `steer-worker tune`; NULL: our own rule */
     struct compute_host *host; /* borrowed; NULL: one of its own */
@@ -69,10 +73,12 @@ int compute_bf16_native(void);
 
 /* Images are equal to the byte between two computes with the same class, e.g.
  * "cpu-avx512_core_bf16+avx512_bf16-bf16-t2-onednn2.6.3-steer0.1.0-1a2b3c4d": oneDNN's and our own
- * kernels' instruction sets, precision, threads, versions, and a hash of tuning table and salt.
+ * kernels' instruction sets, precision ("bf16-int8" with weights in int8), threads, versions, and a
+ * hash of tuning table and salt.
  * Lives as long as c. */
 const char *compute_numerics(const struct compute *c);
 int compute_threads(const struct compute *c);
+enum compute_weights compute_weights(const struct compute *c);
 /* GFLOP/s that this machine reaches at best, measured now (about a second); zeros for "ref". The
  * ceilings that a share of the peak is a share of: a loop of multiply-adds, and oneDNN's 2048^3
  * matrix product. */
@@ -125,6 +131,14 @@ int weight_norm(struct weight **ret, struct compute *c, struct stored scale, str
 /* An embedding table [rows, channels]. */
 int weight_table(struct weight **ret, struct compute *c, struct stored table, int rows,
                  int channels) STEER_MUSTCHECK;
+/* Before any plan takes it: the matrix of a linear or a convolution is held as int8 per output
+ * channel, symmetric, scale = max|w| / 127 with its LoRAs in w, and multiplied in the compute's
+ * precision, which has whole numbers up to 127 exactly. What has fewer than 16 channels on a side,
+ * or an odd number of inputs, stays as it is computed: it is small and stands at a model's ends,
+ * where errors show most. Nothing happens to norms and tables. */
+void weight_hold_int8(struct weight *w);
+/* Gives back all that was packed; no plan may use it any more, the next one packs it again. */
+void weight_unpack(struct weight *w);
 void weight_free(struct weight *w); /* NULL is fine; no plan may use it any more */
 
 /* ---- recording ---- */

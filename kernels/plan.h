@@ -63,6 +63,7 @@ extern const struct backend backend_ref, backend_cpu;
 struct compute {
     const struct backend *backend;
     enum compute_precision precision;
+    enum compute_weights weights;
     int threads;
     struct compute_host *host, own_host;
     size_t refused; /* what compute_take denied last, for the sentence about it */

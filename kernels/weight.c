@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "weight.h"
 
+#include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -130,16 +132,23 @@ int weight_table(struct weight **ret, struct compute *c, struct stored table, in
     return 0;
 }
 
+void weight_hold_int8(struct weight *w)
+{
+    enum { CHANNELS_MIN = 16 };
+    int matrix = w->kind == WEIGHT_LINEAR || w->kind == WEIGHT_CONV;
+    w->int8 = matrix && w->in % 2 == 0 && w->in >= CHANNELS_MIN && w->out >= CHANNELS_MIN;
+}
+
+void weight_unpack(struct weight *w)
+{
+    while (w->packed)
+        weight_forget(w, w->packed->key);
+}
+
 void weight_free(struct weight *w)
 {
     if (!w) return;
-    while (w->packed) {
-        struct packed *p = w->packed;
-        w->packed = p->next;
-        compute_give(w->compute, p->bytes);
-        free(p->data);
-        free(p);
-    }
+    weight_unpack(w);
     free(w);
 }
 
@@ -198,7 +207,7 @@ void *weight_pack(struct weight *w, uint64_t key, size_t bytes)
     return data;
 }
 
-void weight_unpack(struct weight *w, uint64_t key)
+void weight_forget(struct weight *w, uint64_t key)
 {
     for (struct packed **at = &w->packed; *at; at = &(*at)->next) {
         struct packed *p = *at;
@@ -369,7 +378,7 @@ const float *weight_matrix_f32(struct weight *w)
     if (data) return data;
     if (!(data = weight_pack(w, WEIGHT_MATRIX_F32, elements(w) * sizeof *data))) return NULL;
     if (matrix_convert(data, w, TYPE_F32)) {
-        weight_unpack(w, WEIGHT_MATRIX_F32);
+        weight_forget(w, WEIGHT_MATRIX_F32);
         return NULL;
     }
     return data;
@@ -394,6 +403,100 @@ const void *weight_matrix_staged(struct weight *w, enum compute_type type)
 {
     void *data = staging_get(w->compute, elements(w) * compute_type_bytes(type));
     return data && !matrix_convert(data, w, type) ? data : NULL;
+}
+
+/* ---- int8 ---- */
+
+/* max|x| as its bits, which are ordered like it; those of an infinity or NaN are above all. */
+__attribute__((target_clones("avx512f", "avx2", "default"))) static uint32_t
+magnitude_bits(const float *row, size_t n)
+{
+    uint32_t most = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, row + i, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+/* To the nearest whole number, ties to even: adding 1.5 * 2^23 rounds there. */
+__attribute__((target_clones("avx512f", "avx2", "default"))) static void
+row_round(int8_t *restrict out, const float *restrict row, size_t n, float per)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = (int8_t)((row[i] * per + 12582912.f) - 12582912.f);
+}
+
+/* Output o from its stored row [in, size * size], to which its LoRAs are added; round: room for its
+ * codes. Where a value is none, the scale is none, and so is whatever is multiplied by it. */
+static void row_quantize(const struct weight *w, int8_t *codes, float *scale, int o,
+                         const float *row, int8_t *round)
+{
+    int taps = w->size * w->size;
+    size_t n = (size_t)w->in * (size_t)taps;
+    uint32_t bits = magnitude_bits(row, n);
+    float most;
+    memcpy(&most, &bits, sizeof most);
+    int finite = bits < 0x7f800000;
+    /* 1 / a subnormal would be infinite: such a row is zeros. */
+    float per = finite && most >= 0x1p-100f ? 127 / most : 0;
+    *scale = !finite ? NAN : per > 0 ? most / 127 : 0;
+    if (finite)
+        row_round(round, row, n, per);
+    else
+        memset(round, 0, n);
+    for (int tap = 0; tap < taps; tap++)
+        for (int c = 0; c < w->in; c += 2) {
+            int8_t *pair = codes + int8_place(w, o, tap, c);
+            pair[0] = round[c * taps + tap];
+            pair[1] = round[(c + 1) * taps + tap];
+        }
+}
+
+/* Row by row, each thread in its part of the staging memory: no matrix is ever wide as a whole. */
+static int int8_fill(struct weight *w, float *scales, int8_t *codes)
+{
+    struct compute *c = w->compute;
+    size_t n = (size_t)w->in * (size_t)(w->size * w->size);
+    size_t room = (n * (sizeof(float) + 1) + 63) & ~(size_t)63;
+    char *rows = staging_get(c, (size_t)c->threads * room);
+    if (!rows) return STEER_NO_MEMORY;
+    for (int i = 0, first = 0; i < w->parts; first += w->part_out[i++]) {
+        struct delta d;
+        int code = delta_make(&d, w, i);
+        if (code) return code;
+        int count = c->host->counting ? 0 : w->part_out[i];
+#pragma omp parallel for schedule(static) num_threads(c->threads)
+        for (int o = 0; o < count; o++) {
+            float *row = (float *)(void *)(rows + (size_t)omp_get_thread_num() * room);
+            stored_to_f32(row, w->matrix[i], (size_t)o * n, n);
+            delta_add(row, &d, (size_t)o * n, n);
+            row_quantize(w, codes, scales + first + o, first + o, row, (int8_t *)(row + n));
+        }
+        delta_free(w, &d);
+    }
+    pages_drop(w);
+    return 0;
+}
+
+int weight_matrix_int8(struct weight *w, struct weight_int8 *ret)
+{
+    size_t panels = ((size_t)w->out + INT8_PANEL - 1) / INT8_PANEL;
+    size_t scales = panels * INT8_PANEL * sizeof(float);
+    size_t codes = panels * INT8_PANEL * (size_t)w->in * (size_t)(w->size * w->size);
+    char *data = weight_packed(w, WEIGHT_MATRIX_INT8);
+    if (!data) {
+        if (!(data = weight_pack(w, WEIGHT_MATRIX_INT8, scales + codes))) return STEER_NO_MEMORY;
+        if (!w->compute->host->counting) memset(data, 0, scales + codes);
+        if (int8_fill(w, (float *)(void *)data, (int8_t *)data + scales)) {
+            weight_forget(w, WEIGHT_MATRIX_INT8);
+            return STEER_NO_MEMORY;
+        }
+    }
+    *ret = (struct weight_int8){(float *)(void *)data, (int8_t *)data + scales};
+    return 0;
 }
 
 void weight_staging_free(struct compute *c)
@@ -425,4 +528,12 @@ const float *weight_vector_f32(struct weight *w)
             memset(data + at, 0, (size_t)w->part_out[i] * sizeof *data);
     }
     return data;
+}
+
+int weight_ready(struct weight *w, struct steer_error *err)
+{
+    struct weight_int8 held;
+    int matrix = w->int8 ? !weight_matrix_int8(w, &held) : weight_matrix_f32(w) != NULL;
+    if (matrix && weight_vector_f32(w)) return 0;
+    return steer_fail(err, STEER_NO_MEMORY, "no memory for packed weights");
 }

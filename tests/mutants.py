@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
-         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_cuda_attention")
+         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_int8", "test_residence", "test_cuda_attention")
 UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
 FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
 PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
@@ -40,6 +40,13 @@ MUTANTS = {
     "segments merged under a maximum of one": (ATTENTION, "share[i] = w->m[i][r] == most ? 1 : expf(w->m[i][r] - most);", "share[i] = 1;"),
     "rope: halves turned for pairs": ("kernels/cpu/norm.c", "return x * cosines + lanes_1(x) * sines;", "return x * cosines + lanes_8(x) * sines;"),
     "modulate by scale for 1 + scale": ("kernels/cpu/norm.c", "a.more = 1;", "a.more = 0;"),
+    "int8: cut instead of rounded": ("kernels/weight.c", "(row[i] * per + 12582912.f) - 12582912.f", "row[i] * per"),
+    "int8: a scale of 128ths": ("kernels/weight.c", "per > 0 ? most / 127 : 0", "per > 0 ? most / 128 : 0"),
+    "int8: LoRAs after quantizing": ("kernels/weight.c", "            delta_add(row, &d, (size_t)o * n, n);\n            row_quantize", "            row_quantize"),
+    "int8: pairs of bf16 turned": ("kernels/cpu/int8.c", "((u16)even >> 16) | ((u16)odd & 0xffff0000)", "((u16)odd >> 16) | ((u16)even & 0xffff0000)"),
+    "int8: a tap beyond the image wraps": ("kernels/cpu/int8.c", "row >= j->in->shape.h || column < 0 ||", "row >= j->in->shape.h || column < -1 ||"),
+    "tables read though the file has shrunk": (PIPELINE, "    int code = params_error(params, err);\n    return code ? code : plan_run(plan, watch, err);", "    (void)params;\n    return plan_run(plan, watch, err);"),
+    "text encoders stay": (PIPELINE, "        params_unpack(p->model->encoders[i].params);", "        ;"),
     "patches: channels last for first": (REF, "op->order == PATCH_CHANNEL_FIRST ?", "op->order == PATCH_CHANNEL_LAST ?"),
     "attention_head_dim as a width": (UNET, "        if (attends && c->channels[i] % c->heads[i])", "        c->heads[i] = c->channels[i] / c->heads[i] > 0 ? c->channels[i] / c->heads[i] : 1;\n        if (attends && c->channels[i] % c->heads[i])"),
     "transformer group norm 1e-5": (UNET, "f->c->groups, 1e-6, ACT_NONE", "f->c->groups, 1e-5, ACT_NONE"),

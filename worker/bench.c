@@ -248,13 +248,15 @@ static int bench_run(struct bench *b, const struct bench_args *a, struct steer_e
     const char *numerics = compute_numerics(b->s.compute);
     long long rss = peak_rss(); /* before the peaks are measured, which take memory of their own */
     json_t *out = json_pack(
-        "{s:s, s:s, s:i, s:i, s:s, s:f, s:s, s:i, s:i, s:s, s:f, s:f, s:I, s:o, s:o, s:o}", "model",
-        b->s.model->name, "size", size, "batch", (int)a->batch, "steps", b->plan.shape.steps,
-        "guidance", guidance_method_name(b->plan.shape.method), "guidance_scale",
-        b->plan.image.guidance.scale, "precision", strstr(numerics, "-bf16-") ? "bf16" : "f32",
-        "threads", compute_threads(b->s.compute), "runs", runs, "numerics", numerics, "load_ms",
-        b->load_ms, "first_image_ms", b->first_ms, "peak_rss_bytes", (json_int_t)rss, "stages",
-        stages, "total", spread(total, runs), "peak_gflops", peaks(b));
+        "{s:s, s:s, s:i, s:i, s:s, s:f, s:s, s:s, s:i, s:i, s:s, s:f, s:f, s:I, s:o, s:o, s:o}",
+        "model", b->s.model->name, "size", size, "batch", (int)a->batch, "steps",
+        b->plan.shape.steps, "guidance", guidance_method_name(b->plan.shape.method),
+        "guidance_scale", b->plan.image.guidance.scale, "precision",
+        strstr(numerics, "-bf16-") ? "bf16" : "f32", "weights",
+        compute_weights(b->s.compute) == WEIGHTS_INT8 ? "int8" : "auto", "threads",
+        compute_threads(b->s.compute), "runs", runs, "numerics", numerics, "load_ms", b->load_ms,
+        "first_image_ms", b->first_ms, "peak_rss_bytes", (json_int_t)rss, "stages", stages, "total",
+        spread(total, runs), "peak_gflops", peaks(b));
     if (a->ops) json_object_set_new(out, "ops", ops_json(&plans));
     json_dumpf(out, stdout, JSON_INDENT(2));
     putchar('\n');

@@ -128,7 +128,7 @@ static json_t *loras_report(const struct model_file *file)
 /* The plans of one image at the default size, by the default recipe, as a worker would make them
  * for a job that names nothing: counted as its budget counts them, and not allocated. */
 static json_t *memory_of(const char *path, const struct machine_args *machine,
-                         Steerfarm__Precision precision)
+                         Steerfarm__Precision precision, enum compute_weights weights)
 {
     static char prompt[] = "a photograph";
     struct session s = {.host = {.counting = 1}};
@@ -138,6 +138,7 @@ static json_t *memory_of(const char *path, const struct machine_args *machine,
     struct pipeline_plans plans;
     struct steer_error err = {0};
     m.memory_bytes = SIZE_MAX;
+    m.weights = weights;
     job_args_init(&j);
     j.job.prompt = prompt;
     j.job.has_precision = 1;
@@ -163,8 +164,11 @@ static json_t *memory_of(const char *path, const struct machine_args *machine,
 static json_t *memory_report(const char *path, const struct machine_args *machine)
 {
     size_t allowed = machine->memory_bytes ? machine->memory_bytes : compute_memory_allowed();
-    return json_pack("{s:o, s:o, s:I}", "f32", memory_of(path, machine, STEERFARM__PRECISION__F32),
-                     "bf16", memory_of(path, machine, STEERFARM__PRECISION__BF16), "allowed",
+    const enum compute_weights as_computed = WEIGHTS_AS_COMPUTED;
+    return json_pack("{s:o, s:o, s:o, s:I}", "f32",
+                     memory_of(path, machine, STEERFARM__PRECISION__F32, as_computed), "bf16",
+                     memory_of(path, machine, STEERFARM__PRECISION__BF16, as_computed), "int8",
+                     memory_of(path, machine, STEERFARM__PRECISION__AUTO, WEIGHTS_INT8), "allowed",
                      (json_int_t)allowed);
 }
 
@@ -251,8 +255,8 @@ static void part_print(const json_t *part)
 
 static void memory_print(const json_t *memory)
 {
-    static const char *const precisions[] = {"f32", "bf16"};
-    for (int i = 0; i < 2; i++) {
+    static const char *const precisions[] = {"f32", "bf16", "int8"};
+    for (int i = 0; i < 3; i++) {
         const json_t *m = json_object_get(memory, precisions[i]);
         if (*text_of(m, "error"))
             printf("  memory %-8s %s\n", precisions[i], text_of(m, "error"));
@@ -316,8 +320,10 @@ int command_check(int argc, char **argv, struct steer_error *err)
     struct check_args a = {.json = 0};
     int words, help;
     machine_args_init(&a.machine);
-    const struct args_group groups[] = {
-        {"Check", options, &a}, {"Machine", machine_args_options, &a.machine}, {NULL, NULL, NULL}};
+    const struct args_group groups[] = {{"Check", options, &a},
+                                        {"Machine", machine_args_options, &a.machine},
+                                        {"Memory", residence_args_options, &a.machine},
+                                        {NULL, NULL, NULL}};
     int code = args_parse(groups, argc, argv, &words, &help, err);
     if (code) return code;
     if (help) {
@@ -326,7 +332,9 @@ int command_check(int argc, char **argv, struct steer_error *err)
                "what serving would refuse it for. DIR may be a folder of models. The exit code is\n"
                "0 when all of them can be served.\n\n"
                "Memory is for one image of the default size by the default recipe, as --memory\n"
-               "counts it: packed weights and plans, all held at once.\n");
+               "counts it: packed weights and plans, all held at once (with --text-resident no\n"
+               "without the text encoders, which are held before). f32, bf16: --precision; int8:\n"
+               "--weights int8 in the best precision here.\n");
         args_help(stdout, groups);
         args_help_exits(stdout);
         return 0;

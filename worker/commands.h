@@ -12,9 +12,13 @@ struct machine_args {
     int threads;
     uint64_t memory_bytes;            /* for packed weights and plans; 0: the command's default */
     enum compute_precision precision; /* what AUTO means here: bf16 where it is native */
+    enum compute_weights weights;
+    int text_leaves; /* text encoders' weights go when texts are encoded */
 };
 void machine_args_init(struct machine_args *a);
 extern const struct args_option machine_args_options[];
+/* Of the same struct, for commands that hold no plan of a text from one image to the next. */
+extern const struct args_option residence_args_options[];
 
 /* AUTO resolved on this machine. */
 enum compute_precision precision_of(const struct machine_args *a, Steerfarm__Precision asked);

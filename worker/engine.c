@@ -264,6 +264,7 @@ static int resident_open(struct engine *e, const char *name, int precision, stru
     struct pipeline_limits limits = pipeline_limits_default();
     if (limits.text_bytes_max > e->host.bytes_max / 16)
         limits.text_bytes_max = e->host.bytes_max / 16;
+    limits.text_leaves = e->options.text_leaves;
     limits.make_room = make_room;
     limits.data = e;
     code = model_open(&r->model, dir, c, err);

@@ -22,6 +22,7 @@ struct engine;
 struct engine_options {
     struct compute_options compute; /* precision: of PRECISION AUTO jobs; host: the engine's */
     size_t memory_bytes;            /* for models and plans; 0: three quarters of what we may use */
+    int text_leaves;                /* of pipeline_limits */
     int wake;                       /* an eventfd, borrowed */
     /* The folder or file of a model name, or NULL; called on the engine thread. */
     const char *(*model_path)(void *data, const char *name);

@@ -135,7 +135,7 @@ static char *job_json(const Steerfarm__Job *job, const struct job_plan *p, const
     int quality = job->output && job->output->has_quality ? (int)job->output->quality : 90;
     json_t *json = json_pack(
         "{s:s, s:s, s:s*, s:s, s:s, s:s, s:{s:s, s:s*, s:f, s:f, s:f, s:f, s:f, s:f}, s:i, s:i, "
-        "s:i, s:o, s:s, s:{s:s, s:i}, s:s, s:s}",
+        "s:i, s:o, s:s, s:s*, s:{s:s, s:i}, s:s, s:s}",
         "model", job->model, "prompt", p->image.prompt, "negative_prompt", p->image.negative,
         "prompt_syntax", job_prompt_syntax_name((int)job->prompt_syntax), "long_prompt",
         job_long_prompt_name((int)job->long_prompt), "recipe", p->recipe.name, "guidance", "method",
@@ -144,8 +144,9 @@ static char *job_json(const Steerfarm__Job *job, const struct job_plan *p, const
         g->tau, "beta", g->beta, "offset", g->offset, "guidance_scale", g->scale, "width",
         p->shape.width, "height", p->shape.height, "steps", p->shape.steps, "seed",
         job_seed_json(p->image.seed), "precision", strstr(numerics, "-bf16-") ? "bf16" : "f32",
-        "output", "format", formats[format >= 0 && format < 3 ? format : 0], "quality", quality,
-        "model_hash", model_hash, "numerics", numerics);
+        "weights", strstr(numerics, "-int8-") ? "int8" : NULL, "output", "format",
+        formats[format >= 0 && format < 3 ? format : 0], "quality", quality, "model_hash",
+        model_hash, "numerics", numerics);
     char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);
     return text;

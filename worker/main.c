@@ -54,6 +54,23 @@ static int set_memory(void *target, const char *value, struct steer_error *err)
     return args_bytes(&((struct machine_args *)target)->memory_bytes, value, err);
 }
 
+static int set_weights(void *target, const char *value, struct steer_error *err)
+{
+    struct machine_args *a = target;
+    if (strcmp(value, "auto") != 0 && strcmp(value, "int8") != 0)
+        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected auto or int8", value);
+    a->weights = strcmp(value, "int8") == 0 ? WEIGHTS_INT8 : WEIGHTS_AS_COMPUTED;
+    return 0;
+}
+
+static int set_text_resident(void *target, const char *value, struct steer_error *err)
+{
+    if (strcmp(value, "yes") != 0 && strcmp(value, "no") != 0)
+        return steer_fail(err, STEER_BAD_VALUE, "\"%s\": expected yes or no", value);
+    ((struct machine_args *)target)->text_leaves = strcmp(value, "no") == 0;
+    return 0;
+}
+
 static int set_log_level(void *target, const char *value, struct steer_error *err)
 {
     (void)target;
@@ -69,9 +86,18 @@ const struct args_option machine_args_options[] = {
     {"threads", "N", "compute threads (default: what the cgroup and affinity allow)", set_threads},
     {"backend", "cpu|ref", "ref is slow plain C, for checking", set_backend},
     {"memory", "BYTES", "for weights and plans (default: serve takes three quarters)", set_memory},
+    {"weights", "auto|int8",
+     "how text encoders and denoiser are held: auto as they are multiplied, int8 in half of bf16",
+     set_weights},
     {"tuning", "FILE", "algorithm table of `steer-worker tune`", set_tuning},
     {"device", "cpu|auto", "what to compute on (default auto)", set_device},
     {"log-level", "LEVEL", "debug, info, warn or error (default info)", set_log_level},
+    {NULL, NULL, NULL, NULL},
+};
+
+const struct args_option residence_args_options[] = {
+    {"text-resident", "yes|no",
+     "no: text encoders leave memory when texts are encoded (default yes)", set_text_resident},
     {NULL, NULL, NULL, NULL},
 };
 

@@ -168,6 +168,10 @@ static int offers_add(void *data, const char *path)
     char *copy = strdup(path);
     model_close(m);
     int taken = offer && offers_path(o, offer->name);
+    if (offer && o->weights == WEIGHTS_INT8 && !(offer->weights = strdup("int8"))) {
+        offer_free(offer);
+        offer = NULL;
+    }
     if (!offer || !copy || taken) {
         offer_free(offer);
         free(copy);

@@ -24,6 +24,7 @@ struct offers {
     Steerfarm__Model **models;
     char **paths;
     size_t count;
+    enum compute_weights weights; /* as this worker holds them: told in each offer */
 };
 /* Adds to *o, which begins zeroed; a name that was already there stays as it was. */
 int offers_scan(struct offers *o, const char *dir, struct steer_error *err) STEER_MUSTCHECK;

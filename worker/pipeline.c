@@ -38,6 +38,7 @@ struct pipeline {
     struct text_graph text_graph;
     size_t bound_bytes[TEXT_BOUND_MAX]; /* of each output of text_graph, which is of one chunk */
     int bound_rows[TEXT_BOUND_MAX];     /* 1: it has rows for tokens, and so grows with chunks */
+    int rest_packed;                    /* weights of the denoiser or the decoder may be */
     struct text_cache *texts;
 };
 
@@ -109,14 +110,39 @@ static int make_room(struct pipeline *p, const struct slot *keep)
            slot_drop(p, keep, UINT64_MAX);
 }
 
+/* Texts are encoded: the room is the denoiser's and the decoder's. */
+static void encoders_leave(struct pipeline *p)
+{
+    for (int i = 0; i < p->model->encoders_count; i++) {
+        plan_free(p->encoder_plans[i]);
+        p->encoder_plans[i] = NULL;
+        params_unpack(p->model->encoders[i].params);
+    }
+}
+
+/* The same the other way round, for texts that come when another batch was rendered. make_room has
+ * freed all slots before. 0: nothing was left to give up. */
+static int rest_leaves(struct pipeline *p)
+{
+    if (!p->limits.text_leaves || !p->rest_packed) return 0;
+    plan_free(p->text_plan);
+    p->text_plan = NULL;
+    params_unpack(p->model->denoiser_params);
+    params_unpack(p->model->vae_params);
+    p->rest_packed = 0;
+    return 1;
+}
+
 /* What a recording left wrong, the params' mistake first: it is the cause. */
 static int plan_make(struct pipeline *p, struct plan **ret, struct params *params,
                      const struct graph *g, const struct slot *keep, struct steer_error *err)
 {
     struct steer_error why = {0};
     int code = params_error(params, &why);
+    int encoder = params != p->model->denoiser_params && params != p->model->vae_params;
+    if (!encoder) p->rest_packed = 1;
     while (!code && (code = compute_plan(ret, p->compute, g, &why)) == STEER_NO_MEMORY &&
-           make_room(p, keep)) {
+           (make_room(p, keep) || (encoder && rest_leaves(p)))) {
         why = (struct steer_error){0};
         code = 0;
     }
@@ -246,15 +272,14 @@ static int denoise_slots(struct pipeline *p, const struct render_shape *shape,
     return slot_get(p, ret_second, &want, *ret, err);
 }
 
-/* All plans of a batch, so that the stages find theirs. The decoder's comes first: it needs most
- * memory, and what has no room for it is refused now, not after the denoiser's minutes. Where the
- * others push it out it is made once more. */
+/* All plans of a batch but the texts', so that the stages find theirs. The decoder's comes first:
+ * it needs most memory, and what has no room for it is refused now, not after the denoiser's
+ * minutes. Where the others push it out it is made once more. */
 static int plans_load(struct pipeline *p, const struct render_shape *shape,
                       struct text_chunks texts, int batch, struct steer_error *err)
 {
     struct slot *denoise, *second, *decode;
-    int code = text_plans(p, err);
-    if (!code) code = decode_slot(p, shape, &decode, NULL, err);
+    int code = decode_slot(p, shape, &decode, NULL, err);
     return code ? code : denoise_slots(p, shape, texts, batch, &denoise, &second, err);
 }
 
@@ -279,8 +304,9 @@ int pipeline_plans(struct pipeline *p, const struct render_shape *shape,
     struct text_chunks texts;
     int code;
     p->turn++;
-    if ((code = image_chunks(p, image, &texts, err)) || (code = text_plans(p, err)) ||
-        (code = denoise_slots(p, shape, texts, batch, &denoise, &second, err)) ||
+    if ((code = image_chunks(p, image, &texts, err)) || (code = text_plans(p, err))) return code;
+    if (p->limits.text_leaves) encoders_leave(p);
+    if ((code = denoise_slots(p, shape, texts, batch, &denoise, &second, err)) ||
         (code = decode_slot(p, shape, &decode, denoise, err)))
         return code;
     if (!denoise->plan || (second && !second->plan))
@@ -316,6 +342,15 @@ static void mask_fill(struct plan *plan, struct tensor mask, int used, int token
         to[i] = i < used ? 0 : -INFINITY;
 }
 
+/* Tables and constants are read from the mapped files while a plan runs: they must still be what
+ * was mapped. */
+static int params_run(struct plan *plan, struct params *params, const struct plan_watch *watch,
+                      struct steer_error *err)
+{
+    int code = params_error(params, err);
+    return code ? code : plan_run(plan, watch, err);
+}
+
 /* The weighed states of one chunk, all encoders' side by side, and its pooled state, into the text
  * plan. */
 static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, int chunk,
@@ -333,7 +368,7 @@ static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, 
         int used = prompt->used[i][chunk];
         memcpy(plan_data(plan, g->ids), ids, (size_t)e->tokens * sizeof *ids);
         mask_fill(plan, g->mask, used, e->tokens);
-        int code = plan_run(plan, watch, err);
+        int code = params_run(plan, e->params, watch, err);
         if (code) return code;
         if (e->states != STATES_NONE) {
             float *from = plan_data(plan, g->states);
@@ -416,7 +451,7 @@ static int entry_fill(struct pipeline *p, const struct prompt_tokens *prompt,
             code = chunk_encode(p, prompt, chunk, watch, err);
         else
             encode_zeros(p);
-        if (!code) code = plan_run(p->text_plan, watch, err);
+        if (!code) code = params_run(p->text_plan, p->model->denoiser_params, watch, err);
         if (!code) chunk_keep(p, entry, chunk);
     }
     return code;
@@ -508,8 +543,6 @@ static int run_prepare(struct run *r, struct steer_error *err)
     int code = schedule_new(&r->schedule, &r->shape->recipe->sampler, r->shape->steps, err);
     if (code) return code;
     r->calls = schedule_calls(r->schedule);
-    /* Entries in use by this batch must not be evicted by it. */
-    text_cache_pin(p->texts);
     for (int i = 0; i < r->count; i++) {
         struct run_image *own = r->own[i];
         struct render_times *times = &own->image->times;
@@ -593,7 +626,7 @@ static int denoise_pass(struct run *r, struct slot *s, int under_negative, struc
         params[GUIDANCE_BETA] = (float)g->beta;
     }
     struct plan_watch watch = {run_tick, r};
-    int code = plan_run(s->plan, &watch, err);
+    int code = params_run(s->plan, r->p->model->denoiser_params, &watch, err);
     if (code) return code;
     const float *out = plan_data(s->plan, s->denoise.out);
     for (int i = 0; i < r->count; i++) {
@@ -716,14 +749,37 @@ static int run_decode(struct run *r, struct dump *dump, struct steer_error *err)
                 : dump_add(dump, "image", TYPE_U8, r->own[0]->image->pixels, 0, 3, seen, err);
 }
 
+static int text_known(const struct pipeline *p, const struct prompt_tokens *t)
+{
+    return !t->chunks || text_cache_find(p->texts, t->ids, t->weights, t->count);
+}
+
+/* 1 when no text of the batch has to be encoded. */
+static int run_texts_known(const struct run *r)
+{
+    int known = 1;
+    for (int i = 0; i < r->count; i++)
+        known &= text_known(r->p, &r->own[i]->text) && text_known(r->p, &r->own[i]->text_negative);
+    return known;
+}
+
 static int run_all(struct run *r, struct dump *dump, struct steer_error *err)
 {
     struct pipeline *p = r->p;
-    uint64_t begun = now_us();
+    int leaves = p->limits.text_leaves;
     p->turn++;
-    int code = plans_load(p, r->shape, r->texts, r->count, err);
-    uint64_t loaded = now_us();
+    text_cache_pin(p->texts); /* entries in use by this batch must not be evicted by it */
+    uint64_t begun = now_us();
+    int code = leaves && run_texts_known(r) ? 0 : text_plans(p, err);
+    if (!code && !leaves) code = plans_load(p, r->shape, r->texts, r->count, err);
+    uint64_t load_us = now_us() - begun;
     if (!code) code = run_prepare(r, err);
+    if (leaves) {
+        encoders_leave(p);
+        begun = now_us();
+        if (!code) code = plans_load(p, r->shape, r->texts, r->count, err);
+        load_us += now_us() - begun;
+    }
     if (!code && dump) code = dump_text(r, dump, r->own[0]->positive, "pos", err);
     if (!code && dump) code = dump_text(r, dump, r->own[0]->negative, "neg", err);
     uint64_t start = now_us();
@@ -735,7 +791,7 @@ static int run_all(struct run *r, struct dump *dump, struct steer_error *err)
     for (int i = 0; i < r->count; i++) {
         struct run_image *own = r->own[i];
         own->image->together = r->count;
-        own->image->times.load_us = loaded - begun;
+        own->image->times.load_us = load_us;
         own->image->times.denoise_us = denoised - start;
         own->image->times.decode_us = decoded - denoised;
         sampler_free(own->sampler);

@@ -23,6 +23,10 @@ struct pipeline;
 struct pipeline_limits {
     size_t text_bytes_max; /* of cached embeddings, keys and values */
     int plans_max;
+    /* Text encoders' plans and packed weights go when a batch's texts are encoded; texts that are
+     * not cached pack them again, and where memory is short the rest of the model makes room for
+     * that: the encoders and what comes after them are then never held at once. */
+    int text_leaves;
     /* Called when a plan does not fit into the compute's memory and this pipeline has none to spare
      * but those of the running batch: 1 when something else was given up. NULL: nothing can be. */
     int (*make_room)(void *data);
@@ -95,7 +99,8 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
  * shape is rendered. STEER_NO_MEMORY when they do not fit together. */
 struct pipeline_plans {
     int chunks; /* of the positive text */
-    /* Of one chunk: each encoder's (NULL after the last), and what the denoiser is bound to. */
+    /* Of one chunk: each encoder's (NULL after the last; with text_leaves none, they have gone),
+     * and what the denoiser is bound to. */
     struct plan *encoders[TEXT_ENCODERS_MAX + 1], *text;
     struct plan *denoise, *second; /* of a batch; second: CFG's other pass, else NULL */
     struct plan *decode;           /* of one image */

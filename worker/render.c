@@ -175,6 +175,7 @@ int command_render(int argc, char **argv, struct steer_error *err)
                                         {"Image", job_args_image, &j},
                                         {"Guidance", job_args_guidance, &j},
                                         {"Machine", machine_args_options, &m},
+                                        {"Memory", residence_args_options, &m},
                                         {NULL, NULL, NULL}};
     int code = args_parse(groups, argc, argv, &words, &help, err);
     if (code) return code;

@@ -81,10 +81,12 @@ static int serve(const struct serve_args *a, const struct machine_args *m, struc
     struct engine *e;
     struct engine_options o = {.compute = {.backend = m->backend,
                                            .precision = m->precision,
+                                           .weights = m->weights,
                                            .threads = m->threads,
                                            .tuning = m->tuning,
                                            .salt = numerics_salt(NULL)},
                                .memory_bytes = m->memory_bytes,
+                               .text_leaves = m->text_leaves,
                                .wake = wake,
                                .model_path = path_of,
                                .data = offers};
@@ -127,8 +129,10 @@ int command_serve(int argc, char **argv, struct steer_error *err)
     int words, help;
     machine_args_init(&m);
     if (gethostname(host, sizeof host - 1) || !*host) snprintf(host, sizeof host, "worker");
-    const struct args_group groups[] = {
-        {"Farm", options, &a}, {"Machine", machine_args_options, &m}, {NULL, NULL, NULL}};
+    const struct args_group groups[] = {{"Farm", options, &a},
+                                        {"Machine", machine_args_options, &m},
+                                        {"Memory", residence_args_options, &m},
+                                        {NULL, NULL, NULL}};
     int code = args_parse(groups, argc, argv, &words, &help, err);
     if (code) return code;
     if (help) {
@@ -142,6 +146,7 @@ int command_serve(int argc, char **argv, struct steer_error *err)
     struct sigaction act = {.sa_handler = on_signal};
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);
+    offers.weights = m.weights;
     for (int i = 0; i < a.folders && !code; i++)
         code = offers_scan(&offers, a.models[i], err);
     if (!code) code = serve(&a, &m, &offers, err);

@@ -20,10 +20,13 @@ int session_open(struct session *s, const char *dir, const struct machine_args *
     s->host.bytes_max = m->memory_bytes ? m->memory_bytes : compute_memory_allowed();
     struct compute_options o = {.backend = m->backend,
                                 .precision = precision_of(m, j->job.precision),
+                                .weights = m->weights,
                                 .threads = m->threads,
                                 .tuning = m->tuning,
                                 .host = &s->host,
                                 .salt = numerics_salt(s->file)};
+    struct pipeline_limits limits = pipeline_limits_default();
+    limits.text_leaves = m->text_leaves;
     if ((code = compute_open(&s->compute, &o, err)) ||
         (code = model_open(&s->model, dir, s->compute, err)))
         return code;
@@ -31,7 +34,7 @@ int session_open(struct session *s, const char *dir, const struct machine_args *
     if ((code = model_recipe(s->model, s->file ? s->file : j->job.recipe, &s->own, err)))
         return code;
     if (!(s->offer = offer_make_one(s->model, &s->own)) ||
-        pipeline_new(&s->pipeline, s->model, s->compute, pipeline_limits_default()))
+        pipeline_new(&s->pipeline, s->model, s->compute, limits))
         return steer_fail(err, STEER_NO_MEMORY, "out of memory");
     j->job.model = s->model->name;
     j->job.recipe = s->own.name;

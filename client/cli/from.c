@@ -126,6 +126,7 @@ int job_of_image(json_t **ret, const char *path, struct steer_error *err)
     }
     /* The picture may be made again by another build or machine. */
     json_object_del(json, "numerics");
+    json_object_del(json, "weights");
     json_object_del(json, "model_hash");
     *ret = json;
     return 0;

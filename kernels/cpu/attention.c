@@ -91,15 +91,6 @@ static struct work work_of(float *base, const struct job *j)
     return w;
 }
 
-INLINE v16 multiply_add(v16 sum, v16 x, v16 y, const int unit)
-{
-#ifdef __AVX512BF16__
-    if (unit == 2) return (v16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
-#endif
-    (void)unit;
-    return sum + x * y;
-}
-
 /* C[6][16 vectors] (+)= A[6][depth] B[depth][16 vectors]; the one inner loop of it all. */
 INLINE void multiply(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
                      int depth, const int vectors, const int add, const int unit)

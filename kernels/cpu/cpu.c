@@ -8,7 +8,9 @@
  * 2. A 3x3 convolution over many pixels runs in f32 by Winograd, which beats bf16 there: its input
  *    stays f32, in oneDNN's blocked layout.
  * 3. A layer norm takes along the modulation after it, an RMS norm the rotation: one pass.
- * 4. An f32 tensor is blocked when all that make and read it can be. A convolution has one layout
+ * 4. Weights held as int8 (those of weight_hold_int8) are multiplied by our own kernel, in the type
+ *    of rule 1 and channels last.
+ * 5. An f32 tensor is blocked when all that make and read it can be. A convolution has one layout
  *    on both sides, for oneDNN has no fast code for two; norms and sums read and write either, so
  *    nothing is ever reordered in a step of its own. */
 #include "cpu.h"
@@ -26,7 +28,8 @@ enum { WINOGRAD_CHANNELS_MIN = 64, WINOGRAD_PIXELS_F32 = 1024, WINOGRAD_PIXELS_B
 
 static int winograd_wanted(const struct plan *p, const struct op *op)
 {
-    if (op->kind != OP_CONV || op->w->size != 3 || op->stride != 1 || op->padding != 1) return 0;
+    if (op->kind != OP_CONV || op->w->int8) return 0;
+    if (op->w->size != 3 || op->stride != 1 || op->padding != 1) return 0;
     struct shape out = p->tensors[op->out].shape;
     int pixels = out.h * out.w;
     if (op->w->in % 16 || op->w->out % 16) return 0;
@@ -119,13 +122,14 @@ static int writes_bf16(const struct op *op)
 
 static int writes_blocked(const struct op *op)
 {
-    return op->kind == OP_CONV || op->kind == OP_GROUP_NORM || op->kind == OP_ADD ||
-           op->kind == OP_RESIZE || op->kind == OP_ACTIVATION || op->kind == OP_CONCAT;
+    if (op->kind == OP_CONV) return !op->w->int8;
+    return op->kind == OP_GROUP_NORM || op->kind == OP_ADD || op->kind == OP_RESIZE ||
+           op->kind == OP_ACTIVATION || op->kind == OP_CONCAT;
 }
 
 static int reads_blocked(const struct op *op, int k)
 {
-    if (op->kind == OP_CONV) return k == 0;
+    if (op->kind == OP_CONV) return k == 0 && !op->w->int8;
     return writes_blocked(op);
 }
 
@@ -217,12 +221,6 @@ const struct cpu_kernels *cpu_kernels_find(const char *isa)
     return NULL;
 }
 
-static int weights_ready(struct weight *w, struct steer_error *err)
-{
-    if (!w || (weight_matrix_f32(w) && weight_vector_f32(w))) return 0;
-    return steer_fail(err, STEER_NO_MEMORY, "no memory for a norm");
-}
-
 /* Inputs that a kernel reads as f32 only; a bound one may be bf16. */
 static int wants_f32(const struct op *op, int k)
 {
@@ -243,6 +241,13 @@ static int prepare(struct plan *p, struct step *s, struct steer_error *err)
     for (int i = 0; i < OP_INPUTS_MAX; i++)
         if (s->op.in[i] >= 0 && wants_f32(&s->op, i) && p->places[s->op.in[i]].type != TYPE_F32)
             return steer_fail(err, STEER_INTERNAL, "it would read bf16 as f32");
+    int multiplies = s->op.kind == OP_LINEAR || s->op.kind == OP_CONV;
+    if (multiplies && s->op.w->int8) {
+        s->scratch_bytes = int8_scratch(p);
+        s->run = k->int8;
+        s->primitive = k->int8_name;
+        return weight_ready(s->op.w, err);
+    }
     switch (s->op.kind) {
     case OP_LINEAR: return onednn_linear(p, s, err);
     case OP_CONV: return onednn_conv(p, s, winograd_wanted(p, &s->op), err);
@@ -269,7 +274,7 @@ static int prepare(struct plan *p, struct step *s, struct steer_error *err)
     default: return ref_prepare(p, s, err);
     }
     s->primitive = k->name;
-    return weights_ready(s->op.w, err);
+    return s->op.w ? weight_ready(s->op.w, err) : 0;
 }
 
 static struct compute_peak peak(struct compute *c)

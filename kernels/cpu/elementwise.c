@@ -8,20 +8,6 @@
 
 #include "vector.h"
 
-INLINE v16 activate(v16 x, enum activation act)
-{
-    switch (act) {
-    case ACT_NONE: return x;
-    case ACT_SILU: return vsilu(x);
-    case ACT_GELU: return vgelu(x);
-    case ACT_GELU_TANH: return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);
-    case ACT_QUICK_GELU: return x / (vexp(x * -1.702f) + 1.f);
-    case ACT_RELU: return vmax(x, splat(0));
-    case ACT_TANH: return 1.f - 2.f / (vexp(x * 2.f) + 1.f);
-    }
-    return x;
-}
-
 /* Pixels that a thread takes at a time. */
 enum { TILE = 16 };
 
@@ -202,5 +188,6 @@ int ISA(resize)(struct plan *p, struct step *s)
 }
 
 const struct cpu_kernels ISA(cpu_kernels) = {
-    "ours:" ISA_TEXT, ISA(attention), ISA(group_norm), ISA(layer_norm), ISA(rms_norm),
-    ISA(elementwise), ISA(geglu),     ISA(concat),     ISA(resize),     ISA(fma_peak)};
+    "ours:" ISA_TEXT, "ours_int8:" ISA_TEXT, ISA(attention), ISA(int8),
+    ISA(group_norm),  ISA(layer_norm),       ISA(rms_norm),  ISA(elementwise),
+    ISA(geglu),       ISA(concat),           ISA(resize),    ISA(fma_peak)};

@@ -249,7 +249,7 @@ static int weights_pack(struct state *st, struct plan *p, struct weight *w,
             if (!(status = dnnl_primitive_execute(reorder, e->stream, 2, args)))
                 status = dnnl_stream_wait(e->stream);
         }
-        if (status) weight_unpack(w, key);
+        if (status) weight_forget(w, key);
     } else {
         status = dnnl_memory_create(&st->weights, wanted, e->engine, data);
     }

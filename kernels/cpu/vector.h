@@ -30,6 +30,7 @@ typedef uint32_t u16 __attribute__((vector_size(64)));
 typedef uint16_t h16 __attribute__((vector_size(32), aligned(2), may_alias));
 
 int ISA(attention)(struct plan *p, struct step *s);
+int ISA(int8)(struct plan *p, struct step *s);
 int ISA(group_norm)(struct plan *p, struct step *s);
 int ISA(layer_norm)(struct plan *p, struct step *s);
 int ISA(rms_norm)(struct plan *p, struct step *s);
@@ -277,6 +278,30 @@ INLINE v16 verf(v16 x)
 INLINE v16 vgelu(v16 x)
 {
     return x * 0.5f * (verf(x * 0.70710678f) + 1.f);
+}
+
+INLINE v16 activate(v16 x, enum activation act)
+{
+    switch (act) {
+    case ACT_NONE: return x;
+    case ACT_SILU: return vsilu(x);
+    case ACT_GELU: return vgelu(x);
+    case ACT_GELU_TANH: return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);
+    case ACT_QUICK_GELU: return x / (vexp(x * -1.702f) + 1.f);
+    case ACT_RELU: return vmax(x, splat(0));
+    case ACT_TANH: return 1.f - 2.f / (vexp(x * 2.f) + 1.f);
+    }
+    return x;
+}
+
+/* unit 2: of pairs of bf16, both products to the same sum. */
+INLINE v16 multiply_add(v16 sum, v16 x, v16 y, const int unit)
+{
+#ifdef __AVX512BF16__
+    if (unit == 2) return (v16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#endif
+    (void)unit;
+    return sum + x * y;
 }
 
 #endif

@@ -29,12 +29,35 @@ static float *pixel(const struct plan *p, int t, int b, int i)
     return (float *)place_image(p, t, b) + (size_t)i * (size_t)p->places[t].pitch;
 }
 
+/* A matrix or kernel as it is held. */
+struct held {
+    const struct weight *w;
+    const float *matrix; /* [out, in, size * size]; NULL: int8 */
+    struct weight_int8 int8;
+};
+
+static int held_get(struct held *ret, struct weight *w)
+{
+    *ret = (struct held){.w = w};
+    if (w->int8) return weight_matrix_int8(w, &ret->int8);
+    return (ret->matrix = weight_matrix_f32(w)) ? 0 : STEER_NO_MEMORY;
+}
+
+static double held_at(const struct held *h, int o, int channel, int tap)
+{
+    size_t taps = (size_t)(h->w->size * h->w->size);
+    if (h->matrix)
+        return h->matrix[((size_t)o * (size_t)h->w->in + (size_t)channel) * taps + (size_t)tap];
+    return (double)h->int8.codes[int8_place(h->w, o, tap, channel)] * h->int8.scales[o];
+}
+
 static int linear(struct plan *p, struct step *s)
 {
     struct weight *w = s->op.w;
-    const float *matrix = weight_matrix_f32(w), *bias = weight_vector_f32(w);
+    struct held matrix;
+    const float *bias = weight_vector_f32(w);
     struct shape out = p->places[s->op.out].shape;
-    if (!matrix || !bias) return STEER_NO_MEMORY;
+    if (held_get(&matrix, w) || !bias) return STEER_NO_MEMORY;
     for (int b = 0; b < out.b; b++)
 #pragma omp parallel for schedule(static)
         for (int i = 0; i < out.h * out.w; i++) {
@@ -43,7 +66,7 @@ static int linear(struct plan *p, struct step *s)
             for (int o = 0; o < out.c; o++) {
                 double sum = bias[o];
                 for (int k = 0; k < w->in; k++)
-                    sum += (double)x[k] * matrix[(size_t)o * (size_t)w->in + (size_t)k];
+                    sum += x[k] * held_at(&matrix, o, k, 0);
                 y[o] = activate((float)sum, s->op.act);
             }
         }
@@ -54,9 +77,10 @@ static int conv(struct plan *p, struct step *s)
 {
     const struct op *op = &s->op;
     struct weight *w = op->w;
-    const float *kernel = weight_matrix_f32(w), *bias = weight_vector_f32(w);
+    struct held kernel;
+    const float *bias = weight_vector_f32(w);
     struct shape in = p->places[op->in[0]].shape, out = p->places[op->out].shape;
-    if (!kernel || !bias) return STEER_NO_MEMORY;
+    if (held_get(&kernel, w) || !bias) return STEER_NO_MEMORY;
     int k = w->size;
     for (int b = 0; b < out.b; b++)
 #pragma omp parallel for schedule(static)
@@ -72,12 +96,8 @@ static int conv(struct plan *p, struct step *s)
                         int row = top + r, column = left + c;
                         if (row < 0 || row >= in.h || column < 0 || column >= in.w) continue;
                         const float *x = pixel(p, op->in[0], b, row * in.w + column);
-                        for (int q = 0; q < in.c; q++) /* kernel [out, in, k, k] */
-                            sum += (double)x[q] *
-                                   kernel[(((size_t)o * (size_t)in.c + (size_t)q) * (size_t)k +
-                                           (size_t)r) *
-                                              (size_t)k +
-                                          (size_t)c];
+                        for (int q = 0; q < in.c; q++)
+                            sum += x[q] * held_at(&kernel, o, q, r * k + c);
                     }
                 y[o] = activate((float)sum, op->act);
             }
@@ -540,7 +560,9 @@ int ref_prepare(struct plan *p, struct step *s, struct steer_error *err)
         return steer_fail(err, STEER_INTERNAL, "it would write f32 as bf16");
     s->run = functions[s->op.kind];
     s->primitive = "ref";
-    return 0;
+    /* Tables are read where they are stored. */
+    int packs = s->op.w && s->op.kind != OP_EMBEDDING;
+    return packs ? weight_ready(s->op.w, err) : 0;
 }
 
 /* All f32, all dense: nothing to choose. */

@@ -49,7 +49,7 @@ static void render(struct pipeline *p, const struct render_shape *shape,
     if (pipeline_render(p, shape, images, count, NULL, NULL, &err)) fail_msg("%s", err.text);
 }
 
-static void check(const char *dir, enum compute_precision precision)
+static void check(const char *dir, enum compute_precision precision, enum compute_weights weights)
 {
     struct compute *c = NULL;
     struct model *m = NULL;
@@ -57,7 +57,8 @@ static void check(const char *dir, enum compute_precision precision)
     struct recipe recipe;
     struct steer_error err = {0};
     struct render_image images[COUNT];
-    const struct compute_options o = {.backend = "cpu", .precision = precision, .threads = 2};
+    const struct compute_options o = {
+        .backend = "cpu", .precision = precision, .weights = weights, .threads = 2};
     if (compute_open(&c, &o, &err) || model_open(&m, dir, c, &err) ||
         model_recipe(m, NULL, &recipe, &err))
         fail_msg("%s: %s", dir, err.text);
@@ -84,7 +85,7 @@ static void check(const char *dir, enum compute_precision precision)
     compute_close(c);
 }
 
-static void check_all(enum compute_precision precision)
+static void check_all(enum compute_precision precision, enum compute_weights weights)
 {
     char root[1024], dir[1400];
     int count = 0;
@@ -95,7 +96,7 @@ static void check_all(enum compute_precision precision)
         snprintf(dir, sizeof dir, "%s/%s/model/model_index.json", root, d->d_name);
         if (access(dir, F_OK)) continue; /* a part alone */
         *strrchr(dir, '/') = 0;
-        check(dir, precision);
+        check(dir, precision, weights);
         count++;
     }
     closedir(cases);
@@ -105,18 +106,25 @@ static void check_all(enum compute_precision precision)
 static void test_f32(void **unused)
 {
     (void)unused;
-    check_all(PRECISION_F32);
+    check_all(PRECISION_F32, WEIGHTS_AS_COMPUTED);
 }
 
 static void test_bf16(void **unused)
 {
     (void)unused;
     if (!compute_bf16_native()) skip();
-    check_all(PRECISION_BF16);
+    check_all(PRECISION_BF16, WEIGHTS_AS_COMPUTED);
+}
+
+static void test_int8(void **unused)
+{
+    (void)unused;
+    check_all(compute_bf16_native() ? PRECISION_BF16 : PRECISION_F32, WEIGHTS_INT8);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16),
+                                       cmocka_unit_test(test_int8)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

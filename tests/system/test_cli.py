@@ -82,6 +82,10 @@ class Images(CommandTest):
         self.steer("render", "a cat", *FLAGS, "--format", "lossless", "--output", "c.webp")
         self.steer("render", "--from", "c.webp", "--output", "d.webp")
         self.assertIn(b"lossless", (self.dir / "d.webp").read_bytes())
+        (self.dir / "small").symlink_to(GOLDEN / "small" / "model")
+        subprocess.run([BIN / "steer-worker", "render", "--model", "small", "--prompt", "a cat", "--recipe", "sbv2-sd15", "--weights", "int8", "--output", "held.png"],
+                       cwd=self.dir, check=True, capture_output=True, timeout=60)
+        self.steer("render", "--from", "held.png", "--output", "again.png")  # by a worker that holds them otherwise
         for args in (("--output", "a.jpg"), ("--output", "a"), ("--format", "png", "--output", "a.webp")):
             self.assertIn("--output" if "--format" in args else args[-1], self.steer("render", "a cat", *FLAGS, *args, code=64).stderr)
 

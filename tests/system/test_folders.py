@@ -611,17 +611,31 @@ class Check(Case):
         for name in ("tiny", "small"):
             model = self.folder(name)
             (told,), _ = self.check(model)
-            for precision in ("f32", "bf16"):
+            for precision, flags in (("f32", ("--precision", "f32")), ("bf16", ("--precision", "bf16")), ("int8", ("--weights", "int8"))):
                 need = told["memory"][precision]
                 if "error" in need:
                     self.assertIn("AVX-512", need["error"])
                     continue
                 self.assertGreaterEqual(need["bytes"], need["weights"] + need["plans"])
-                args = ("bench", "--model", model, "--runs", 1, "--precision", precision, "--memory")
+                args = ("bench", "--model", model, "--runs", 1, *flags, "--memory")
                 out = self.run_worker(*args, need["bytes"])
                 self.assertEqual(out.returncode, 0, out.stderr)
                 out = self.run_worker(*args, need["weights"] + need["plans"] - 1)
                 self.assertEqual(out.returncode, 71, out.stderr)
+
+    def test_less_memory(self):
+        """int8 weights take less than any precision, and texts that leave less still: a model renders in what is told, to the same bytes."""
+        model = self.folder("flux")
+        (told,), _ = self.check(model)
+        (gone,), _ = self.check(model, "--text-resident", "no")
+        self.assertLess(told["memory"]["int8"]["weights"], told["memory"]["f32"]["weights"] / 2)
+        self.assertLess(gone["memory"]["int8"]["bytes"], told["memory"]["int8"]["bytes"])
+        args = ("render", "--model", model, "--prompt", "the red cat", "--seed", 7, "--weights", "int8", "--output")
+        self.assertEqual(self.run_worker(*args, self.dir / "all.png").returncode, 0)
+        out = self.run_worker(*args, self.dir / "less.png", "--text-resident", "no", "--memory", gone["memory"]["int8"]["bytes"])
+        self.assertEqual(out.returncode, 0, out.stderr)
+        self.assertEqual((self.dir / "all.png").read_bytes(), (self.dir / "less.png").read_bytes())
+        self.assertIn("memory int8", self.run_worker("check", model).stdout.decode())
 
     def test_everything_missing_is_told(self):
         model = self.folder()

@@ -98,31 +98,34 @@ class Drawing(Case):
         self.assertGreaterEqual(right, 8)  # measured: 8 of 8
 
     def test_bf16_is_close(self):
-        """64 seeds of models/demo: bf16's worst picture is at least 35 dB from f32's."""
+        """64 seeds of models/demo: bf16's worst picture is at least 35 dB from f32's, and so is that of int8 weights in bf16."""
         args = ["render", "--model", DEMO, "--prompt", "a cat on a green background", "--negative", "stripes", "--seed", 100, "--images", 64, "--format", "png"]
         if b"needs a processor" in self.run_worker(*args[:-4], "--precision", "bf16", "--output", self.dir / "x.png").stderr:
             self.skipTest("this processor has no AVX-512")
         pictures = {}
-        for precision in ("f32", "bf16"):
-            (self.dir / precision).mkdir()
-            out = self.run_worker(*args, "--precision", precision, "--output", self.dir / precision / "{index}.png")
+        for name, flags in (("f32", ("f32",)), ("bf16", ("bf16",)), ("int8", ("bf16", "--weights", "int8"))):
+            (self.dir / name).mkdir()
+            out = self.run_worker(*args, "--precision", *flags, "--output", self.dir / name / "{index}.png")
             self.assertEqual(out.returncode, 0, out.stderr)
-            pictures[precision] = [png(p) for p in sorted((self.dir / precision).iterdir())]
-        self.assertEqual(len(pictures["bf16"]), 64)
-        worst = min(psnr(a, b) for a, b in zip(*pictures.values()))
-        print(f"bf16 beside f32, worst of 64: {worst:.1f} dB", file=sys.stderr)
-        self.assertGreaterEqual(worst, 35)
+            pictures[name] = [png(p) for p in sorted((self.dir / name).iterdir())]
+            self.assertEqual(len(pictures[name]), 64)
+        for name in ("bf16", "int8"):
+            worst = min(psnr(a, b) for a, b in zip(pictures["f32"], pictures[name]))
+            print(f"{name} beside f32, worst of 64: {worst:.1f} dB", file=sys.stderr)
+            self.assertGreaterEqual(worst, 35)
 
     def test_no_reference_code(self):
         """Nothing of the cpu backend runs in oneDNN's or our own reference code."""
-        for precision in ("f32", "bf16"):
-            out = self.run_worker("bench", "--model", DEMO, "--negative", "stripes", "--guidance", "nasa", "--precision", precision, "--runs", 1, "--ops", "--json")
+        for precision in (("f32",), ("bf16",), ("f32", "--weights", "int8")):
+            out = self.run_worker("bench", "--model", DEMO, "--negative", "stripes", "--guidance", "nasa", "--precision", *precision, "--runs", 1, "--ops", "--json")
             if b"needs a processor" in out.stderr:
                 continue
             ops = json.loads(out.stdout)["ops"]
             self.assertGreater(len(ops), 100)
             slow = [o for o in ops if o["primitive"].startswith("ref") and o["op"] in ("conv", "linear", "attention", "guided_attention", "group_norm")]
             self.assertEqual(slow, [])
+            held = {o["stage"] for o in ops if o["primitive"].startswith("ours_int8:")}
+            self.assertEqual(held, {"text", "denoise"} if len(precision) > 1 else set())
 
 
 class Commands(Case):
@@ -133,10 +136,11 @@ class Commands(Case):
 
     def test_bench_says_all(self):
         plain = self.json("bench", "--model", DEMO, "--runs", 3, "--batch", 2, "--size", "64x96", "--threads", 1, "--precision", "f32", "--ops", "--json")
-        self.assertLessEqual({"model", "size", "batch", "steps", "guidance", "precision", "threads", "runs", "numerics", "load_ms", "first_image_ms",
+        self.assertLessEqual({"model", "size", "batch", "steps", "guidance", "precision", "weights", "threads", "runs", "numerics", "load_ms", "first_image_ms",
                               "peak_rss_bytes", "stages", "total", "peak_gflops", "ops"}, set(plain))
         self.assertEqual([plain[k] for k in ("model", "size", "batch", "steps", "precision", "threads", "runs")], ["demo", "64x96", 2, 1, "f32", 1, 3])
         self.assertIn("-t1-", plain["numerics"])
+        self.assertEqual(plain["weights"], "auto")
         self.assertEqual(set(plain["stages"]), {"text", "denoise", "decode", "encode"})
         for name, stage in plain["stages"].items():
             self.assertEqual(set(stage), {"min_ms", "median_ms", "gflop"})
@@ -231,6 +235,15 @@ class Commands(Case):
         os.environ["STEER_RECIPES"] = str(self.dir / "recipes")
         self.addCleanup(os.environ.pop, "STEER_RECIPES")
         self.assertNotEqual(before, self.json(*args)["numerics"])
+
+    def test_weights_are_told(self):
+        out = self.json("render", "--model", DEMO, "--prompt", "a cat", "--seed", 3, "--precision", "f32", "--weights", "int8", "--json", "--output", self.dir / "a.png")
+        self.assertIn("-f32-int8-", out["numerics"])
+        image = (self.dir / "a.png").read_bytes()
+        self.assertIn(b"&quot;precision&quot;:&quot;f32&quot;,&quot;weights&quot;:&quot;int8&quot;", image.replace(b'"', b"&quot;"))
+        self.assertEqual(self.json("bench", "--model", DEMO, "--runs", 1, "--weights", "int8", "--json")["weights"], "int8")
+        self.refused(DEMO, "--weights", "int4", "auto or int8", args=("--weights", "int4"))
+        self.refused(DEMO, "--text-resident", "maybe", "yes or no", args=("--text-resident", "maybe"))
 
     def test_memory(self):
         begin = time.monotonic()
@@ -364,6 +377,22 @@ class Wire(Case):
             else:
                 got[message.lease.lease] = name
         self.assertEqual(got, {1: "RESULT", 2: "FAIL", 3: "RESULT"})
+
+    def test_weights_are_offered(self):
+        """HELLO and results tell that weights are held as int8; texts that leave change nothing else."""
+        hello = self.serve("--weights", "int8", "--text-resident", "no")
+        self.assertEqual([m.weights for m in hello.models], ["int8"])
+        self.assertIn("-int8-", hello.device.numerics)
+        for lease in (1, 2):
+            self.assign(lease, prompt=f"a cat {lease}")
+            self.assertEqual(self.result(lease).numerics, hello.device.numerics)
+
+    def test_never_fits(self):
+        """Less than a model's weights: each job is refused when it is loaded, with the numbers."""
+        self.assertFalse(self.serve("--memory", "1M").models[0].weights)
+        for lease in (1, 2):
+            self.assign(lease)
+            self.assertRegex(self.fails(lease, "NO_MEMORY").text, r"needs at least \d+\.\d MB more beside the \d+\.\d MB in use; the limit is 1\.0 MB \(--memory\)")
 
     def test_memory(self):
         """What does not fit fails with the numbers, and the worker goes on."""

@@ -11,10 +11,11 @@
 #include "pipeline.h"
 
 /* All plans of an image, with what they took in ret. */
-static void plans_make(struct compute_host *ret, const char *folder, int counting)
+static void plans_make(struct compute_host *ret, const char *folder, enum compute_weights weights,
+                       int counting)
 {
     *ret = (struct compute_host){.counting = counting};
-    struct compute_options o = {.backend = "cpu", .threads = 1, .host = ret};
+    struct compute_options o = {.backend = "cpu", .threads = 1, .weights = weights, .host = ret};
     struct compute *c = NULL;
     struct model *m = NULL;
     struct pipeline *p = NULL;
@@ -47,10 +48,11 @@ static void test_same_bytes(void **unused)
 {
     (void)unused;
     static const char *const folders[] = {"tiny", "small"};
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         struct compute_host real, counted;
-        plans_make(&real, folders[i], 0);
-        plans_make(&counted, folders[i], 1);
+        enum compute_weights weights = i < 2 ? WEIGHTS_AS_COMPUTED : WEIGHTS_INT8;
+        plans_make(&real, folders[i % 2], weights, 0);
+        plans_make(&counted, folders[i % 2], weights, 1);
         assert_true(real.bytes > 1000000);
         assert_int_equal(counted.bytes, real.bytes);
         assert_int_equal(counted.bytes_most, real.bytes_most);

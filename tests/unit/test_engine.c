@@ -271,10 +271,14 @@ static void test_memory(void **unused)
         start(mega << 20);
         submit(jobs, 1, 1);
         struct done *d = next();
-        if (d->code)
+        if (!d->code) least = (int)mega;
+        if (!least) { /* refused when it is loaded, with the numbers */
+            char limit[64];
+            snprintf(limit, sizeof limit, "the limit is %.1f MB (--memory)",
+                     1e-6 * (double)(mega << 20));
             assert_int_equal(d->code, STEER_NO_MEMORY);
-        else
-            least = (int)mega;
+            if (!strstr(d->error.text, limit)) fail_msg("\"%s\" lacks %s", d->error.text, limit);
+        }
         done_free(d);
         stop(NULL);
     }

@@ -20,6 +20,7 @@ struct params {
     struct tensors *files;
     const struct loras *loras; /* NULL: none */
     enum lora_target target;
+    int int8;
     struct entry *entries;
     size_t room, used; /* room is a power of two */
     struct steer_error error;
@@ -70,6 +71,17 @@ void params_loras(struct params *p, const struct loras *loras, int target)
 {
     p->loras = loras;
     p->target = (enum lora_target)target;
+}
+
+void params_hold_int8(struct params *p)
+{
+    p->int8 = 1;
+}
+
+void params_unpack(struct params *p)
+{
+    for (size_t i = 0; i < p->room; i++)
+        if (p->entries[i].weight) weight_unpack(p->entries[i].weight);
 }
 
 const struct tensors *params_files(const struct params *p)
@@ -160,6 +172,7 @@ static struct weight *made(struct params *p, int code, const char *path, struct 
         if (!p->error.code) steer_fail(&p->error, code, "%s: cannot be made a weight", path);
         return NULL;
     }
+    if (p->int8) weight_hold_int8(*w);
     return keep(p, path, *w);
 }
 

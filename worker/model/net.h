@@ -24,6 +24,10 @@ const struct tensors *params_files(const struct params *p);
 /* Before anything is recorded: what LoRAs (bound to these files) change of them as target, which is
  * an enum lora_target. Borrowed. */
 void params_loras(struct params *p, const struct loras *loras, int target);
+/* Before anything is recorded: matrices are held as int8 (weight_hold_int8). */
+void params_hold_int8(struct params *p);
+/* Gives back all that plans had packed; none may use it any more, the next packs it again. */
+void params_unpack(struct params *p);
 /* The first mistake of all recordings so far, or that the files have changed since; 0 and *err
  * untouched when there is none. One for want of memory is told once: the next recording may have
  * more luck. */
