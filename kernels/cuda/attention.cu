@@ -10,16 +10,15 @@
 
 /* head size, name, slices, row tiles a warp, keys a tile, blocks whose registers fit */
 #define ATTENTION_LIST(X)                                                                          \
-    X(40, text, 1, 1, 80, 3)                                                                       \
+    X(40, text, 1, 1, 80, 2)                                                                       \
     X(40, long, 1, 2, 64, 2)                                                                       \
-    X(64, text, 1, 1, 80, 3)                                                                       \
+    X(64, text, 1, 1, 80, 2)                                                                       \
     X(64, long, 1, 2, 64, 2)                                                                       \
     X(72, text, 1, 1, 128, 2)                                                                      \
     X(72, long, 1, 2, 48, 2)                                                                       \
     X(80, text, 1, 1, 80, 2)                                                                       \
     X(80, long, 1, 2, 48, 2)                                                                       \
     X(128, long, 1, 1, 64, 2)                                                                      \
-    X(160, text, 1, 1, 80, 2)                                                                      \
     X(160, long, 1, 1, 64, 2)                                                                      \
     X(512, long, 4, 1, 32, 1)
 
