@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The CUDA attention kernels' own source on the SIMT model, through their launchers, against `ref`
  * on the same rounded inputs: forms, shapes, both types, extremes; the methods' invariants; what
- * the kernels cost. Every run is watched (simt.h) and repeated under another schedule, to the bit.
- * The worst value measured stands beside each limit. */
+ * the kernels cost. Every run is watched (simt.h), and
+ * every fourth case is run again under another schedule, to the bit. The worst value measured
+ * stands beside each limit. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
