@@ -10,6 +10,9 @@
 
 #include "plan.h"
 
+/* Whole numbers and f32 one operation after another: the same bytes on every processor. */
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+
 /* Tensors in files need not be aligned, so values are copied out of them. */
 static uint16_t half_at(const char *data, size_t i)
 {
@@ -20,7 +23,7 @@ static uint16_t half_at(const char *data, size_t i)
 
 /* Exact, subnormals and infinities too, and without a branch: the exponent is moved by a
  * multiplication. */
-static void f16_to_f32(float *out, const char *data, size_t count)
+CLONES static void f16_to_f32(float *out, const char *data, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         uint32_t half = half_at(data, i), bits = (half & 0x7fff) << 13, high;
@@ -33,7 +36,7 @@ static void f16_to_f32(float *out, const char *data, size_t count)
     }
 }
 
-static void bf16_to_f32(float *out, const char *data, size_t count)
+CLONES static void bf16_to_f32(float *out, const char *data, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         uint32_t bits = (uint32_t)half_at(data, i) << 16;
@@ -41,21 +44,24 @@ static void bf16_to_f32(float *out, const char *data, size_t count)
     }
 }
 
+/* In the calling thread alone. */
+static void span_to_f32(float *out, struct stored s, size_t first, size_t count)
+{
+    const char *data = (const char *)s.data + first * compute_type_bytes(s.type);
+    if (s.type == TYPE_F16)
+        f16_to_f32(out, data, count);
+    else if (s.type == TYPE_BF16)
+        bf16_to_f32(out, data, count);
+    else
+        memcpy(out, data, count * sizeof *out);
+}
+
 void stored_to_f32(float *out, struct stored s, size_t first, size_t count)
 {
     enum { SPAN = 1 << 16 };
-    const char *data = (const char *)s.data + first * compute_type_bytes(s.type);
-    size_t bytes = compute_type_bytes(s.type);
 #pragma omp parallel for schedule(static) if (count > 4 * SPAN)
-    for (size_t at = 0; at < count; at += SPAN) {
-        size_t n = count - at < SPAN ? count - at : SPAN;
-        if (s.type == TYPE_F16)
-            f16_to_f32(out + at, data + at * bytes, n);
-        else if (s.type == TYPE_BF16)
-            bf16_to_f32(out + at, data + at * bytes, n);
-        else
-            memcpy(out + at, data + at * bytes, n * sizeof *out);
-    }
+    for (size_t at = 0; at < count; at += SPAN)
+        span_to_f32(out + at, s, first + at, count - at < SPAN ? count - at : SPAN);
 }
 
 static int weight_new(struct weight **ret, struct compute *c, enum weight_kind kind)
@@ -258,7 +264,7 @@ static int delta_make(struct delta *ret, const struct weight *w, int part)
         stored_to_f32(d.down + at * d.columns, l->down, 0, rank * d.columns);
         for (size_t i = 0; i < d.out; i++) {
             float *row = d.up + i * d.rank + at;
-            stored_to_f32(row, l->up, i * rank, rank);
+            span_to_f32(row, l->up, i * rank, rank);
             for (size_t k = 0; k < rank; k++)
                 row[k] *= l->scale;
         }
@@ -270,9 +276,8 @@ static int delta_make(struct delta *ret, const struct weight *w, int part)
 
 /* out[n] += factors[rank] @ down[rank, n], whose rows lie `columns` apart. Multiplied and added one
  * after another in every lane, so that its bytes are those of a loop, whatever the processor. */
-__attribute__((target_clones("avx512f", "avx2", "default"))) static void
-row_add(float *restrict out, const float *factors, const float *down, size_t rank, size_t columns,
-        size_t n)
+CLONES static void row_add(float *restrict out, const float *factors, const float *down,
+                           size_t rank, size_t columns, size_t n)
 {
     size_t k = 0;
     for (; k + 4 <= rank; k += 4) { /* four at a time: out is read and written less often */
@@ -289,25 +294,52 @@ row_add(float *restrict out, const float *factors, const float *down, size_t ran
             out[i] += factors[k] * down[k * columns + i];
 }
 
-/* Adds elements [first, first + count) of up @ down. */
-static void delta_add(float *out, const struct delta *d, size_t first, size_t count)
+typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
+enum { TILE_ROWS = 4, TILE_COLUMNS = 1024, TILE_LANES = 16 };
+
+/* The same for TILE_ROWS rows, `pitch` apart, so that what is read of down serves all of them, and
+ * to the bit what row_add makes. Returns how many of the n columns that was: pairs of vectors. */
+CLONES static size_t rows_add(float *restrict out, size_t pitch, const float *factors,
+                              const float *down, size_t rank, size_t columns, size_t n)
 {
-    if (!d->up) return;
-    for (size_t at = first; at < first + count;) {
-        size_t row = at / d->columns, column = at % d->columns;
-        size_t n = d->columns - column, left = first + count - at;
-        if (n > left) n = left;
-        row_add(out + (at - first), d->up + row * d->rank, d->down + column, d->rank, d->columns,
-                n);
-        at += n;
+    size_t i = 0;
+    for (; i + 2 * TILE_LANES <= n; i += 2 * TILE_LANES) {
+        v16 sum[TILE_ROWS][2];
+        for (size_t r = 0; r < TILE_ROWS; r++)
+            for (size_t v = 0; v < 2; v++)
+                sum[r][v] = *(const v16 *)(out + r * pitch + i + v * TILE_LANES);
+        for (size_t k = 0; k < rank; k++) {
+            const float *d = down + k * columns + i;
+            v16 x = *(const v16 *)d, y = *(const v16 *)(d + TILE_LANES);
+            for (size_t r = 0; r < TILE_ROWS; r++) {
+                sum[r][0] += factors[r * rank + k] * x;
+                sum[r][1] += factors[r * rank + k] * y;
+            }
+        }
+        for (size_t r = 0; r < TILE_ROWS; r++)
+            for (size_t v = 0; v < 2; v++)
+                *(v16 *)(out + r * pitch + i + v * TILE_LANES) = sum[r][v];
     }
+    return i;
+}
+
+/* Adds a tile of up @ down: n columns of at most TILE_ROWS rows, which are `pitch` apart in out. */
+static void tile_add(float *out, size_t pitch, const struct delta *d, size_t row, size_t rows,
+                     size_t column, size_t n)
+{
+    const float *factors = d->up + row * d->rank, *down = d->down + column;
+    size_t done = 0;
+    if (rows == TILE_ROWS) done = rows_add(out, pitch, factors, down, d->rank, d->columns, n);
+    for (size_t r = 0; r < rows && done < n; r++)
+        row_add(out + r * pitch + done, factors + r * d->rank, down + done, d->rank, d->columns,
+                n - done);
 }
 
 /* ---- matrices as backends pack them ---- */
 
 enum { PIECE = 4096 }; /* values of a piece that stays in the processor's cache */
 
-static void piece_to_bf16(uint16_t *out, const float *values, size_t n)
+CLONES static void piece_to_bf16(uint16_t *out, const float *values, size_t n)
 {
     for (size_t i = 0; i < n; i++) { /* nearest even */
         uint32_t bits;
@@ -317,29 +349,43 @@ static void piece_to_bf16(uint16_t *out, const float *values, size_t n)
     }
 }
 
-static void matrix_to_f32(float *out, struct stored s, const struct delta *d, size_t count)
-{
-    stored_to_f32(out, s, 0, count);
-    if (!d->up) return;
-#pragma omp parallel for schedule(static)
-    for (size_t at = 0; at < count; at += PIECE)
-        delta_add(out + at, d, at, count - at < PIECE ? count - at : PIECE);
-}
-
-static void matrix_to_bf16(uint16_t *out, struct stored s, const struct delta *d, size_t count)
+static void matrix_to_bf16(uint16_t *out, struct stored s, size_t count)
 {
 #pragma omp parallel for schedule(static)
     for (size_t at = 0; at < count; at += PIECE) {
         size_t n = count - at < PIECE ? count - at : PIECE;
         const char *data = (const char *)s.data + at * compute_type_bytes(s.type);
         float values[PIECE];
-        if (s.type == TYPE_BF16 && !d->up) {
+        if (s.type == TYPE_BF16) {
             memcpy(out + at, data, n * sizeof *out);
             continue;
         }
-        stored_to_f32(values, s, at, n);
-        delta_add(values, d, at, n);
+        span_to_f32(values, s, at, n);
         piece_to_bf16(out + at, values, n);
+    }
+}
+
+/* A matrix and its LoRAs, tile by tile: all rows of some columns, then of the next. */
+static void sum_convert(void *out, enum compute_type type, struct stored s, const struct delta *d)
+{
+    size_t bands = (d->out + TILE_ROWS - 1) / TILE_ROWS;
+    size_t tiles = bands * ((d->columns + TILE_COLUMNS - 1) / TILE_COLUMNS);
+#pragma omp parallel for schedule(static)
+    for (size_t tile = 0; tile < tiles; tile++) {
+        float values[TILE_ROWS * TILE_COLUMNS];
+        size_t row = tile % bands * TILE_ROWS, column = tile / bands * TILE_COLUMNS;
+        size_t rows = d->out - row < TILE_ROWS ? d->out - row : TILE_ROWS;
+        size_t n = d->columns - column < TILE_COLUMNS ? d->columns - column : TILE_COLUMNS;
+        for (size_t r = 0; r < rows; r++)
+            span_to_f32(values + r * n, s, (row + r) * d->columns + column, n);
+        tile_add(values, n, d, row, rows, column, n);
+        for (size_t r = 0; r < rows; r++) {
+            size_t to = (row + r) * d->columns + column;
+            if (type == TYPE_BF16)
+                piece_to_bf16((uint16_t *)out + to, values + r * n, n);
+            else
+                memcpy((float *)out + to, values + r * n, n * sizeof *values);
+        }
     }
 }
 
@@ -361,10 +407,12 @@ static int matrix_convert(void *out, const struct weight *w, enum compute_type t
         if (code) return code;
         if (w->compute->host->counting)
             ; /* only the LoRA's room mattered */
+        else if (d.up)
+            sum_convert(out, type, w->matrix[i], &d);
         else if (type == TYPE_BF16)
-            matrix_to_bf16(out, w->matrix[i], &d, count);
+            matrix_to_bf16(out, w->matrix[i], count);
         else
-            matrix_to_f32(out, w->matrix[i], &d, count);
+            stored_to_f32(out, w->matrix[i], 0, count);
         delta_free(w, &d);
         out = (char *)out + count * compute_type_bytes(type);
     }
@@ -472,7 +520,7 @@ static int int8_fill(struct weight *w, float *scales, int8_t *codes)
         for (int o = 0; o < count; o++) {
             float *row = (float *)(void *)(rows + (size_t)omp_get_thread_num() * room);
             stored_to_f32(row, w->matrix[i], (size_t)o * n, n);
-            delta_add(row, &d, (size_t)o * n, n);
+            if (d.up) tile_add(row, n, &d, (size_t)o, 1, 0, n);
             row_quantize(w, codes, scales + first + o, first + o, row, (int8_t *)(row + n));
         }
         delta_free(w, &d);

@@ -437,48 +437,61 @@ static void unit_attend(const struct job *j, struct work *w, struct unit u)
     }
 }
 
-/* One tile of one head: keys transposed, values with their rows padded; zeros after the last. */
-static void tile_pack(const struct job *j, int k, int v, float *kt, float *vp, int head, int tile,
-                      int keys)
+/* A key or value under one head; NULL after the last. */
+static const char *row_of(const struct job *j, int tensor, int key, int keys, int head)
+{
+    return key < keys ? element(j, tensor, key, head * j->d) : NULL;
+}
+
+/* LANES elements of a row from its u-th on: f32 of D or pairs of bf16, zeros after the last. */
+INLINE v16 elements_load(const struct job *j, const char *row, enum compute_type type, int u)
+{
+    if (!row) return splat(0);
+    if (j->unit == 1) return load_row(row, u, type, j->d);
+    uint16_t few[2 * LANES] = {0};
+    int left = j->d - 2 * u;
+    row += (size_t)u * sizeof(float);
+    if (left < 2 * LANES) row = memcpy(few, row, (size_t)left * sizeof *few);
+    v16 pairs;
+    memcpy(&pairs, row, sizeof pairs);
+    return pairs;
+}
+
+/* The keys of one tile of one head, transposed. */
+static void keys_pack(const struct job *j, int k, float *kt, int head, int tile, int keys)
 {
     enum compute_type type = j->p->places[k].type;
-    size_t bytes = compute_type_bytes(type);
-    for (int i = 0; i < KEYS; i++) {
-        int key = tile * KEYS + i;
-        const char *from = key < keys ? element(j, k, key, head * j->d) : NULL;
-        const char *value = key < keys ? element(j, v, key, head * j->d) : NULL;
-        for (int c = 0; c < j->d; c += LANES) {
-            int n = j->d - c < LANES ? j->d - c : LANES;
-            float lanes[LANES];
-            store(lanes, from ? load_typed(from + (size_t)c * bytes, type, n) : splat(0));
-            for (int x = 0; x < n; x++)
-                kt[(size_t)(c + x) * KEYS + (size_t)i] = lanes[x];
-            store(vp + (size_t)i * (size_t)j->dp + (size_t)c,
-                  value ? load_typed(value + (size_t)c * bytes, type, n) : splat(0));
+    for (int i = 0; i < KEYS; i += LANES) {
+        const char *rows[LANES];
+        for (int r = 0; r < LANES; r++)
+            rows[r] = row_of(j, k, tile * KEYS + i + r, keys, head);
+        for (int u = 0; u < j->du; u += LANES) {
+            int n = j->du - u < LANES ? j->du - u : LANES;
+            v16 x[LANES];
+            for (int r = 0; r < LANES; r++)
+                x[r] = elements_load(j, rows[r], type, u);
+            transpose(x);
+            for (int r = 0; r < n; r++)
+                store(kt + (size_t)(u + r) * KEYS + i, x[r]);
         }
     }
 }
 
-/* The same in pairs of bf16. */
-static void tile_pack_pairs(const struct job *j, int k, int v, float *kt, float *vp, int head,
-                            int tile, int keys)
+/* The values, their rows padded; in pairs of neighbouring keys where they are bf16. */
+static void values_pack(const struct job *j, int v, float *vp, int head, int tile, int keys)
 {
-    uint16_t half[ATTENTION_HEAD_MAX + 1] = {0};
-    memset(vp, 0, (size_t)(KEYS / 2 * j->dp) * sizeof *vp);
-    for (int i = 0; i < KEYS; i++) {
-        int key = tile * KEYS + i;
-        if (key < keys)
-            memcpy(half, element(j, k, key, head * j->d), (size_t)j->d * sizeof *half);
-        else
-            memset(half, 0, (size_t)j->d * sizeof *half);
-        for (int u = 0; u < j->du; u++)
-            memcpy(kt + (size_t)u * KEYS + i, half + 2 * u, sizeof *kt);
-        if (key >= keys) continue;
-        memcpy(half, element(j, v, key, head * j->d), (size_t)j->d * sizeof *half);
-        uint16_t *to = (uint16_t *)(void *)(vp + (size_t)(i / 2) * (size_t)j->dp) + i % 2;
-        for (int c = 0; c < j->d; c++)
-            to[2 * c] = half[c];
-        half[j->d] = 0; /* an odd D's last pair */
+    enum compute_type type = j->p->places[v].type;
+    for (int i = 0; i < KEYS; i += j->unit) {
+        const char *row = row_of(j, v, tile * KEYS + i, keys, head);
+        const char *next = j->unit == 2 ? row_of(j, v, tile * KEYS + i + 1, keys, head) : NULL;
+        for (int c = 0; c < j->dp; c += LANES) {
+            v16 x = row ? load_row(row, c, type, j->d) : splat(0);
+            v16 y = next ? load_row(next, c, type, j->d) : splat(0);
+            /* A bf16 is the upper half of its f32. */
+            if (j->unit == 2) x = (v16)((u16)x >> 16 | (u16)y);
+            store(vp, x);
+            vp += LANES;
+        }
     }
 }
 
@@ -507,15 +520,13 @@ static void segment_pack(const struct job *j, struct segment *g, int in, float *
         g->mask = *scratch;
     }
     *scratch += packed_floats(j->heads, g->keys, j->d);
+    /* All heads of a tile, then the next: rows are read on where the last head left them. */
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < j->heads * g->tiles; i++) {
-        size_t head = (size_t)(i / g->tiles), at = (size_t)(i % g->tiles) * KEYS;
-        float *keys = kt + (head * padded + at) * (size_t)j->du;
-        float *values = vp + (head * padded + at) / (size_t)j->unit * (size_t)j->dp;
-        if (j->unit == 2)
-            tile_pack_pairs(j, k, v, keys, values, (int)head, i % g->tiles, g->keys);
-        else
-            tile_pack(j, k, v, keys, values, (int)head, i % g->tiles, g->keys);
+        int head = i % j->heads, tile = i / j->heads;
+        size_t at = (size_t)head * padded + (size_t)tile * KEYS;
+        keys_pack(j, k, kt + at * (size_t)j->du, head, tile, g->keys);
+        values_pack(j, v, vp + at / (size_t)j->unit * (size_t)j->dp, head, tile, g->keys);
     }
 }
 

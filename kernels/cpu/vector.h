@@ -196,6 +196,41 @@ INLINE v16 lanes_1(v16 x)
     return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 }
 
+/* 16 x 16 elements of four bytes: squares of 8, 4, 2 and 1 lanes of two rows change places. */
+INLINE void transpose(v16 x[LANES])
+{
+    for (int i = 0; i < 8; i++) {
+        v16 a = x[i], b = x[i + 8];
+        x[i] =
+            __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        x[i + 8] = __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28,
+                                           29, 30, 31);
+    }
+    for (int k = 0; k < 8; k++) {
+        int i = k / 4 * 8 + k % 4;
+        v16 a = x[i], b = x[i + 4];
+        x[i] =
+            __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+        x[i + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29,
+                                           30, 31);
+    }
+    for (int k = 0; k < 8; k++) {
+        int i = k / 2 * 4 + k % 2;
+        v16 a = x[i], b = x[i + 2];
+        x[i] =
+            __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+        x[i + 2] = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15,
+                                           30, 31);
+    }
+    for (int i = 0; i < LANES; i += 2) {
+        v16 a = x[i], b = x[i + 1];
+        x[i] = __builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14,
+                                       30);
+        x[i + 1] = __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29,
+                                           15, 31);
+    }
+}
+
 INLINE float sum_lanes(v16 x)
 {
     x += lanes_8(x);

@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
-"""What a denoiser's step costs: NASA and CFG beside no guidance, a batch of four beside four singles, shares of the machine's peak.
+"""What a denoiser's step costs: methods of guidance beside none, a batch of four beside four singles, shares of the machine's peak.
 
-    python3 tests/bench/steps.py --model DIR [--size 96x96] [--pairs 20] [--runs 5] [--threads 2] [--precision auto|f32|bf16]
-                                  [--without cfg,batch]
+    python3 tests/bench/steps.py --model DIR|FILE.json [--size 96x96] [--pairs 20] [--runs 5] [--threads 2] [--precision auto|f32|bf16]
+                                 [--beside nasa,cfg,batch] [--state FILE]
 
-Every pair is one `steer-worker bench` each of none, NASA, CFG and a batch of four, one after another, so that a noisy neighbour meets all of them;
-each figure is the median of the pairs' own, beside the 10th and 90th percentile. Prints one JSON object:
+`--beside` lists what is measured against no guidance: nasa, nasa:text, nasa:mass, nasa:joint (joint attention knows three), nag, vsf, cfg
+(two whole passes), batch (four images). Every pair is one `steer-worker bench` of each, one after another, so that a noisy neighbour meets
+all of them; each figure is the median of the pairs' own, beside the 10th and 90th percentile. FILE keeps what was measured, and a run that
+was stopped goes on from there. Prints one JSON object:
 
-    nasa_cost_percent   by timers per operation: what its cross-attention takes more than plain cross-attention, in % of the plain denoiser
-    nasa_stage_percent, cfg_stage_percent    what the whole stage takes more than the plain one, least times
-    batch_of_4_times    images per second in batches of four, over those one by one
-    peak_share          FLOP/s of the direct algorithm over the better of an FMA loop and oneDNN's 2048^3 (bf16 where that is computed in), per stage
-    first_minus_warm_ms of an image, without loading
+    METHOD.cost_percent   by timers per operation: what its attention takes more than the plain one, and the operations that it has besides
+                          (a second text's rows in joint attention), in % of the plain denoiser
+    METHOD.stage_percent  what the whole stage takes more than the plain one, least times
+    batch_of_4_times      images per second in batches of four, over those one by one
+    peak_share_*          FLOP/s of the direct algorithm over the better of an FMA loop and oneDNN's 2048^3 (bf16 where that is computed in)
+    first_minus_warm_ms   of an image, without loading
 """
 
 import argparse
+import collections
 import json
 import os
 import statistics
@@ -22,51 +26,58 @@ import subprocess
 import sys
 from pathlib import Path
 
+from state import State
+
 BIN = Path(os.environ.get("STEER_BIN_DIR", Path(__file__).resolve().parents[2] / "build" / "bin"))
+METHODS = ("nasa", "nasa:text", "nasa:mass", "nasa:joint", "nag", "vsf", "cfg")
 
 
-def bench(args, *more):
-    out = subprocess.run([BIN / "steer-worker", "bench", "--model", args.model, "--size", args.size, "--runs", str(args.runs), "--threads",
-                          str(args.threads), "--precision", args.precision, "--ops", "--json", *more], capture_output=True, text=True)
+def bench(args, what):
+    method, _, variant = what.partition(":")
+    more = ["--batch", "4"] if what == "batch" else ["--nasa-variant", variant] if variant else []
+    out = subprocess.run([BIN / "steer-worker", "bench", "--model", args.model, "--size", args.size, "--steps", "1", "--runs", str(args.runs), "--threads",
+                          str(args.threads), "--precision", args.precision, "--ops", "--json", "--guidance",
+                          "none" if what == "batch" else method, *more], capture_output=True, text=True)
     if out.returncode:
         sys.exit(out.stderr)
     return json.loads(out.stdout)
 
 
-def ops(result, stage):
-    return [o for o in result["ops"] if o["stage"] == stage]
+def timers(result):
+    """The denoiser's milliseconds by (operation, shape): attention of any kind is one, the others are lists."""
+    found = collections.defaultdict(list)
+    for o in result["ops"]:
+        if o["stage"] == "denoise":
+            found["attention" if "attention" in o["op"] else (o["op"], o["out"])].append(o["ms"])
+    return found
 
 
-def ms(operations):
-    return sum(o["ms"] for o in operations)
+def cost(plain, guided):
+    """Milliseconds. Operations that both have are the same work, so their noise is not counted."""
+    a, b = timers(plain), timers(guided)
+    more = sum(b["attention"]) - sum(a["attention"])
+    for key in b.keys() - {"attention"}:
+        assert len(b[key]) >= len(a[key]), key
+        more += (len(b[key]) - len(a[key])) * statistics.mean(b[key])
+    return more
 
 
-def least(result):
-    return result["stages"]["denoise"]["min_ms"]
-
-
-def pair(args):
-    plain = bench(args, "--guidance", "none")
-    nasa = bench(args, "--guidance", "nasa")
-    cfg = None if "cfg" in args.without else bench(args, "--guidance", "cfg")
-    four = None if "batch" in args.without else bench(args, "--guidance", "none", "--batch", "4")
-    a, b = ops(plain, "denoise"), ops(nasa, "denoise")
-    assert len(a) == len(b)
-    crossed = [(x, y) for x, y in zip(a, b) if y["op"] == "guided_attention"]
-    assert crossed and all(x["op"] == "attention" for x, _ in crossed)
+def row_of(results):
+    plain = results["none"]
+    least = lambda result: result["stages"]["denoise"]["min_ms"]
+    whole = sum(o["ms"] for o in plain["ops"] if o["stage"] == "denoise")
     peak = max(plain["peak_gflops"]["fma_f32"], plain["peak_gflops"]["onednn_bf16" if plain["precision"] == "bf16" else "onednn_f32"])
-    share = {s: plain["stages"][s]["gflop"] / (1e-3 * plain["stages"][s]["min_ms"]) / peak for s in ("text", "denoise", "decode")}
-    row = {
-        "nasa_cost_percent": 100 * sum(y["ms"] - x["ms"] for x, y in crossed) / ms(a),
-        "nasa_stage_percent": 100 * (least(nasa) / least(plain) - 1),
-        "peak_share_text": share["text"], "peak_share_unet": share["denoise"], "peak_share_vae": share["decode"],
-        "first_minus_warm_ms": plain["first_image_ms"] - plain["total"]["median_ms"],
-        "image_ms": plain["total"]["median_ms"], "peak_gflops": peak}
-    if cfg:
-        row["cfg_stage_percent"] = 100 * (least(cfg) / least(plain) - 1)
-    if four:
-        row["batch_of_4_times"] = 4 * plain["total"]["median_ms"] / four["total"]["median_ms"]
-    return row, plain
+    row = {"image_ms": plain["total"]["median_ms"], "denoise_ms": least(plain), "peak_gflops": peak,
+           "first_minus_warm_ms": plain["first_image_ms"] - plain["total"]["median_ms"]}
+    for stage in ("text", "denoise", "decode"):
+        row[f"peak_share_{stage}"] = plain["stages"][stage]["gflop"] / (1e-3 * plain["stages"][stage]["min_ms"]) / peak
+    for method in results.keys() & set(METHODS):
+        row[f"{method}.stage_percent"] = 100 * (least(results[method]) / least(plain) - 1)
+        if method != "cfg":
+            row[f"{method}.cost_percent"] = 100 * cost(plain, results[method]) / whole
+    if "batch" in results:
+        row["batch_of_4_times"] = 4 * plain["total"]["median_ms"] / results["batch"]["total"]["median_ms"]
+    return row
 
 
 def main():
@@ -77,18 +88,23 @@ def main():
     a.add_argument("--runs", type=int, default=5)
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--precision", default="auto")
-    a.add_argument("--without", default="")
+    a.add_argument("--beside", default="nasa,cfg,batch")
+    a.add_argument("--state")
     args = a.parse_args()
+    beside = args.beside.split(",")
+    if unknown := set(beside) - {*METHODS, "batch"}:
+        a.error(f"--beside: {', '.join(unknown)}: expected {', '.join(METHODS)} or batch")
+    state = State(args.state)
     rows = []
-    for i in range(args.pairs):
-        row, last = pair(args)
-        rows.append(row)
-        print(f"pair {i + 1} of {args.pairs}: NASA {row['nasa_cost_percent']:.2f} %", file=sys.stderr)
+    for pair in range(args.pairs):
+        results = {what: state.get(f"step {what} {pair}", lambda: bench(args, what)) for what in ("none", *beside)}
+        rows.append(row_of(results))
     figures = {}
-    for key in rows[0]:
+    for key in sorted(rows[0]):
         values = sorted(row[key] for row in rows)
         tenth = len(values) // 10
         figures[key] = {"median": round(statistics.median(values), 3), "p10": round(values[tenth], 3), "p90": round(values[-1 - tenth], 3)}
+    last = results["none"]
     print(json.dumps({"model": last["model"], "size": last["size"], "pairs": args.pairs, "runs": args.runs, "numerics": last["numerics"], **figures}, indent=2))
 
 

@@ -12,6 +12,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 import make
+import model_files
 
 TOKENS = 256  # max_sequence_length of schnell
 
@@ -131,20 +132,26 @@ class Streams:
 
 def reference(parts, run):
     """The tensors of one run: FluxPipeline's own, seen from outside."""
-    pipe = FluxPipeline(**parts)
+    pipe = FluxPipeline(**{k: v for k, v in parts.items() if k != "index"})
     pipe.set_progress_bar_config(disable=True)
     transformer, vae = parts["transformer"], parts["vae"]
-    (w, h), out = run["size"], {}
-    unpack = lambda x: pipe._unpack_latents(x, h, w, 8)[0]
+    (w, h), out, factor = run["size"], {}, pipe.vae_scale_factor
+    unpack = lambda x: pipe._unpack_latents(x, h, w, factor)[0]
     encoded = {}
     for name, prompt in (("pos", run["prompt"]), ("neg", (run.get("negative") or ""))):
-        for suffix, tok, length in (("", parts["tokenizer"], 16), ("_2", parts["tokenizer_2"], TOKENS)):
+        for suffix, tok, length in (("", parts["tokenizer"], parts["tokenizer"].model_max_length), ("_2", parts["tokenizer_2"], TOKENS)):
             ids = tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
             out[f"tokens{suffix}.{name}"] = ids[0].int()
         states, pooled, _ = pipe.encode_prompt(prompt, max_sequence_length=TOKENS)
+        pieces = run.get(f"pieces.{name}")
+        if pieces:  # CLIP's pooled state knows no weights
+            clip, _ = make.chunks_of(parts["tokenizer"], prompt, pieces, 16)[0]
+            ids, states = make.t5_weighed(parts["tokenizer_2"], lambda i: parts["text_encoder_2"](i)[0], pieces, TOKENS)
+            pooled = parts["text_encoder"](clip).pooler_output
+            out[f"tokens.{name}"], out[f"tokens_2.{name}"] = clip[0].int(), ids[0].int()
         encoded[name] = states, pooled
         out[f"text.{name}"], out[f"pooled.{name}"] = states[0], pooled[0]
-    noise = torch.randn(1, transformer.config.in_channels // 4, h // 8, w // 8, generator=torch.Generator("cpu").manual_seed(run["seed"]))
+    noise = torch.randn(1, transformer.config.in_channels // 4, h // factor, w // factor, generator=torch.Generator("cpu").manual_seed(run["seed"]))
     out["latents.start"] = noise[0]
 
     state = dict(method=run["guidance"], variant=run.get("nasa-variant", "text"), alpha=run.get("alpha", 0.5),
@@ -162,14 +169,15 @@ def reference(parts, run):
         return {}
 
     def decode(z, return_dict):
-        seen = AutoencoderKL.decode(vae, z, return_dict=False)
+        seen = type(vae).decode(vae, z, return_dict=False)
         out["vae.out"] = seen[0][0]
         return seen
 
     scale = run.get("guidance-scale", 1.0)
     transformer.forward, vae.decode = forward, decode
     try:
-        image = pipe(run["prompt"], negative_prompt=(run.get("negative") or "") if scale != 1 else None, true_cfg_scale=scale, height=h, width=w,
+        given = dict(prompt_embeds=encoded["pos"][0], pooled_prompt_embeds=encoded["pos"][1]) if run.get("pieces.pos") else dict(prompt=run["prompt"])
+        image = pipe(**given, negative_prompt=(run.get("negative") or "") if scale != 1 else None, true_cfg_scale=scale, height=h, width=w,
                      num_inference_steps=run["steps"], generator=torch.Generator("cpu").manual_seed(run["seed"]),
                      max_sequence_length=TOKENS, output_type="pt", callback_on_step_end=step).images
     finally:
@@ -190,7 +198,13 @@ RUNS = {
     "nag": dict(FLUX, guidance="nag", phi=4, tau=1.1, beta=0.4, size=(32, 48)),
     "vsf": dict(FLUX, guidance="vsf", alpha=0.8, offset=0.3, size=(48, 32), steps=3),
     "cfg": dict(FLUX, guidance="none", size=(32, 48), **{"guidance-scale": 2.5}),
+    "weights": dict(FLUX, guidance="nasa", alpha=0.4, size=(32, 32), prompt="a (red cat:1.4) on [a blue] background",
+                    negative="(blurry)", **{"prompt-syntax": "a1111", "pieces.neg": [("blurry", 1.1)],
+                                            "pieces.pos": [("a ", 1.0), ("red cat", 1.4), (" on ", 1.0), ("a blue", 1 / 1.1), (" background", 1.0)]}),
     "nasa-cfg": dict(FLUX, guidance="nasa", alpha=0.4, size=(48, 16), **{"guidance-scale": 1.5}),
+    "lora-kohya": dict(FLUX, guidance="nasa", alpha=0.3, size=(32, 16), over=model_files.flux_lora_kohya),
+    "lora-diffusers": dict(FLUX, guidance="none", negative=None, size=(16, 32), over=model_files.flux_lora_diffusers),
+    "single-file": dict(FLUX, steps=1, guidance="none", negative=None, size=(32, 32), over=model_files.flux_single),
 }
 
 
@@ -202,4 +216,5 @@ def build(folder):
     for run, spec in RUNS.items():
         if not (folder / run).exists():
             with torch.no_grad():
-                make.run_write(folder / run, spec, reference(parts, spec))
+                changed = make.run_begin(folder / run, spec, parts)
+                make.run_write(folder / run, spec, reference(changed, spec))

@@ -6,7 +6,7 @@ transformers 5.23 and torch 2.13.0 make of them. Run it in an environment with t
     python tests/golden/make.py NAME DIR   one case, elsewhere
 
 Each case is a model folder (model/) and, per run, a file of reference tensors with the names of
-`steer-worker render --dump-tensors`, and args.txt: the flags of the run.
+`steer-worker render --dump-tensors`, and args.txt: the flags of the run. Some runs have a model file (model.json) over the folder.
 """
 
 import io
@@ -20,13 +20,15 @@ from pathlib import Path
 import sentencepiece
 import torch
 from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, DiffusionPipeline,
-                       DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PixArtTransformer2DModel, PNDMScheduler,
-                       StableDiffusionPipeline, UNet2DConditionModel)
-from diffusers.models.attention_processor import Attention
+                       DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler,
+                       PixArtTransformer2DModel, PNDMScheduler, StableDiffusionPipeline, TCDScheduler, UNet2DConditionModel)
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as spm
 from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config,
                           T5EncoderModel, T5Tokenizer)
+
+import model_files
 
 HERE = Path(__file__).parent
 
@@ -496,12 +498,27 @@ def text_xl(parts, prompt, pieces, name, out):
     return states, pooled
 
 
-def text_pixart(parts, prompt, _, name, out):
+def t5_weighed(tok, encode, pieces, length):
+    """Ids and states of a weighed text, as ComfyUI weighs T5's: about what the empty text is at the same place."""
+    pad = lambda ids: torch.tensor([ids + [tok.eos_token_id] + [tok.pad_token_id] * (length - 1 - len(ids))])
+    tokens = [(i, w) for text, w in pieces for i in tok(text, add_special_tokens=False).input_ids][:length - 1]
+    ids, weights = pad([i for i, _ in tokens]), torch.ones(length)
+    weights[:len(tokens)] = torch.tensor([w for _, w in tokens])
+    z, e = encode(ids), encode(pad([]))
+    return ids, e + weights[None, :, None] * (z - e)
+
+
+def text_pixart(parts, prompt, pieces, name, out):
     """PixArt's, and the mask that T5 and the cross-attention have."""
-    (ids, _), = chunks_of(parts["tokenizer"], (prompt or "").lower().strip(), None, 120)
-    mask = ids != parts["tokenizer"].pad_token_id
+    tok, text = parts["tokenizer"], parts["text_encoder"]
+    encode = lambda ids: text(ids, attention_mask=(ids != tok.pad_token_id).long()).last_hidden_state
+    if pieces:
+        ids, states = t5_weighed(tok, encode, [(t.lower().strip(), w) for t, w in pieces], 120)
+    else:
+        (ids, _), = chunks_of(tok, (prompt or "").lower().strip(), None, 120)
+        states = encode(ids)
+    mask = ids != tok.pad_token_id
     out[f"tokens.{name}"] = ids[0].int()
-    states = parts["text_encoder"](ids, attention_mask=mask.long()).last_hidden_state
     out[f"text.{name}"] = states[0]
     return states, torch.where(mask, 0.0, -torch.inf)[:, None]
 
@@ -527,6 +544,10 @@ def reference(parts, run):
     generator = torch.Generator("cpu").manual_seed(run["seed"])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     latents = torch.randn(1, unet.config.in_channels, h // factor, w // factor, generator=generator)
+    scheduler = run["scheduler"](parts["scheduler"])
+    if "mean" in parts and "steps" in run:  # an informed start
+        scheduler.set_timesteps(run["steps"])
+        latents = scheduler.add_noise(parts["mean"].expand_as(latents), latents, scheduler.timesteps[:1])
     out["latents.start"] = latents[0].clone()
     condition = None
     if not pixart and unet.config.time_cond_proj_dim:  # as StableDiffusionPipeline: the scale is embedded and there is one pass
@@ -551,7 +572,6 @@ def reference(parts, run):
             out["denoise.out.0"] = y[0].clone()
         return y
 
-    scheduler = run["scheduler"](parts["scheduler"])
     if run.get("flow"):
         latents = latents + denoise(latents, torch.tensor(1000.0), True)
     elif run.get("at"):  # the multi-step students' rule: from x0 to the next time step with fresh noise
@@ -567,22 +587,30 @@ def reference(parts, run):
                 latents = to**0.5 * latents + (1 - to) ** 0.5 * torch.randn(latents.shape, generator=generator)
     else:
         scheduler.set_timesteps(run["steps"])
-        latents = latents * scheduler.init_noise_sigma
-        kwargs = {"generator": generator} if isinstance(scheduler, LCMScheduler) else {}
+        latents = latents * (1.0 if "mean" in parts else scheduler.init_noise_sigma)
+        noisy = isinstance(scheduler, (LCMScheduler, TCDScheduler, EulerAncestralDiscreteScheduler))
+        kwargs = {"generator": generator} if noisy else {}
+        if isinstance(scheduler, TCDScheduler):
+            kwargs["eta"] = run.get("eta", 0.0)  # what pipelines say where nobody else does
         for i, t in enumerate(scheduler.timesteps):
             y = denoise(scheduler.scale_model_input(latents, t), t, i == 0)
             step = scheduler.step(y, t, latents, return_dict=False, **kwargs)
             latents = step[0]
     out["latents.final"] = latents[0]
-    decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    z = latents / vae.config.scaling_factor
+    if vae.config.get("latents_mean"):
+        mean, std = (torch.tensor(vae.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
+        z = z * std + mean
+    decoded = vae.decode(z).sample
     out["vae.out"] = decoded[0]
     out["image"] = ((decoded[0] / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).to(torch.uint8)
     return {k: v.contiguous() for k, v in out.items()}
 
 
-def by_pipeline(folder, run, start):
-    """The image of diffusers' own pipeline from the folder, given the same latents."""
-    pipe = DiffusionPipeline.from_pretrained(folder).to(dtype=torch.float32)
+def by_pipeline(pipe, run, start):
+    """The image of diffusers' own pipeline, given the same latents and the generator that drew them."""
+    generator = torch.Generator("cpu").manual_seed(run["seed"])
+    torch.randn(start.shape, generator=generator)
     pipe.scheduler = run["scheduler"](pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     w, h = run["size"]
@@ -591,7 +619,7 @@ def by_pipeline(folder, run, start):
     if hasattr(pipe, "transformer"):  # PixArt's negative is never absent
         more["use_resolution_binning"], negative = False, negative or ""
     image = pipe(run["prompt"], negative_prompt=negative, guidance_scale=run.get("guidance-scale", 1.0), width=w, height=h,
-                 latents=start[None].clone(), output_type="np", **more).images[0]
+                 latents=start[None].clone(), generator=generator, output_type="np", **more).images[0]
     return torch.from_numpy((image * 255).round()).to(torch.uint8).contiguous()
 
 
@@ -605,10 +633,14 @@ TRAILING = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spaci
 AS_IT_IS = dict(SD, guidance="none", scheduler=own, whole=True)
 ZEROED = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing", prediction_type="sample")
 LCM = lambda s: LCMScheduler.from_config(s.config)
+TCD = lambda s: TCDScheduler.from_config(s.config)
+ANCESTRAL = lambda s: EulerAncestralDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
+YOSO = dict(SD, recipe="yoso-sd15", scheduler=LCM, size=(64, 64), over=model_files.yoso)
 LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
 CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
 DDPM = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False)
 DDPM_V = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False, prediction_type="v_prediction")
+PHRASE = "the red Cat on the blue dog, "
 PIXART = dict(SD, prompt="  The RED cat on \u0391\u03a3 the blue Dog! ", recipe="pixart", text=False)
 PIXART_WHOLE = dict(PIXART, guidance="none", whole=True, negative=None)
 
@@ -623,6 +655,11 @@ RUNS = {
         "instaflow": dict(SD, recipe="instaflow", steps=1, flow=True, guidance="nasa", alpha=0.3, seed=2**32 + 5),
         "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, at=[999], guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
         "dpm20": dict(SD, recipe="dpmsolver++", steps=20, guidance="none", scheduler=DPM, negative=None, size=(40, 40)),
+        "ancestral": dict(SD, recipe="euler-ancestral", steps=3, guidance="nasa", alpha=0.2, scheduler=ANCESTRAL, size=(40, 24)),
+        "yoso-cfg": dict(AS_IT_IS, recipe="yoso-sd15", steps=2, scheduler=LCM, negative=None, size=(40, 24), **{"guidance-scale": 1.5}),
+        "yoso-mean-cfg": dict(YOSO, steps=2, guidance="nasa", alpha=0.2, told=("recipe", "alpha", "guidance", "guidance-scale", "steps"),
+                              **{"guidance-scale": 1.5}),
+        "yoso-mean": dict(YOSO, steps=1, guidance="none", negative=None, **{"guidance-scale": 1.0}),
         "euler1": dict(SD, recipe="euler", steps=1, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
         "dmd2": dict(SD, recipe="dmd2-sd15", steps=1, at=[999], abar=0.0047, guidance="nasa", alpha=0.04, size=(40, 24)),
         "nag-cfg": dict(SD, recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4, scheduler=DDIM, size=(40, 24),
@@ -655,6 +692,7 @@ RUNS = {
     },
     "tiny": {
         "lcm": dict(SD, recipe="lcm", steps=4, guidance="nag", phi=2, tau=2.5, beta=0.375, size=(72, 72)),
+        "tcd": dict(SD, recipe="tcd", steps=3, eta=0.3, guidance="nasa", alpha=0.1, scheduler=TCD, size=(24, 40)),
         "lcm1": dict(SD, recipe="lcm", steps=1, guidance="nasa", alpha=0.1, size=(24, 40)),
     },
     "quiet": {
@@ -672,6 +710,7 @@ RUNS = {
         "absent-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(40, 24), negative=None, **{"guidance-scale": 5.0}),
         "empty-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(40, 24), negative="", **{"guidance-scale": 5.0}),
         "plain": dict(AS_IT_IS, recipe="sdxl", steps=1, size=(24, 40), negative=None),
+        "normed": dict(AS_IT_IS, recipe="sdxl", steps=1, size=(24, 40), negative=None, over=model_files.vae_normed),
         "dmd2": dict(SD, recipe="dmd2-sdxl-1step", steps=1, at=[399], guidance="nasa", alpha=0.5, size=(40, 56), told=("alpha",)),
         "dmd2-4": dict(SD, recipe="dmd2-sdxl-4step", steps=4, at=[999, 749, 499, 249], guidance="nasa", alpha=0.5, size=(40, 24),
                        told=("alpha",)),
@@ -708,6 +747,17 @@ RUNS = {
         "vsf": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="vsf", alpha=0.5, offset=0.2, size=(48, 32),
                     negative="a dog, blurry, worst quality, low quality, ugly"),
         "both-cfg": dict(PIXART, steps=2, guidance="nasa", alpha=0.4, size=(48, 48), **{"guidance-scale": 3.0}),
+        "weights": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="nasa", alpha=0.45, size=(32, 48), text=True,
+                        prompt="The (RED Cat:1.5) on [the blue], Dog", negative="((blurry)) dog (ugly:-0.5)", **{
+                            "prompt-syntax": "a1111",
+                            "pieces.pos": [("The ", 1.0), ("RED Cat", 1.5), (" on ", 1.0), ("the blue", 1 / 1.1), (", Dog", 1.0)],
+                            "pieces.neg": [("blurry", 1.21), (" dog ", 1.0), ("ugly", -0.5)]}),
+        "weights-long": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="none", negative=None, size=(32, 48), text=True,
+                             prompt="(" + PHRASE * 4 + ":0.5)(" + PHRASE * 3 + ":1.4)", **{
+                                 "prompt-syntax": "a1111", "pieces.pos": [(PHRASE * 4, 0.5), (PHRASE * 3, 1.4)]}),
+        "lora": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="nasa", alpha=0.4, size=(32, 48), over=model_files.pixart_lora),
+        "student": dict(PIXART_WHOLE, recipe="yoso-pixart", told=("recipe",), steps=1, at=[999], size=(48, 64), scheduler=DDPM_V,
+                        over=model_files.pixart_transformer),
     },
     "pixart_ms": {
         "teacher-cfg": dict(PIXART_WHOLE, steps=3, size=(48, 80), negative="a dog, blurry", told=("guidance", "guidance-scale"),
@@ -728,8 +778,16 @@ RUNS = {
 }
 
 
-def run_write(folder, spec, tensors):
+def run_begin(folder, spec, parts):
+    """The run's folder; under a model file other parts."""
     folder.mkdir()
+    if "over" not in spec:
+        return parts
+    torch.manual_seed(sum(map(ord, folder.name)))
+    return spec["over"](folder, parts)
+
+
+def run_write(folder, spec, tensors):
     save_file(tensors, folder / "expected.safetensors")
     flags = []
     for key in ("prompt", "negative", "prompt-syntax", "long-prompt", "recipe", "guidance", "guidance-scale", "nasa-variant", "alpha", "offset", "phi", "tau", "beta",
@@ -751,9 +809,14 @@ def build(name, folder):
         if (folder / run).exists():
             continue
         with torch.no_grad():
-            tensors = reference(parts, spec)
+            changed = run_begin(folder / run, spec, parts)
+            tensors = reference(changed, spec)
             if spec.get("whole"):
-                image = by_pipeline(folder / "model", spec, tensors["latents.start"])
+                pipe = DiffusionPipeline.from_pretrained(folder / "model").to(dtype=torch.float32)
+                if "over" in spec:
+                    pipe.register_modules(**{k: changed[k] for k in pipe.components if k in changed and changed[k] is not parts[k]})
+                    (pipe.transformer if hasattr(pipe, "transformer") else pipe.unet).set_attn_processor(AttnProcessor2_0())
+                image = by_pipeline(pipe, spec, tensors["latents.start"])
                 assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
                 tensors["image"] = image
         run_write(folder / run, spec, tensors)

@@ -148,11 +148,11 @@ static void test_bf16(void **unused)
     (void)unused;
     struct compute *c = NULL;
     assert_int_equal(compute_open(&c, &options, NULL), 0);
-    enum { OUT = 70, IN = 90, RANK = 3 };
+    enum { OUT = 70, IN = 1100, RANK = 5 }; /* whole tiles, and what is left of each side */
     static uint16_t bf16[OUT * IN];
     static float up[OUT * RANK], down[RANK * IN];
     for (int i = 0; i < OUT * IN; i++)
-        bf16[i] = (uint16_t)(0x3f80 + i % 100);
+        bf16[i] = (uint16_t)(0x3f80 + i % 97);
     for (int i = 0; i < OUT * RANK; i++)
         up[i] = (float)(i % 7) / 8;
     for (int i = 0; i < RANK * IN; i++)
