@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "error.h"
+#include "guidance.h"
 
 struct compute; /* a backend opened on a device */
 struct weight;  /* a parameter of a model */
@@ -218,22 +219,7 @@ struct tensor op_attention(struct graph *g, struct tensor q, struct tensor k, st
                            int heads, double scale, int causal, struct tensor mask,
                            struct tensor bias);
 
-/* docs/guidance.md: two texts, and in joint attention the image, under one
- * Q. */
-enum guidance_method { GUIDANCE_NONE, GUIDANCE_NASA, GUIDANCE_NAG, GUIDANCE_VSF };
-/* What NASA subtracts where there are shared keys: attention over the negative text alone; the same
- * with the mass that it has in the joint softmax; the whole joint attention. Without shared keys
- * all three are one. */
-enum guidance_variant { GUIDANCE_TEXT, GUIDANCE_MASS, GUIDANCE_JOINT };
-/* Places in params [B, 1, 1, GUIDANCE_PARAMS], f32. */
-enum {
-    GUIDANCE_ALPHA,
-    GUIDANCE_OFFSET,
-    GUIDANCE_PHI,
-    GUIDANCE_TAU,
-    GUIDANCE_BETA,
-    GUIDANCE_PARAMS
-};
+/* One text's keys, or in joint attention the image's. */
 struct text_keys {
     struct tensor k, v; /* [B, 1, S, heads * D]; TENSOR_NONE: empty */
     struct tensor mask; /* TENSOR_NONE or [B, 1, 1, S], added to the logits */

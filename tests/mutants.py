@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
-         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_int8", "test_residence")
+         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_int8", "test_residence", "test_cuda_attention")
 UNET, VAE, CLIP, SCHEDULE = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/schedule.c"
 SAMPLER = "worker/sampler.c"
 FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
@@ -23,9 +23,13 @@ SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
 FLUX = "worker/model/flux.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 NAMES, CHECKPOINT, LORA, LORA_FILE = "worker/original_names.c", "worker/checkpoint.c", "worker/lora.c", "worker/lora_file.c"
+CUDA_ATTENTION = "kernels/cuda/attention.cuh"
 ATTENTION, REF, RANDOM, WEIGHT = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c", "kernels/weight.c"
 
 MUTANTS = {
+    "cuda: V read before all of it has come": (CUDA_ATTENTION, "softmax_tile<S>(&z, s, w);\n            copy_async_wait<0>();\n            block_sync();", "softmax_tile<S>(&z, s, w);\n            copy_async_wait<0>();"),
+    "cuda: nasa adds the negative": (CUDA_ATTENTION, "w.result = negative && plan.own ? -alpha : 1;", "w.result = negative && plan.own ? alpha : 1;"),
+    "cuda: rows of an even number of pieces": (CUDA_ATTENTION, "((depth * 2 * SLICES) | 1) * 16", "(depth * 2 * SLICES) * 16"),
     "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(zp + c, load(zp + c) - alpha", "store(zp + c, load(zp + c) * (1 + alpha) - alpha"),
     "nasa missing in the middle block": (UNET, "    if (f->size->method == GUIDANCE_NONE) {", "    if (f->size->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
     "nag: nag_scale taken as phi": (ATTENTION, "zp[c] + phi * (zp[c] - zn[c])", "zp[c] + (phi - 1) * (zp[c] - zn[c])"),
