@@ -45,8 +45,10 @@ enum fake_class { FAKE_CLASSES(X) FAKE_N_CLASSES };
     X(PINNED, "pinned host blocks")                                                                \
     X(STREAMS, "streams")                                                                          \
     X(EVENTS, "events")                                                                            \
-    X(GRAPHS, "graphs") X(EXECS, "executable graphs") X(HANDLES, "cublasLt handles")               \
-        X(DESCRIPTORS, "cublasLt descriptors")
+    X(GRAPHS, "graphs")                                                                            \
+    X(EXECS, "executable graphs")                                                                  \
+    X(HANDLES, "cublasLt handles")                                                                 \
+    X(DESCRIPTORS, "cublasLt descriptors")
 #define X(id, text) FAKE_##id,
 enum fake_object { FAKE_OBJECTS(X) FAKE_N_OBJECTS };
 #undef X
