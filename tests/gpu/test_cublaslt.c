@@ -254,7 +254,7 @@ static double error_of(const struct matmul *m)
 static void values(void **state)
 {
     (void)state;
-    /* 1/1024 and 1/256: half a step of 11 and 8 bits; f32 measured 1.5e-6 at k = 200. */
+    /* 2^-8 and 2^-11: half a step of bf16 and f16; f32 measured 2.4e-6 at k = 200. */
     static const struct {
         struct matmul m;
         double limit;

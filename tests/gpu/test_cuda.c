@@ -307,6 +307,25 @@ static void dynamic_memory(void **state)
     CHECK(cudaFree(out));
 }
 
+/* Memory of the host that is registered for it: kernels have it at its own address. */
+static void mapped_memory(void **state)
+{
+    (void)state;
+    static float x[64], out[64];
+    for (int i = 0; i < 64; i++)
+        x[i] = uniform();
+    CHECK(cudaHostRegister(x, sizeof x, cudaHostRegisterMapped));
+    CHECK(cudaHostRegister(out, sizeof out, cudaHostRegisterMapped));
+    REFUSES(cudaErrorHostMemoryAlreadyRegistered,
+            cudaHostRegister(x + 8, 32, cudaHostRegisterMapped));
+    CHECK(launch_add(out, x, x, 64, NULL));
+    CHECK(cudaDeviceSynchronize());
+    assert_true(out[4] == x[4] * 2 && out[5] == -x[5]);
+    CHECK(cudaHostUnregister(x));
+    CHECK(cudaHostUnregister(out));
+    REFUSES(cudaErrorHostMemoryNotRegistered, cudaHostUnregister(x));
+}
+
 /* --- graphs --- */
 
 struct fork {
@@ -588,6 +607,16 @@ static int freed_early(void *arg)
     return cudaDeviceSynchronize() == cudaErrorIllegalAddress ? 0 : 2;
 }
 
+/* Pinned memory in a kernel works on real devices, at the bus's speed: nobody means it. */
+static int kernel_reads_host(void *arg)
+{
+    float *p, *out;
+    (void)arg;
+    if (cudaMallocHost((void **)&p, 512) || cudaMalloc((void **)&out, 512)) return 1;
+    if (launch_add(out, p, p, 64, NULL)) return 2;
+    return cudaDeviceSynchronize() == cudaErrorIllegalAddress ? 0 : 3;
+}
+
 static void wrong_hosts(void **state)
 {
     (void)state;
@@ -595,6 +624,7 @@ static void wrong_hosts(void **state)
     assert_int_equal(child(host_reads, NULL), -SIGSEGV);
     assert_int_equal(child(host_writes, NULL), -SIGSEGV);
     assert_int_equal(child(freed_early, NULL), 0);
+    assert_int_equal(child(kernel_reads_host, NULL), 0);
     float *p = device(16, NULL), host[32];
     assert_int_equal(cudaMemcpy(host, p, sizeof host, cudaMemcpyDeviceToHost),
                      cudaErrorInvalidValue);
@@ -771,7 +801,7 @@ static void counted(void **state)
     assert_int_equal(after.ldmatrix_waves - before.ldmatrix_waves,
                      after.ldmatrix_waves_least - before.ldmatrix_waves_least);
     /* a for each of two columns of blocks, b for each of two rows. */
-    assert_int_equal(after.read_bytes - before.read_bytes, 2 * 128 * 64 * 2 + 2 * 64 * 64 * 2);
+    assert_int_equal(after.copied_bytes - before.copied_bytes, 2 * 128 * 64 * 2 + 2 * 64 * 64 * 2);
     assert_int_equal(after.written_bytes - before.written_bytes, 128 * 64 * 4);
     assert_int_equal(after.written_sectors - before.written_sectors, 128 * 64 * 4 / 32);
     product_free(&p);
@@ -800,19 +830,13 @@ int main(int argc, char **argv)
     control_find();
     if (argc == 3 && !strcmp(argv[1], "--probe")) return probe(argv[2]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(addition),
-        cmocka_unit_test(sums),
-        cmocka_unit_test(arithmetic),
-        cmocka_unit_test(products),
-        cmocka_unit_test(dynamic_memory),
-        cmocka_unit_test(graphs),
-        cmocka_unit_test(bad_captures),
-        cmocka_unit_test(missing_waits),
-        cmocka_unit_test(wrong_kernels),
-        cmocka_unit_test(wrong_hosts),
-        cmocka_unit_test_prestate(devices, argv[0]),
-        cmocka_unit_test(failures),
-        cmocka_unit_test(counted),
+        cmocka_unit_test(addition),       cmocka_unit_test(sums),
+        cmocka_unit_test(arithmetic),     cmocka_unit_test(products),
+        cmocka_unit_test(dynamic_memory), cmocka_unit_test(mapped_memory),
+        cmocka_unit_test(graphs),         cmocka_unit_test(bad_captures),
+        cmocka_unit_test(missing_waits),  cmocka_unit_test(wrong_kernels),
+        cmocka_unit_test(wrong_hosts),    cmocka_unit_test_prestate(devices, argv[0]),
+        cmocka_unit_test(failures),       cmocka_unit_test(counted),
         cmocka_unit_test(nothing_left),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -447,6 +447,9 @@ static void copies(void **state)
         0);
     for (uint32_t i = 0; i < 32; i++)
         assert_int_equal(out[i], ((i ^ 1) * 4 + 2) * 100);
+    assert_int_equal(counts.copies, 32);
+    assert_int_equal(counts.copies_nothing, 0);
+    assert_int_equal(counts.copied_sectors, 16);
     /* Of two groups, wait_group 1 lands the first. */
     static const char two[] =
         "%s cp.async.ca.shared.global [%%r6], [%%rd1], 4; cp.async.commit_group; "
@@ -521,7 +524,7 @@ static void traffic(void **state)
     }
     check_run("bar.sync 0; ex2.approx.f32 %f1, 0f00000000; cvt.rn.f32.u32 %f2, %r0;", NULL);
     assert_int_equal(counts.barriers, 1);
-    assert_int_equal(counts.special, 1);
+    assert_int_equal(counts.special, 32);
     assert_int_equal(counts.conversions, 1);
     /* Two loads of parameters, the mov before the body, ret. */
     assert_int_equal(counts.instructions, 3 + 3 + 1);

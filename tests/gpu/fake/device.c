@@ -204,7 +204,7 @@ static void __attribute__((destructor)) report(void)
     const struct ptx_counts *c = &device.counts;
     if (path)
         fprintf(f, "launches %lu\nmatmuls %lu\ninstructions %llu\nmma %llu\nfault %s\n",
-                device.launches, calls[FAKE_MATMUL], (unsigned long long)c->instructions,
+                (unsigned long)c->launches, calls[FAKE_MATMUL], (unsigned long long)c->instructions,
                 (unsigned long long)c->mma, fault);
     for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1)
         fprintf(f, "not freed: %.*s\n", (int)(end - line), line);

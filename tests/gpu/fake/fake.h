@@ -84,7 +84,6 @@ struct fake_device {
     size_t memory;
     cudaError_t sticky;
     struct ptx_counts counts;
-    unsigned long launches;
     size_t own; /* allocations of modules */
 };
 struct fake_device *fake_device(void); /* under the lock */

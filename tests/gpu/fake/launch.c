@@ -206,7 +206,6 @@ static cudaError_t launch_run(void *data)
     struct ptx_fault fault;
     if (l->ordered) return l->ordered;
     l->shape.params = l->params;
-    fake_device()->launches++;
     if (!ptx_run(l->kernel, &l->shape, &fake_device()->counts, &fault)) return cudaSuccess;
     steer_fake_complain("%s", fault.text);
     return errors[fault.kind];

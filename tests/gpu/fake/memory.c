@@ -26,12 +26,15 @@ int fake_is_pinned(const void *p, size_t size)
     return 0;
 }
 
-static cudaError_t pin(void *p, size_t size, int is_ours)
+/* Kernels may use only what was registered as mapped: on real devices they could use all of it,
+ * slowly. */
+static cudaError_t pin(void *p, size_t size, int is_ours, int is_mapped)
 {
     if (n_ranges == RANGES_MAX) return cudaErrorMemoryAllocation;
     for (size_t i = 0; i < n_ranges; i++)
         if ((char *)p < ranges[i].p + ranges[i].size && ranges[i].p < (char *)p + size)
             return cudaErrorHostMemoryAlreadyRegistered;
+    if (is_mapped && gmem_map(p, size)) return cudaErrorMemoryAllocation;
     ranges[n_ranges].p = p;
     ranges[n_ranges].size = size;
     ranges[n_ranges++].is_ours = is_ours;
@@ -43,6 +46,7 @@ static cudaError_t unpin(const void *p, int is_ours, cudaError_t otherwise)
 {
     for (size_t i = 0; i < n_ranges; i++) {
         if (ranges[i].p != p || ranges[i].is_ours != is_ours) continue;
+        gmem_unmap(p);
         ranges[i] = ranges[--n_ranges];
         steer_fake_count(FAKE_PINNED, -1);
         return cudaSuccess;
@@ -83,7 +87,7 @@ cudaError_t cudaMallocHost(void **p, size_t size)
     if (!e) e = fake_forbid_capture();
     if (!e) {
         void *new = aligned_alloc(4096, (size + 4096) / 4096 * 4096);
-        e = new ? pin(new, size, 1) : cudaErrorMemoryAllocation;
+        e = new ? pin(new, size, 1, 0) : cudaErrorMemoryAllocation;
         if (e)
             free(new);
         else
@@ -111,10 +115,11 @@ cudaError_t cudaHostRegister(void *p, size_t size, unsigned flags)
 {
     cudaError_t e = steer_fake_enter(FAKE_HOST);
     if (!e) e = fake_forbid_capture();
-    if (!e &&
-        (!p || !size || flags & ~(unsigned)(cudaHostRegisterPortable | cudaHostRegisterReadOnly)))
+    if (!e && (!p || !size ||
+               flags & ~(unsigned)(cudaHostRegisterPortable | cudaHostRegisterReadOnly |
+                                   cudaHostRegisterMapped)))
         e = cudaErrorInvalidValue;
-    if (!e) e = pin(p, size, 0);
+    if (!e) e = pin(p, size, 0, flags & cudaHostRegisterMapped ? 1 : 0);
     return steer_fake_leave(e);
 }
 

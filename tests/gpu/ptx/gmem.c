@@ -21,6 +21,11 @@ static struct {
     struct allocation *all; /* by address, which only grows */
     size_t n, live, used;
     size_t last; /* found by the last search */
+    struct mapped {
+        uint8_t *p;
+        size_t size;
+    } * mapped;
+    size_t n_mapped;
 } g;
 
 static void *reserve(void)
@@ -80,8 +85,34 @@ int gmem_free(uint64_t address)
     return 0;
 }
 
+int gmem_map(void *p, size_t size)
+{
+    struct mapped *mapped = realloc(g.mapped, (g.n_mapped + 1) * sizeof *mapped);
+    if (!mapped) return -1;
+    g.mapped = mapped;
+    g.mapped[g.n_mapped++] = (struct mapped){p, size};
+    return 0;
+}
+
+void gmem_unmap(const void *p)
+{
+    for (size_t i = 0; i < g.n_mapped; i++)
+        if (g.mapped[i].p == p) g.mapped[i--] = g.mapped[--g.n_mapped];
+}
+
+static void *mapped_at(uint64_t address, size_t size)
+{
+    for (size_t i = 0; i < g.n_mapped; i++) {
+        uint64_t offset = address - (uint64_t)(uintptr_t)g.mapped[i].p;
+        if (offset <= g.mapped[i].size && size <= g.mapped[i].size - offset)
+            return g.mapped[i].p + offset;
+    }
+    return NULL;
+}
+
 void *gmem_at(uint64_t address, size_t size)
 {
+    if (!gmem_is_device(address)) return mapped_at(address, size);
     size_t i = find(address);
     if (i == g.n) return NULL;
     uint64_t offset = address - g.all[i].address;

@@ -18,6 +18,10 @@ int gmem_free(uint64_t address);
 /* The bytes that stand for [address, address + size), or NULL unless one allocation holds them all.
  */
 void *gmem_at(uint64_t address, size_t size);
+/* Host memory that kernels may use too, at its own address: 0, or -1 without memory for it. Its
+ * owner keeps it until gmem_unmap. */
+int gmem_map(void *p, size_t size);
+void gmem_unmap(const void *p);
 /* Whether the address is the device's at all, allocated or not. */
 int gmem_is_device(uint64_t address);
 size_t gmem_used(void);

@@ -23,7 +23,6 @@ enum class {
     CLASS_OTHER,
     CLASS_MMA,
     CLASS_LDMATRIX,
-    CLASS_COPY,
     CLASS_BARRIER,
     CLASS_GLOBAL,
     CLASS_SHARED,

@@ -327,8 +327,13 @@ static void run_copy(struct warp *w, const struct insn *n, uint32_t mask)
     of.wide = 1;
     addresses(w, &of, 1, from);
     const uint32_t *read = place(w, n, 2);
-    count_sectors(from, mask, n->bytes, &w->block->counts->read_sectors,
-                  &w->block->counts->read_bytes);
+    uint32_t reading = 0;
+    for (unsigned i = 0; i < LANES; i++)
+        reading |= (uint32_t)(!n->mode || read[i] > 0) << i;
+    struct ptx_counts *counts = w->block->counts;
+    count_sectors(from, mask & reading, n->bytes, &counts->copied_sectors, &counts->copied_bytes);
+    counts->copies += (unsigned)__builtin_popcount(mask);
+    counts->copies_nothing += (unsigned)__builtin_popcount(mask & ~reading);
     ACTIVE
     {
         if (n->mode && read[i] > n->bytes) {
@@ -580,7 +585,6 @@ static const char *decode_copy(struct parser *p, struct insn *n, struct operand 
     uint64_t bytes = o[2].value;
     if (bytes != 16 && (whole_line || (bytes != 8 && bytes != 4)))
         return "a size that cp.async does not have";
-    n->class = CLASS_COPY;
     n->run = run_copy;
     n->bytes = (uint8_t)bytes;
     n->mode = count == 4;

@@ -31,16 +31,19 @@ struct ptx_fault {
     char text[512]; /* one sentence: kernel, line, opcode, block, thread, what is wrong */
 };
 
-/* What one launch did; a warp's instruction counts once. */
+/* What launches did. Instructions are a warp's: one for 32 lanes. */
 struct ptx_counts {
-    uint64_t instructions, mma, ldmatrix, copies, barriers;
-    uint64_t global, shared,
-        local; /* ld, st, atom and red of each space; ldmatrix and cp.async apart */
-    uint64_t branches, conversions, special; /* special: ex2, rcp, sqrt and their like */
-    uint64_t read_sectors, read_bytes, written_sectors,
-        written_bytes;                         /* global; a sector is 32 bytes */
-    uint64_t shared_waves, shared_waves_least; /* passes over the 32 banks of ld.shared and
-                                                  st.shared, and without conflicts */
+    uint64_t launches;
+    uint64_t instructions, mma, ldmatrix, barriers;
+    uint64_t global, shared, local; /* ld, st, atom and red of each space */
+    uint64_t branches, conversions;
+    uint64_t special;        /* of a thread: ex2, rcp, sqrt and their like */
+    uint64_t copies;         /* of a thread: cp.async */
+    uint64_t copies_nothing; /* those that read no byte: zeros */
+    /* Of global memory, a sector is 32 bytes; cp.async's apart. */
+    uint64_t read_sectors, read_bytes, written_sectors, written_bytes, copied_sectors, copied_bytes;
+    /* Passes over the 32 banks, and without conflicts: of ld.shared and st.shared, of ldmatrix. */
+    uint64_t shared_waves, shared_waves_least;
     uint64_t ldmatrix_waves, ldmatrix_waves_least;
 };
 

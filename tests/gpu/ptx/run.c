@@ -47,6 +47,7 @@ static void group_run(struct warp *w, uint32_t group, uint32_t pc, uint32_t next
         w->now = n;
         if (n->control == CONTROL_NONE) {
             if (mask) n->run(w, n, mask);
+            if (n->class == CLASS_SPECIAL) b->counts->special += (unsigned)__builtin_popcount(mask);
             if (b->fault->kind) return;
             pc++;
         } else if (!mask) {
@@ -179,14 +180,12 @@ static void tally(const struct block *b)
         switch (b->k->code[i].class) {
         case CLASS_MMA: c->mma += n; break;
         case CLASS_LDMATRIX: c->ldmatrix += n; break;
-        case CLASS_COPY: c->copies += n; break;
         case CLASS_BARRIER: c->barriers += n; break;
         case CLASS_GLOBAL: c->global += n; break;
         case CLASS_SHARED: c->shared += n; break;
         case CLASS_LOCAL: c->local += n; break;
         case CLASS_BRANCH: c->branches += n; break;
         case CLASS_CONVERSION: c->conversions += n; break;
-        case CLASS_SPECIAL: c->special += n; break;
         }
     }
 }
@@ -245,6 +244,7 @@ int ptx_run(const struct ptx_kernel *kernel, const struct ptx_launch *l, struct 
                 block_run(&b);
             }
     if (b.executed) tally(&b);
+    counts->launches++;
     for (unsigned i = 0; b.warps && i < b.n_warps; i++) {
         free(b.warps[i].file);
         free(b.warps[i].local);
