@@ -13,13 +13,6 @@ static inline f32 z(f32 x)
     return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
 }
 
-static inline u32 bits_of(f32 x)
-{
-    u32 b;
-    memcpy(&b, &x, 4);
-    return b;
-}
-
 static inline f32 saturate(f32 x)
 {
     return x > 0 ? (x < 1 ? x : 1) : 0; /* NaN: 0 */

@@ -42,7 +42,7 @@ struct parser {
     int failed;
 };
 
-static void fail(struct parser *p, const char *format, ...)
+static void __attribute__((format(printf, 2, 3))) fail(struct parser *p, const char *format, ...)
 {
     if (p->failed) return;
     p->failed = 1;
@@ -362,7 +362,8 @@ static void module_variable(struct parser *p)
 /* --- instructions --- */
 
 /* The first thing of a kernel that is not modelled; its launch says so. */
-static void unknown_set(struct parser *p, const char *format, ...)
+static void __attribute__((format(printf, 2, 3)))
+unknown_set(struct parser *p, const char *format, ...)
 {
     char *text = NULL;
     va_list list;
