@@ -36,7 +36,7 @@ target_link_libraries(fake_cublasLt PRIVATE fake_cudart m)
 function(steer_nvcc object source)
   add_custom_command(OUTPUT ${object} DEPENDS ${source} DEPFILE ${object}.d VERBATIM
     COMMAND ${CUDAToolkit_NVCC_EXECUTABLE} -std=c++17 -gencode arch=compute_80,code=compute_80 -cudart shared --no-compress
-      -Xcompiler=-fPIC,-fno-threadsafe-statics,-fno-exceptions -MD -MF ${object}.d -c ${source} -o ${object})
+      -I ${CMAKE_SOURCE_DIR}/kernels -I ${CMAKE_SOURCE_DIR}/proto -diag-suppress 128 -Xcompiler=-fPIC,-fno-threadsafe-statics,-fno-exceptions -MD -MF ${object}.d -c ${source} -o ${object})
 endfunction()
 set(object ${CMAKE_CURRENT_BINARY_DIR}/kernels.cu.o)
 steer_nvcc(${object} ${CMAKE_CURRENT_SOURCE_DIR}/gpu/kernels.cu)
@@ -47,3 +47,15 @@ target_link_libraries(test_cuda PRIVATE steer_flags PkgConfig::CMOCKA steer_cubl
 set_target_properties(test_cuda PROPERTIES SKIP_BUILD_RPATH ON)
 add_test(NAME gpu/cuda COMMAND test_cuda)
 set_tests_properties(gpu/cuda PROPERTIES TIMEOUT 300 LABELS gpu ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/fake")
+
+# The kernels' own tests again (gpu.cmake), on what nvcc made of them; where the kernels are.
+if(EXISTS ${CMAKE_SOURCE_DIR}/kernels/cuda/attention.cu)
+  set(object ${CMAKE_CURRENT_BINARY_DIR}/attention.cu.o)
+  steer_nvcc(${object} ${CMAKE_SOURCE_DIR}/kernels/cuda/attention.cu)
+  add_executable(test_cuda_attention_ptx gpu/test_cuda_attention.c gpu/simt_cuda.c ${object})
+  target_include_directories(test_cuda_attention_ptx PRIVATE gpu/simt SYSTEM ${CUDAToolkit_INCLUDE_DIRS})
+  target_compile_options(test_cuda_attention_ptx PRIVATE -mf16c "SHELL:-iquote ${CMAKE_CURRENT_SOURCE_DIR}/gpu/ptx")
+  target_link_libraries(test_cuda_attention_ptx PRIVATE steer_flags PkgConfig::CMOCKA steer_kernels fake_cudart)
+  add_test(NAME gpu/cuda_attention_ptx COMMAND test_cuda_attention_ptx)
+  set_tests_properties(gpu/cuda_attention_ptx PROPERTIES TIMEOUT 300 LABELS gpu ENVIRONMENT OMP_WAIT_POLICY=passive)
+endif()

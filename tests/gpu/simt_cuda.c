@@ -5,9 +5,9 @@
  * is watched is the interpreter's to say; counts are its counts, of the same things. */
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "fake/control.h"
+#include "half.h"
 #include "simt.h"
 
 enum { ARRAYS_MAX = 256 };
@@ -66,24 +66,10 @@ const char *simt_error(void)
 
 uint16_t simt_round(float x, int f16)
 {
-    uint32_t b;
-    memcpy(&b, &x, 4);
-    if (!f16) return (uint16_t)((b + 0x7fff + (b >> 16 & 1)) >> 16);
-    _Float16 h = (_Float16)x;
-    uint16_t r;
-    memcpy(&r, &h, 2);
-    return r;
+    return f16 ? f16_of(x) : bf16_of(x);
 }
 
 float simt_widen(uint16_t x, int f16)
 {
-    float f;
-    uint32_t b = (uint32_t)x << 16;
-    _Float16 h;
-    if (f16) {
-        memcpy(&h, &x, 2);
-        return (float)h;
-    }
-    memcpy(&f, &b, 4);
-    return f;
+    return f16 ? f16_to(x) : bf16_to(x);
 }
