@@ -469,6 +469,29 @@ static void bad_captures(void **state)
     fork_free(&f);
 }
 
+/* A blocking stream and the legacy one keep the order of calls by themselves. */
+static void legacy_order(void **state)
+{
+    (void)state;
+    float values[2 * N], got[N];
+    for (int i = 0; i < 2 * N; i++)
+        values[i] = uniform();
+    struct fork f;
+    cudaStream_t blocking;
+    fork_make(&f, values);
+    CHECK(cudaStreamCreate(&blocking));
+    CHECK(launch_add(f.out, f.a, f.b, N, blocking));
+    CHECK(cudaMemcpy(got, f.out, sizeof got, cudaMemcpyDeviceToHost));
+    assert_true(got[0] == values[0] + values[N]);
+    CHECK(cudaMemsetAsync(f.a, 0, N * sizeof(float), NULL));
+    CHECK(launch_add(f.out, f.a, f.b, N, blocking));
+    CHECK(cudaStreamSynchronize(blocking));
+    CHECK(cudaMemcpy(got, f.out, sizeof got, cudaMemcpyDeviceToHost));
+    assert_true(got[0] == values[N]);
+    CHECK(cudaStreamDestroy(blocking));
+    fork_free(&f);
+}
+
 /* --- what is wrong must show; these hold for the fakes alone --- */
 
 static void missing_waits(void **state)
@@ -505,7 +528,25 @@ static void missing_waits(void **state)
     CHECK(cudaMemcpyAsync(pinned, f.out, N * sizeof *pinned, cudaMemcpyDeviceToHost, f.s[0]));
     CHECK(cudaStreamSynchronize(f.s[0]));
     assert_true(isnan(pinned[0]));
+    /* The same in a graph, where the other stream is joined too late. */
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CHECK(cudaDeviceSynchronize());
+    CHECK(cudaMemset(f.y, 0xff, N * sizeof(float)));
+    CHECK(cudaDeviceSynchronize());
+    CHECK(cudaStreamBeginCapture(f.s[0], cudaStreamCaptureModeThreadLocal));
+    CHECK(fork_record(&f, 0));
+    CHECK(cudaStreamWaitEvent(f.s[0], f.joined, 0));
+    CHECK(cudaStreamEndCapture(f.s[0], &graph));
+    CHECK(cudaGraphInstantiate(&exec, graph, 0));
+    CHECK(cudaGraphLaunch(exec, f.s[0]));
+    CHECK(cudaMemcpyAsync(pinned, f.out, N * sizeof *pinned, cudaMemcpyDeviceToHost, f.s[0]));
+    CHECK(cudaStreamSynchronize(f.s[0]));
+    assert_true(isnan(pinned[0]));
+    CHECK(cudaGraphExecDestroy(exec));
+    CHECK(cudaGraphDestroy(graph));
     /* Polling gets there. */
+    CHECK(launch_add(f.y, f.b, f.a, N, f.s[1]));
     CHECK(cudaEventRecord(f.joined, f.s[1]));
     int turns = 0;
     while (cudaEventQuery(f.joined) == cudaErrorNotReady)
@@ -830,13 +871,21 @@ int main(int argc, char **argv)
     control_find();
     if (argc == 3 && !strcmp(argv[1], "--probe")) return probe(argv[2]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(addition),       cmocka_unit_test(sums),
-        cmocka_unit_test(arithmetic),     cmocka_unit_test(products),
-        cmocka_unit_test(dynamic_memory), cmocka_unit_test(mapped_memory),
-        cmocka_unit_test(graphs),         cmocka_unit_test(bad_captures),
-        cmocka_unit_test(missing_waits),  cmocka_unit_test(wrong_kernels),
-        cmocka_unit_test(wrong_hosts),    cmocka_unit_test_prestate(devices, argv[0]),
-        cmocka_unit_test(failures),       cmocka_unit_test(counted),
+        cmocka_unit_test(addition),
+        cmocka_unit_test(sums),
+        cmocka_unit_test(arithmetic),
+        cmocka_unit_test(products),
+        cmocka_unit_test(dynamic_memory),
+        cmocka_unit_test(mapped_memory),
+        cmocka_unit_test(graphs),
+        cmocka_unit_test(bad_captures),
+        cmocka_unit_test(legacy_order),
+        cmocka_unit_test(missing_waits),
+        cmocka_unit_test(wrong_kernels),
+        cmocka_unit_test(wrong_hosts),
+        cmocka_unit_test_prestate(devices, argv[0]),
+        cmocka_unit_test(failures),
+        cmocka_unit_test(counted),
         cmocka_unit_test(nothing_left),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -176,8 +176,11 @@ static const struct sum sums[] = {
     {"tanh.approx.f32", "ww", {0}, 0},
     {"add.f16x2", "www", {0x3c004000, 0x3c003c00}, 0x40004200},
     {"mul.bf16x2", "www", {0x40004040, 0x40003f80}, 0x40804040},
-    {"fma.rn.f16", "hhhh", {0x3c01, 0x3c01, 0xbc02}, 0x0010},  /* 2^-20: one rounding */
-    {"fma.rn.f16", "hhhh", {0x7800, 0x3801, 0x0001}, 0x7401},  /* the exact product stays */
+    {"fma.rn.f16", "hhhh", {0x3c01, 0x3c01, 0xbc02}, 0x0010}, /* 2^-20: one rounding */
+    {"fma.rn.f16",
+     "hhhh",
+     {0x3e00, 0x3c01, 0x8001},
+     0x3e01}, /* just below a tie: f32 would lose that */
     {"fma.rn.bf16", "hhhh", {0x3f81, 0x3f81, 0xbf82}, 0x3880}, /* 2^-14 */
     {"max.bf16x2", "www", {0xbf803f80, 0x3f80bf80}, 0x3f803f80},
     {"neg.f16x2", "ww", {0x3c00bc00}, 0xbc003c00},

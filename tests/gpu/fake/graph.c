@@ -1,8 +1,8 @@
 /* graph.c - captures of streams and the graphs they make.
  *
- * A node knows what it comes after and nothing else. A launch runs, of the nodes that may run,
- * always the one that was captured last, so two nodes without an edge between do not keep the order
- * in which they were written. */
+ * A node knows what it comes after and nothing else. A launch begins with the node that was
+ * captured last: what that comes after runs first, and all the rest later, so two nodes without an
+ * edge between do not keep the order in which they were written. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -236,24 +236,25 @@ cudaError_t cudaGraphExecUpdate(cudaGraphExec_t x, cudaGraph_t g,
 
 /* --- launches --- */
 
+/* A node after all that it comes after, which stand before it. */
+static cudaError_t node_run(const struct CUgraph_st *g, size_t i, char *done)
+{
+    const struct node *n = &g->nodes[i];
+    cudaError_t e = cudaSuccess;
+    if (done[i]) return cudaSuccess;
+    for (size_t j = n->after.n; j-- && !e;)
+        e = node_run(g, n->after.nodes[j], done);
+    done[i] = 1;
+    return e ? e : n->work->run(n->work->data);
+}
+
 static cudaError_t launch_run(void *data)
 {
     const struct CUgraph_st *g = *(struct CUgraph_st **)data;
     char *done = calloc(1, g->n + 1);
-    if (!done) return cudaErrorLaunchFailure;
-    cudaError_t e = cudaSuccess;
-    for (size_t ran = 0; ran < g->n && !e; ran++) {
-        for (size_t i = g->n; i--;) {
-            const struct node *n = &g->nodes[i];
-            size_t ready = 0;
-            while (!done[i] && ready < n->after.n && done[n->after.nodes[ready]])
-                ready++;
-            if (done[i] || ready < n->after.n) continue;
-            e = n->work->run(n->work->data);
-            done[i] = 1;
-            break;
-        }
-    }
+    cudaError_t e = done ? cudaSuccess : cudaErrorLaunchFailure;
+    for (size_t i = g->n; i-- && !e;)
+        e = node_run(g, i, done);
     free(done);
     return e;
 }
