@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
          "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_ptx", "test_int8", "test_residence")
-UNET, VAE, CLIP, SAMPLER = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/sampler.c"
+UNET, VAE, CLIP, SCHEDULE = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/schedule.c"
+SAMPLER = "worker/sampler.c"
 FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
 PIXART, FAMILY_PIXART, LOWER = "worker/model/pixart.c", "worker/model/family_pixart.c", "worker/text/lower.c"
 BPE, TABLES = "worker/text/clip_bpe.c", "worker/text/clip_tables.c"
@@ -49,12 +50,18 @@ MUTANTS = {
     "resnet group norm 1e-6": (UNET, '"norm_eps", 1e-5, file, err)) ||', '"norm_eps", 1e-5, file, err)) || (c.norm_eps = 1e-6, 0) ||'),
     "layer norm 1e-6": (UNET, 'net_layer_norm(n, x, 1e-5, "%s.norm2"', 'net_layer_norm(n, x, 1e-6, "%s.norm2"'),
     "vae group norm 1e-5": (VAE, "#define VAE_EPS 1e-6", "#define VAE_EPS 1e-5"),
+    "vae: latents_mean scaled": (VAE, "c->latents_mean[k] * scale", "c->latents_mean[k]"),
     "geglu by tanh": ("kernels/cpu/vector.h", "return x * 0.5f * (verf(x * 0.70710678f) + 1.f);", "return x / (vexp((x * x * x * 0.044715f + x) * -1.59576912f) + 1.f);"),
-    "instaflow at 999": (SAMPLER, "1000.0 * (1 - (double)i / steps)", "999.0 * (1 - (double)i / steps)"),
+    "instaflow at 999": (SCHEDULE, "1000.0 * (1 - (double)i / steps)", "999.0 * (1 - (double)i / steps)"),
     "dmd2 with the exact alpha_bar": ("worker/recipes/dmd2-sd15.json", ', "alpha_bar": 0.0047', ""),
-    "euler without init_noise_sigma": (SAMPLER, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
-    "leading spacing as linspace": (SAMPLER, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
-    "ddim ends at alpha_bar 1": (SAMPLER, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
+    "euler without init_noise_sigma": (SCHEDULE, "? sqrt(most * most + 1) : most;", "? 1 : 1;"),
+    "leading spacing as linspace": (SCHEDULE, "case SPACING_LEADING: s->timestep[i] = (steps - i) * ratio + c->steps_offset; break;", "case SPACING_LEADING: s->timestep[i] = 999.0 * (steps - i) / steps; break;"),
+    "informed start: the noise unscaled": (PIPELINE, "sample, noise, own->x);", "sample, 1, own->x);"),
+    "ancestral noise without its level": (SAMPLER, "s->held[i] * up;", "s->held[i] * sigma[1];"),
+    "unipc without its corrector": (SAMPLER, "        unipc_update(s, call, s->order, s->mean, s->held);\n        memcpy(x, s->held, s->count * sizeof *x);", "        ;"),
+    "clip_sample passed over": (SAMPLER, "return !c->clip_sample ? x0 :", "return 1 ? x0 :"),
+    "ddim ends at alpha_bar 1": (SCHEDULE, "return s->config.set_alpha_to_one ? 1 : s->alpha_bar[0];", "return 1;"),
+    "linspace rounded twice": (SCHEDULE, "fmaf(step, (float)i, start)", "start + step * (float)i"),
     "8 bits by truncation": (REF, "(uint8_t)nearbyintf(v * 255)", "(uint8_t)(v * 255)"),
     "quick_gelu as gelu": (CLIP, "{ACT_QUICK_GELU, ACT_GELU,", "{ACT_GELU, ACT_GELU,"),
     "causal mask missing": (CLIP, "c->heads, scale, 1, TENSOR_NONE", "c->heads, scale, 0, TENSOR_NONE"),
@@ -110,6 +117,8 @@ MUTANTS = {
     "[a] as 0.9": (SYNTAX, "SQUARE_FACTOR = 1 / 1.1", "SQUARE_FACTOR = 0.9"),
     "an open bracket weighs nothing": (SYNTAX, "weigh(p, p->rounds.items[i].piece, ROUND_FACTOR);", ";"),
     "weights without the mean restored": (CHUNKS, "if (!weighed || !isfinite(ratio)) return;", "return;"),
+    "t5 weights about 0": (CHUNKS, "row[i] = from[i] + weights[t] * (row[i] - from[i]);", "row[i] = weights[t] * row[i];"),
+    "t5 pieces in capitals": (CHUNKS, "    if (!lower) return unigram_tokens(", "    if (1) return unigram_tokens("),
     "phrases torn at a chunk's end": (CHUNKS, "#define COMMA_BACKTRACK 20", "#define COMMA_BACKTRACK 0"),
     "weights left behind when tokens move": (CHUNKS, "out->weights[to + i] = out->weights[from + i];", ""),
     "t5: logits divided by sqrt(d_kv)": (T5, "c->heads, 1, 0, ret->mask, bias)", "c->heads, 1 / sqrt(c->head_channels), 0, ret->mask, bias)"),
@@ -128,7 +137,7 @@ MUTANTS = {
     "flux: the negative text as it was at first": (FLUX, "        h = modulated(f, *x, p[i].modulation, 3);", "        if (i == NEGATIVE) continue;\n        h = modulated(f, *x, p[i].modulation, 3);"),
     "flux: 512 tokens": ("worker/model/family_flux.c", "TEXT_TOKENS = 256,", "TEXT_TOKENS = 512,"),
     "flux: patches with channels last": (FLUX, "op_unpatches(g, x, FLUX_PATCH, PATCH_CHANNEL_FIRST)", "op_unpatches(g, x, FLUX_PATCH, PATCH_CHANNEL_LAST)"),
-    "flux: time as 0 to 1": (SAMPLER, "(float)s->config.num_train_timesteps / 1000 * 1000;", "1.0f;"),
+    "flux: time as 0 to 1": (SCHEDULE, "(float)s->config.num_train_timesteps / 1000 * 1000;", "1.0f;"),
     "unigram: normalizing without graphemes": (CHARSMAP, "m && end - i < GRAPHEME_BYTES ?", "m && end - i < 1 ?"),
     "unigram: long graphemes whole": (CHARSMAP, "#define GRAPHEME_BYTES     6", "#define GRAPHEME_BYTES     60"),
     "unigram: no normalizer": (UNIGRAM, "charsmap_normalize(t->charsmap, s.text", "charsmap_normalize(NULL, s.text"),

@@ -194,6 +194,8 @@ static json_t *report_make(const struct check_args *a, const char *path, struct 
     if (!code) {
         json_object_set_new(report, "parts", parts_report(&f));
         json_object_set_new(report, "loras", loras_report(f.file));
+        if (f.file && *f.file->mean_latent)
+            json_object_set_new(report, "mean_latent", json_string(f.file->mean_latent));
     }
     folder_close(&f);
     if (!code) code = model_inspect(&m, path, err);
@@ -288,6 +290,7 @@ static void report_print(const json_t *r)
     json_array_foreach(json_object_get(r, "loras"), i, part)
         printf("  lora            %s, weight %g\n", text_of(part, "file"),
                json_number_value(json_object_get(part, "weight")));
+    if (*text_of(r, "mean_latent")) printf("  mean latent     %s\n", text_of(r, "mean_latent"));
     if (*text_of(r, "recipe")) {
         printf("  recipe          %s", text_of(r, "recipe"));
         list_print("; also fit: ", json_object_get(r, "recipes"), text_of(r, "recipe"));

@@ -78,7 +78,9 @@ int job_plan_make(struct job_plan *ret, const struct model *m, const struct reci
         .cfg = p.image.guidance.scale != 1,
         .variant = p.image.guidance.variant,
     };
-    if ((code = model_size_check(m, p.shape.width, p.shape.height, err))) return code;
+    if ((code = model_size_check(m, p.shape.width, p.shape.height, err)) ||
+        (code = model_start_check(m, &p.recipe, p.shape.width, p.shape.height, err)))
+        return code;
     if (p.shape.steps < p.recipe.steps_min || p.shape.steps > p.recipe.steps_max)
         return steer_fail(err, STEER_BAD_VALUE, "%d steps: recipe \"%s\" expects %d to %d",
                           p.shape.steps, p.recipe.name, p.recipe.steps_min, p.recipe.steps_max);

@@ -120,6 +120,7 @@ static void hash_model_file(struct hashing *h)
     hash_add(h, "model file", h->m->folder.file->path);
     for (size_t i = 0; h->m->loras && i < loras_count(h->m->loras); i++)
         hash_tensors(h, "loras", loras_tensors(h->m->loras, i));
+    if (h->m->mean) hash_add(h, "mean_latent", h->m->folder.file->mean_latent);
 }
 
 /* Over the names and bytes of what the loader reads, and of nothing that lies beside it. */
@@ -260,6 +261,13 @@ static int loras_apply(struct model *m, struct steer_error *err)
     return loras_check(m->loras, err);
 }
 
+static int mean_open(struct model *m, struct steer_error *err)
+{
+    const struct model_file *file = m->folder.file;
+    if (!file || !*file->mean_latent) return 0;
+    return mean_latent_open(&m->mean, file->mean_latent, m->latent_channels, err);
+}
+
 static size_t params_bytes(const struct params *p)
 {
     size_t sum = 0;
@@ -285,7 +293,7 @@ static int parts_open(struct model *m, struct compute *c, struct steer_error *er
     if (code || (code = text_size_read(m, err)) ||
         (code = folder_params(&m->denoiser_params, &m->folder, c, m->denoiser_part, err)) ||
         (code = folder_params(&m->vae_params, &m->folder, c, "vae", err)) ||
-        (code = loras_apply(m, err)))
+        (code = loras_apply(m, err)) || (code = mean_open(m, err)))
         return code;
     if (c && compute_weights(c) == WEIGHTS_INT8) parts_hold_int8(m);
     for (int i = 0; i < m->encoders_count; i++)
@@ -318,6 +326,12 @@ static int vae_read(struct model *m, struct steer_error *err)
         return steer_fail(err, STEER_BAD_MODEL, "%s: the %s has %d latent channels and the VAE %d",
                           m->folder.dir, m->denoiser_part, m->latent_channels,
                           m->vae.latent_channels);
+    if (m->vae.normed && (m->vae.tiny || !m->family->normed_latents))
+        return steer_fail(
+            err, STEER_UNSUPPORTED,
+            "%s: \"latents_mean\" and \"latents_std\" are set: expected null, as they "
+            "are followed for AutoencoderKL of the family sdxl alone",
+            path);
     m->factor = vae_factor(&m->vae);
     m->multiple = (m->factor > 8 ? m->factor : 8) * (m->patch ? m->patch : 1);
     m->width = side_default(m->sample_width, m->factor, m->multiple);
@@ -405,8 +419,10 @@ static void parts_close(struct model *m)
     params_free(m->denoiser_params);
     params_free(m->vae_params);
     loras_close(m->loras);
+    mean_latent_close(m->mean);
     m->denoiser_params = m->vae_params = NULL;
     m->loras = NULL;
+    m->mean = NULL;
 }
 
 int model_inspect(struct model **ret, const char *path, struct steer_error *err)
@@ -458,4 +474,11 @@ int model_size_check(const struct model *m, int width, int height, struct steer_
         return steer_fail(err, STEER_BAD_SIZE, "size %dx%d: expected at most %llu pixels", width,
                           height, STEER_PIXELS_MAX);
     return 0;
+}
+
+int model_start_check(const struct model *m, const struct recipe *recipe, int width, int height,
+                      struct steer_error *err)
+{
+    if (!recipe->from_mean || !m->mean) return 0;
+    return mean_latent_check(m->mean, height / m->factor, width / m->factor, err);
 }

@@ -11,6 +11,7 @@
 
 #include "folder.h"
 #include "limits.h"
+#include "mean_latent.h"
 #include "model/family.h"
 #include "model/text_encoder.h"
 #include "model/vae.h"
@@ -47,6 +48,7 @@ struct model {
     int multiple;        /* sizes in pixels are multiples of it */
     int width, height;   /* default size, pixels */
     struct loras *loras; /* of a model file; NULL: none */
+    struct mean_latent *mean;
     size_t tensor_bytes; /* of all parts, as they are stored */
 };
 
@@ -69,6 +71,10 @@ int model_recipe(const struct model *m, const char *name, struct recipe *ret,
 /* STEER_BAD_SIZE unless both sides are multiples of the model's pixels within the limits. */
 int model_size_check(const struct model *m, int width, int height,
                      struct steer_error *err) STEER_MUSTCHECK;
+
+/* STEER_BAD_SIZE when the recipe starts from a mean latent that the model has in another size. */
+int model_start_check(const struct model *m, const struct recipe *recipe, int width, int height,
+                      struct steer_error *err) STEER_MUSTCHECK;
 
 /* The graphs (model/graphs.h), whose mistakes are in n's graph and params. size: latent cells. */
 void model_record_text(const struct model *m, struct text_graph *ret, struct net *n);

@@ -123,6 +123,8 @@ static int key_read(struct model_file *f, const char *key, const json_t *value,
         return path_read(f->base, &is_folder, f, key, value, WANT_FOLDER, err);
     if (strcmp(key, "loras") == 0) return loras_read(f, value, err);
     if (strcmp(key, "recipe") == 0) return recipe_read(f, value, err);
+    if (strcmp(key, "mean_latent") == 0)
+        return path_read(f->mean_latent, &is_folder, f, key, value, WANT_FILE, err);
     if (strcmp(key, "single_file") == 0)
         return path_read(f->single_file.path, &f->single_file.is_folder, f, key, value, WANT_FILE,
                          err);
@@ -132,7 +134,7 @@ static int key_read(struct model_file *f, const char *key, const json_t *value,
                              WANT_FOLDER | WANT_FILE, err);
     return steer_fail(err, STEER_BAD_MODEL,
                       "%s: \"%.100s\" is not known: expected base, single_file, unet, transformer, "
-                      "vae, text_encoder, text_encoder_2, loras or recipe",
+                      "vae, text_encoder, text_encoder_2, loras, mean_latent or recipe",
                       f->path, key);
 }
 

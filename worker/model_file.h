@@ -4,6 +4,7 @@
  *     {"base": "../stable-diffusion-v1-5",
  *      "unet": "dmd2-sd15.safetensors",
  *      "loras": [{"file": "style.safetensors", "weight": 0.8}],
+ *      "mean_latent": "mean.safetensors",
  *      "recipe": "dmd2-sd15"}
  *
  * Paths are absolute or from the file's own folder. A part is a folder as diffusers saves a
@@ -30,7 +31,8 @@ struct model_file {
     char lora_paths[MODEL_FILE_LORAS_MAX][MODEL_FILE_PATH_BYTES];
     struct lora_option loras[MODEL_FILE_LORAS_MAX]; /* their paths point into lora_paths */
     size_t loras_count;
-    char recipe[STEER_NAME_BYTES_MAX + 1]; /* "": the base's */
+    char mean_latent[MODEL_FILE_PATH_BYTES]; /* mean_latent.h; "": none */
+    char recipe[STEER_NAME_BYTES_MAX + 1];   /* "": the base's */
 };
 
 /* 1 for a file, of whatever content, whose name ends in .json. */

@@ -40,6 +40,7 @@ struct pipeline {
     int bound_rows[TEXT_BOUND_MAX];     /* 1: it has rows for tokens, and so grows with chunks */
     int rest_packed;                    /* weights of the denoiser or the decoder may be */
     struct text_cache *texts;
+    float *empty_states[TEXT_ENCODERS_MAX]; /* of encoders that weigh about them; NULL: not asked */
 };
 
 struct pipeline_limits pipeline_limits_default(void)
@@ -72,6 +73,8 @@ void pipeline_free(struct pipeline *p)
     free(p->slots);
     for (int i = 0; i < TEXT_ENCODERS_MAX; i++)
         plan_free(p->encoder_plans[i]);
+    for (int i = 0; i < TEXT_ENCODERS_MAX; i++)
+        free(p->empty_states[i]);
     plan_free(p->text_plan);
     text_cache_free(p->texts);
     free(p);
@@ -351,6 +354,57 @@ static int params_run(struct plan *plan, struct params *params, const struct pla
     return code ? code : plan_run(plan, watch, err);
 }
 
+static int encoder_run(struct pipeline *p, int i, const int32_t *ids, int used,
+                       const struct plan_watch *watch, struct steer_error *err)
+{
+    const struct encoder_graph *g = p->encoder_graphs + i;
+    size_t bytes = (size_t)p->model->encoders[i].tokens * sizeof *ids;
+    memcpy(plan_data(p->encoder_plans[i], g->ids), ids, bytes);
+    mask_fill(p->encoder_plans[i], g->mask, used, p->model->encoders[i].tokens);
+    return params_run(p->encoder_plans[i], p->model->encoders[i].params, watch, err);
+}
+
+/* What encoder i makes of the empty text, once for all prompts. */
+static int empty_encode(struct pipeline *p, int i, const struct plan_watch *watch,
+                        struct steer_error *err)
+{
+    const struct text_encoder *e = p->model->encoders + i;
+    size_t bytes = (size_t)e->tokens * (size_t)e->channels * sizeof(float);
+    int32_t ids[TOKENS_MAX];
+    struct tokenized how;
+    int code = tokenizer_encode(e->tokenizer, "", 0, ids, e->tokens, &how, err);
+    if (!code) code = encoder_run(p, i, ids, how.used, watch, err);
+    if (code) return code;
+    if (!(p->empty_states[i] = malloc(bytes)))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory for %zu bytes of states", bytes);
+    memcpy(p->empty_states[i], plan_data(p->encoder_plans[i], p->encoder_graphs[i].states), bytes);
+    return 0;
+}
+
+static int is_weighed(const float *weights, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (weights[i] != 1) return 1;
+    return 0;
+}
+
+/* Encoder i's outputs, its states weighed. */
+static int weighed_encode(struct pipeline *p, int i, const int32_t *ids, const float *weights,
+                          int used, const struct plan_watch *watch, struct steer_error *err)
+{
+    const struct text_encoder *e = p->model->encoders + i;
+    int takes_states = e->states != STATES_NONE, code = 0;
+    int about = takes_states && text_encoder_weighs_about(e) && is_weighed(weights, e->tokens);
+    if (about && !p->empty_states[i]) code = empty_encode(p, i, watch, err);
+    if (code || (code = encoder_run(p, i, ids, used, watch, err)) || !takes_states) return code;
+    float *states = plan_data(p->encoder_plans[i], p->encoder_graphs[i].states);
+    if (about)
+        prompt_weigh_about(states, p->empty_states[i], weights, e->tokens, e->channels);
+    else
+        prompt_weigh(states, weights, e->tokens, e->channels);
+    return 0;
+}
+
 /* The weighed states of one chunk, all encoders' side by side, and its pooled state, into the text
  * plan. */
 static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, int chunk,
@@ -366,13 +420,10 @@ static int chunk_encode(struct pipeline *p, const struct prompt_tokens *prompt, 
         size_t own = at + (size_t)chunk * (size_t)e->tokens;
         const int32_t *ids = prompt->ids + own;
         int used = prompt->used[i][chunk];
-        memcpy(plan_data(plan, g->ids), ids, (size_t)e->tokens * sizeof *ids);
-        mask_fill(plan, g->mask, used, e->tokens);
-        int code = params_run(plan, e->params, watch, err);
+        int code = weighed_encode(p, i, ids, prompt->weights + own, used, watch, err);
         if (code) return code;
         if (e->states != STATES_NONE) {
-            float *from = plan_data(plan, g->states);
-            prompt_weigh(from, prompt->weights + own, e->tokens, e->channels);
+            const float *from = plan_data(plan, g->states);
             for (int k = 0; k < e->tokens; k++)
                 memcpy(states + (size_t)k * (size_t)m->text.channels + first,
                        from + (size_t)k * (size_t)e->channels,
@@ -537,6 +588,21 @@ static void noise_draw(void *data, float *out, size_t count)
     random_normal(data, out, count);
 }
 
+/* What an informed start begins from; NULL: noise alone. */
+static const struct mean_latent *run_mean(const struct run *r)
+{
+    return r->shape->recipe->from_mean ? r->p->model->mean : NULL;
+}
+
+static void latents_begin(const struct run *r, struct run_image *own)
+{
+    float sample, noise;
+    random_normal(&own->random, own->x, r->latents);
+    if (!run_mean(r)) return;
+    schedule_noising(r->schedule, &sample, &noise);
+    mean_latent_noise(run_mean(r), r->h, r->w, sample, noise, own->x);
+}
+
 static int run_prepare(struct run *r, struct steer_error *err)
 {
     struct pipeline *p = r->p;
@@ -558,7 +624,7 @@ static int run_prepare(struct run *r, struct steer_error *err)
             return steer_fail(err, STEER_NO_MEMORY, "out of memory for latents of %zu floats",
                               r->latents);
         own->out = own->x + r->latents;
-        random_normal(&own->random, own->x, r->latents);
+        latents_begin(r, own);
     }
     return 0;
 }
@@ -708,7 +774,7 @@ static int run_denoise(struct run *r, struct dump *dump, struct steer_error *err
     if (!code && dump)
         code = dump_add(dump, "latents.start", TYPE_F32, r->own[0]->x, 0, 3, latents, err);
     if (code) return code;
-    float init = (float)schedule_init_scale(r->schedule);
+    float init = run_mean(r) ? 1 : (float)schedule_init_scale(r->schedule);
     for (int i = 0; i < r->count && init != 1; i++)
         for (size_t k = 0; k < r->latents; k++)
             r->own[i]->x[k] *= init;
@@ -736,8 +802,9 @@ static int run_decode(struct run *r, struct dump *dump, struct steer_error *err)
     struct plan_watch watch = {run_tick, r};
     size_t bytes = (size_t)shape->width * (size_t)shape->height * 3;
     for (int i = 0; i < r->count && !code; i++) {
-        to_channels_last(plan_data(s->plan, s->decode.latents), r->own[i]->x, r->channels,
-                         r->h * r->w, 1);
+        float *z = plan_data(s->plan, s->decode.latents);
+        to_channels_last(z, r->own[i]->x, r->channels, r->h * r->w, 1);
+        vae_denorm(&r->p->model->vae, z, (size_t)r->h * (size_t)r->w);
         if (!(code = plan_run(s->plan, &watch, err)))
             memcpy(r->own[i]->image->pixels, plan_data(s->plan, s->decode.image), bytes);
     }
@@ -839,6 +906,7 @@ int pipeline_render(struct pipeline *p, const struct render_shape *shape,
 {
     struct run_image own[STEER_BATCH_MAX] = {0}, *left[STEER_BATCH_MAX];
     int left_count = count, code = model_size_check(p->model, shape->width, shape->height, err);
+    if (!code) code = model_start_check(p->model, shape->recipe, shape->width, shape->height, err);
     if (code) return code;
     if (dump) dump->count = 0;
     /* A dump shows what an absent negative would be too. */

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "text.h"
-#include "text/lower.h"
 
 static int ids_check(const struct text_encoder *e, const struct prompt_chunks *c, const char *text,
                      struct steer_error *err)
@@ -16,21 +15,6 @@ static int ids_check(const struct text_encoder *e, const struct prompt_chunks *c
                               "token %d of \"%.*s\": the table of %s has only %d rows", c->ids[i],
                               (int)text_cut(text, 80), text, e->part, e->vocab);
     return 0;
-}
-
-/* The text as that encoder's pipeline hands it over. */
-static int chunks_read(struct prompt_chunks *ret, const struct text_encoder *e, const char *text,
-                       struct prompt_reading reading, struct steer_error *err)
-{
-    char *lower;
-    size_t size;
-    if (!e->lower) return prompt_chunks_make(ret, e->tokenizer, e->tokens, text, reading, err);
-    if (text_lower(&lower, &size, text, strlen(text)))
-        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
-    int code = prompt_chunks_make(ret, e->tokenizer, e->tokens, lower, reading, err);
-    if (ret->cut) ret->cut = text_lower_source(text, strlen(text), ret->cut);
-    free(lower);
-    return code;
 }
 
 /* Encoders' chunks stand side by side: where tokenizers differ, empty ones make up the number. */
@@ -63,7 +47,7 @@ int prompt_tokens_read(struct prompt_tokens *ret, const struct model *m, const c
     if (!text) text = "";
     for (int i = 0; i < m->encoders_count && !absent && !code; i++) {
         const struct text_encoder *e = m->encoders + i;
-        code = chunks_read(parts + i, e, text, reading, err);
+        code = prompt_chunks_make(parts + i, e->tokenizer, e->tokens, e->lower, text, reading, err);
         if (!code) code = ids_check(e, parts + i, text, err);
         if (parts[i].count > t.chunks) t.chunks = parts[i].count;
         /* An encoder of a pooled state alone may read less. */

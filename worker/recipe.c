@@ -13,6 +13,7 @@
 
 static const char *const methods[] = {"none", "nasa", "nag", "vsf"};
 static const char *const variants[] = {"text", "mass", "joint"};
+static const char *const starts[] = {"noise", "mean_latent"};
 
 const char *guidance_method_name(enum guidance_method method)
 {
@@ -201,9 +202,12 @@ static void read_sigma_rule(struct reader *r, struct sampler_config *c, int same
     static const char *const interpolations[] = {"linear", "log_linear"}, *const types[] = {
                                                                               "discrete",
                                                                               "continuous"};
-    int euler = c->scheduler == SCHEDULER_EULER;
-    if (!euler && c->scheduler != SCHEDULER_DPM) return;
-    for (int i = 0; i < (euler ? 2 : 3); i++) {
+    static const char *const finals[] = {"zero", "sigma_min"};
+    int dpm = c->scheduler == SCHEDULER_DPM;
+    if (!dpm && c->scheduler != SCHEDULER_EULER && c->scheduler != SCHEDULER_HEUN &&
+        c->scheduler != SCHEDULER_UNIPC)
+        return;
+    for (int i = 0; i < (dpm ? 3 : 2); i++) {
         int wanted = 0;
         read_flag(r, rules[i].key, same_class, &wanted);
         if (wanted && c->sigma_rule) wrong(r, rules[i].key, "one rule for the noise levels");
@@ -211,12 +215,51 @@ static void read_sigma_rule(struct reader *r, struct sampler_config *c, int same
     }
     read_real(r, "sigma_min", same_class, &c->sigma_min);
     read_real(r, "sigma_max", same_class, &c->sigma_max);
+    if (c->scheduler != SCHEDULER_HEUN)
+        read_choice(r, "final_sigmas_type", same_class, finals, 2, &c->final_sigma_min);
     if (c->sigma_min < 0 || c->sigma_max < 0) wrong(r, "sigma_min", "more than 0, as sigma_max");
-    if (euler) {
+    if (c->scheduler == SCHEDULER_EULER) {
         read_choice(r, "interpolation_type", same_class, interpolations, 2, &c->log_linear);
         read_choice(r, "timestep_type", same_class, types, 2, &c->continuous);
-    } else {
+    } else if (dpm) {
         read_real(r, "lambda_min_clipped", same_class, &c->lambda_min_clipped);
+    }
+}
+
+/* Whether x0 is kept within bounds: the folder's wish is for its own scheduler, and old pipelines
+ * pass over it. Other classes have the key and do nothing with it. */
+static void read_clip(struct reader *r, struct sampler_config *c)
+{
+    int lend = !r->old_rules && !json_object_get(r->recipe, "scheduler");
+    if (c->scheduler != SCHEDULER_DDIM && c->scheduler != SCHEDULER_LCM &&
+        c->scheduler != SCHEDULER_HEUN)
+        return;
+    c->clip_sample = lend && c->scheduler == SCHEDULER_DDIM; /* diffusers' default */
+    read_flag(r, "clip_sample", lend, &c->clip_sample);
+    read_real(r, "clip_sample_range", lend, &c->clip_sample_range);
+    if (!(c->clip_sample_range > 0)) wrong(r, "clip_sample_range", "more than 0");
+}
+
+/* What only a multistep solver says of itself. */
+static void read_solver(struct reader *r, struct sampler_config *c, int same_class)
+{
+    /* diffusers takes the other solvers' names for its own nearest. */
+    static const char *const types[] = {"dpmsolver++", "deis"}, *const solvers[] = {"midpoint",
+                                                                                    "logrho", "bh1",
+                                                                                    "bh2", "heun"};
+    int type = 0, solver = 0, predict_x0 = 1;
+    if (c->scheduler == SCHEDULER_DPM) {
+        read_choice(r, "algorithm_type", same_class, types, 2, &type);
+        read_choice(r, "solver_type", same_class, solvers, 5, &solver);
+        strcpy(c->solver_type, solver == 4 ? "heun" : "midpoint");
+    }
+    if (c->scheduler == SCHEDULER_UNIPC) {
+        read_choice(r, "solver_type", same_class, solvers, 5, &solver);
+        strcpy(c->solver_type, solver == 2 ? "bh1" : "bh2");
+        read_flag(r, "predict_x0", same_class, &predict_x0);
+        if (!predict_x0) wrong(r, "predict_x0", "true");
+        if (json_array_size(value_of(r, "disable_corrector", same_class)))
+            wrong(r, "disable_corrector", "an empty list");
     }
 }
 
@@ -224,11 +267,9 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
 {
     static const char *const predictions[] = {"epsilon", "v_prediction", "sample"};
     static const char *const spacings[] = {"leading", "linspace", "trailing"};
-    static const char *const finals[] = {"zero", "sigma_min"};
     int prediction = c->prediction_type, spacing = c->timestep_spacing;
     read_choice(r, "prediction_type", 1, predictions, 3, &prediction);
     read_choice(r, "timestep_spacing", same_class, spacings, 3, &spacing);
-    read_choice(r, "final_sigmas_type", same_class, finals, 2, &c->final_sigma_min);
     c->prediction_type = (enum prediction)prediction;
     c->timestep_spacing = (enum spacing)spacing;
     read_text(r, "beta_schedule", 1, c->beta_schedule, sizeof c->beta_schedule);
@@ -237,16 +278,12 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_int(r, "num_train_timesteps", 1, 2, SAMPLER_TRAIN_STEPS_MAX, &c->num_train_timesteps);
     c->steps_offset = r->old_rules;
     read_int(r, "steps_offset", !r->old_rules, 0, 1000, &c->steps_offset);
-    if (!r->old_rules && (c->scheduler == SCHEDULER_DDIM || c->scheduler == SCHEDULER_LCM)) {
-        int clips = c->scheduler == SCHEDULER_DDIM && same_class; /* diffusers' defaults */
-        read_flag(r, "clip_sample", same_class, &clips);
-        if (clips) wrong(r, "clip_sample", "false (true where DDIMScheduler's file leaves it out)");
-    }
+    read_clip(r, c);
     read_flag(r, "set_alpha_to_one", same_class, &c->set_alpha_to_one);
     read_flag(r, "skip_prk_steps", same_class, &c->skip_prk_steps);
-    /* The model's own table, whoever samples it, unless the recipe brings another; PNDM has none.
-     */
-    if (c->scheduler != SCHEDULER_PNDM)
+    /* The model's own table, whoever samples it, unless the recipe brings another; PNDM and Heun
+     * have none. */
+    if (c->scheduler != SCHEDULER_PNDM && c->scheduler != SCHEDULER_HEUN)
         read_flag(r, "rescale_betas_zero_snr", !json_object_get(r->recipe, "beta_schedule"),
                   &c->rescale_betas_zero_snr);
     read_int(r, "solver_order", same_class, 1, 3, &c->solver_order);
@@ -256,6 +293,8 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     read_int(r, "original_inference_steps", same_class, 1, SAMPLER_TRAIN_STEPS_MAX,
              &c->original_inference_steps);
     read_real(r, "timestep_scaling", same_class, &c->timestep_scaling);
+    read_real(r, "eta", 0, &c->eta); /* the pipelines' argument, in no folder */
+    if (c->eta < 0 || c->eta > 1) wrong(r, "eta", "a number from 0 to 1");
     read_real(r, "shift", same_class, &c->shift);
     if (!(c->shift > 0)) wrong(r, "shift", "more than 0");
     read_real(r, "alpha_bar", 0, &c->alpha_bar);
@@ -280,29 +319,30 @@ static void read_sampler(struct reader *r, struct sampler_config *c, int same_cl
     }
     c->timesteps_count = (int)count;
 
-    if (c->scheduler == SCHEDULER_DPM) {
-        /* diffusers takes the other solvers' names for its own nearest. */
-        static const char *const types[] = {"dpmsolver++", "deis"}, *const solvers[] = {
-                                                                        "midpoint", "logrho", "bh1",
-                                                                        "bh2", "heun"};
-        int type = 0, solver = strcmp(c->solver_type, "heun") == 0 ? 4 : 0;
-        read_choice(r, "algorithm_type", same_class, types, 2, &type);
-        read_choice(r, "solver_type", same_class, solvers, 5, &solver);
-        strcpy(c->solver_type, solver == 4 ? "heun" : "midpoint");
-    }
-    if (c->scheduler == SCHEDULER_PNDM && c->prediction_type == PREDICTION_SAMPLE)
-        wrong(r, "prediction_type", "epsilon or v_prediction, as PNDMScheduler has them");
+    read_solver(r, c, same_class);
+    if (c->prediction_type == PREDICTION_SAMPLE &&
+        (c->scheduler == SCHEDULER_PNDM || c->scheduler == SCHEDULER_EULER_ANCESTRAL))
+        wrong(r, "prediction_type",
+              "epsilon or v_prediction, as PNDMScheduler and EulerAncestralDiscreteScheduler have "
+              "them");
     /* What changes the picture and is not here. A folder's file may hold keys of the class that it
      * was made from; those of another class mean nothing. */
-    enum { FLOW = 1 << SCHEDULER_FLOW_MATCH };
+    enum {
+        FLOW = 1 << SCHEDULER_FLOW_MATCH,
+        DPM = 1 << SCHEDULER_DPM,
+        UNIPC = 1 << SCHEDULER_UNIPC,
+        HEUN = 1 << SCHEDULER_HEUN,
+        EULER = 1 << SCHEDULER_EULER
+    };
     static const struct {
         const char *key;
         unsigned classes;
-    } refused[] = {{"thresholding", 1 << SCHEDULER_DDIM | 1 << SCHEDULER_DPM | 1 << SCHEDULER_LCM},
-                   {"use_beta_sigmas", 1 << SCHEDULER_EULER | 1 << SCHEDULER_DPM | FLOW},
-                   {"use_flow_sigmas", 1 << SCHEDULER_DPM},
-                   {"use_dynamic_shifting", 1 << SCHEDULER_DPM | FLOW},
-                   {"shift_terminal", FLOW},
+    } refused[] = {{"thresholding", 1 << SCHEDULER_DDIM | DPM | UNIPC | 1 << SCHEDULER_LCM},
+                   {"use_beta_sigmas", EULER | HEUN | DPM | UNIPC | FLOW},
+                   {"use_flow_sigmas", DPM | UNIPC},
+                   {"use_dynamic_shifting", DPM | UNIPC | FLOW},
+                   {"shift_terminal", UNIPC | FLOW},
+                   {"solver_p", UNIPC},
                    {"invert_sigmas", FLOW},
                    {"use_karras_sigmas", FLOW},
                    {"use_exponential_sigmas", FLOW},
@@ -334,6 +374,23 @@ static void read_guidance(struct reader *r, struct recipe *out, int joint_attent
     read_real(&inner, "offset", 0, &out->guidance.offset);
     read_real(&inner, "guidance_scale", 0, &out->guidance.scale);
     if (inner.code && !r->code) r->code = inner.code;
+}
+
+static int class_unknown(const char *path, const char *class_name, struct steer_error *err)
+{
+    char known[512] = "";
+    for (int i = 0; i < SCHEDULER_COUNT; i++) {
+        size_t n = strlen(known);
+        snprintf(known + n, sizeof known - n, "%s%s",
+                 !i                         ? ""
+                 : i == SCHEDULER_COUNT - 1 ? " or "
+                                            : ", ",
+                 sampler_class_name((enum scheduler)i));
+    }
+    return steer_fail(err, STEER_UNSUPPORTED,
+                      "%s: scheduler \"%s\": expected %s (choose a recipe that names one, with "
+                      "--recipe or in the folder's steer.json)",
+                      path, class_name ? class_name : "(none)", known);
 }
 
 /* "family": a name or a list of names; a recipe without fits any. */
@@ -386,13 +443,7 @@ int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder
     const char *class_name = named ? named : lent;
     int kind = class_name ? sampler_class(class_name) : -1;
     if (kind < 0) {
-        code = steer_fail(
-            err, STEER_UNSUPPORTED,
-            "%s: scheduler \"%s\": expected DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, "
-            "DPMSolverMultistepScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler or "
-            "RectifiedFlow (choose a recipe that names one, with --recipe or in the folder's "
-            "steer.json)",
-            named || !scheduler_file ? path : scheduler_file, class_name ? class_name : "(none)");
+        code = class_unknown(named || !scheduler_file ? path : scheduler_file, class_name, err);
         goto done;
     }
     sampler_config_default(&out.sampler, (enum scheduler)kind);
@@ -406,11 +457,13 @@ int recipe_load(struct recipe *ret, const char *name, const struct recipe_folder
                     : out.sampler.num_train_timesteps < STEER_STEPS_MAX
                         ? out.sampler.num_train_timesteps
                         : STEER_STEPS_MAX;
-    if (kind == SCHEDULER_LCM && !count) out.steps_max = out.sampler.original_inference_steps;
+    if ((kind == SCHEDULER_LCM || kind == SCHEDULER_TCD) && !count)
+        out.steps_max = out.sampler.original_inference_steps;
     read_int(&r, "steps_min", 0, 1, STEER_STEPS_MAX, &out.steps_min);
     read_int(&r, "steps_max", 0, 1, STEER_STEPS_MAX, &out.steps_max);
     if (out.steps < out.steps_min || out.steps > out.steps_max)
         wrong(&r, "steps", "a number within steps_min and steps_max");
+    read_choice(&r, "start", 0, starts, 2, &out.from_mean);
     read_guidance(&r, &out, folder->joint_attention);
     read_text(&r, "negative_prompt", 0, out.negative_prompt, sizeof out.negative_prompt);
     code = r.code;

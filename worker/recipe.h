@@ -22,6 +22,7 @@ struct recipe {
     char name[STEER_NAME_BYTES_MAX + 1];
     struct sampler_config sampler;
     int steps, steps_min, steps_max;
+    int from_mean; /* it starts at the model's mean latent where it has one (mean_latent.h) */
     struct guidance guidance;
     char negative_prompt[1024];
 };

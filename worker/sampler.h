@@ -1,82 +1,19 @@
-/* sampler.h - how a checkpoint is sampled: noise levels, time steps, and the arithmetic between
- * two calls of the denoiser. docs/models.md; the reference is diffusers
- * 0.42, whose class and parameter names are used (schedulers/scheduling_*.py).
- *
- * A sampler_config is what a recipe and a folder's scheduler_config.json say. A schedule is that
- * for n steps: the calls of the denoiser in order. A sampler is one image's way through a schedule;
- * it holds that image's earlier outputs. All arrays are f32 [C, H, W], as torch lays them out. */
+/* sampler.h - one image's way through a schedule (schedule.h): the arithmetic between two calls of
+ * the denoiser. It holds that image's earlier outputs. All arrays are f32 [C, H, W], as torch lays
+ * them out. */
 #ifndef WORKER_SAMPLER_H
 #define WORKER_SAMPLER_H
 #include <stddef.h>
-#include <stdint.h>
 
-#include "error.h"
-
-enum scheduler {
-    SCHEDULER_DDIM,           /* DDIMScheduler */
-    SCHEDULER_PNDM,           /* PNDMScheduler */
-    SCHEDULER_EULER,          /* EulerDiscreteScheduler */
-    SCHEDULER_DPM,            /* DPMSolverMultistepScheduler: dpmsolver++, order 1 to 3 */
-    SCHEDULER_LCM,            /* LCMScheduler */
-    SCHEDULER_RECTIFIED_FLOW, /* InstaFlow: x += v / n, at t = 1000 (1 - i / n) */
-    SCHEDULER_FLOW_MATCH,     /* FlowMatchEulerDiscreteScheduler, as FluxPipeline asks of it */
-};
-enum prediction { PREDICTION_EPSILON, PREDICTION_V, PREDICTION_SAMPLE };
-/* Noise levels other than the table's at the time steps: between the largest and the smallest. */
-enum sigma_rule { SIGMA_TABLE, SIGMA_KARRAS, SIGMA_EXPONENTIAL, SIGMA_LU };
-enum spacing { SPACING_LEADING, SPACING_LINSPACE, SPACING_TRAILING };
-
-#define SAMPLER_TRAIN_STEPS_MAX 4096
-#define SAMPLER_TIMESTEPS_MAX   64
-
-struct sampler_config {
-    enum scheduler scheduler;
-    enum prediction prediction_type;
-    enum spacing timestep_spacing;
-    char beta_schedule[32]; /* "linear", "scaled_linear", "squaredcos_cap_v2" */
-    double beta_start, beta_end;
-    int num_train_timesteps, steps_offset;
-    int set_alpha_to_one, skip_prk_steps, rescale_betas_zero_snr;
-    int solver_order, lower_order_final, euler_at_final, final_sigma_min;
-    char solver_type[16]; /* DPM: "midpoint" or "heun" */
-    enum sigma_rule sigma_rule;
-    double sigma_min, sigma_max;  /* bounds of sigma_rule; 0: the schedule's own */
-    double lambda_min_clipped;    /* DPM: time steps of less are left out */
-    int log_linear, continuous;   /* EULER: interpolation_type, timestep_type */
-    int original_inference_steps; /* LCM */
-    double timestep_scaling;      /* LCM */
-    double shift;                 /* FLOW_MATCH */
-    /* A one-step checkpoint's own rule: explicit time steps (descending) and, when not 0, the
-     * alpha_bar that its script uses at each of them. */
-    int timesteps[SAMPLER_TIMESTEPS_MAX], timesteps_count;
-    double alpha_bar;
-};
-
-/* diffusers' defaults of that class. */
-void sampler_config_default(struct sampler_config *config, enum scheduler scheduler);
-/* The scheduler whose diffusers class that is; -1 for none of ours. */
-int sampler_class(const char *class_name);
-const char *sampler_class_name(enum scheduler scheduler);
-
-struct schedule;
-/* STEER_BAD_VALUE when the parameters or n are outside what the scheduler can do. */
-int schedule_new(struct schedule **ret, const struct sampler_config *config, int steps,
-                 struct steer_error *err) STEER_MUSTCHECK;
-void schedule_free(struct schedule *s); /* NULL is fine */
-int schedule_calls(const struct schedule *s);
-double schedule_timestep(const struct schedule *s, int call);
-/* What x_T ~ N(0, I) is multiplied by, and what x is multiplied by on its way into call i. */
-double schedule_init_scale(const struct schedule *s);
-double schedule_input_scale(const struct schedule *s, int call);
-/* alpha_bar at an integer time step, for tests. */
-double schedule_alpha_bar(const struct schedule *s, int timestep);
+#include "schedule.h"
 
 struct sampler;
 /* normal(data, out, n) draws from the image's generator, for schedulers that add fresh noise. */
 typedef void sampler_normal(void *data, float *out, size_t count);
+/* Borrows s and data. */
 int sampler_new(struct sampler **ret, const struct schedule *s, size_t count,
                 sampler_normal *normal, void *data) STEER_MUSTCHECK;
-void sampler_free(struct sampler *s);
+void sampler_free(struct sampler *s); /* NULL is fine */
 /* x (unscaled) after call i, whose output was `out`; x is replaced. Calls come in order. */
 int sampler_step(struct sampler *s, int call, const float *out, float *x) STEER_MUSTCHECK;
 

@@ -34,6 +34,7 @@ enum global {
     GLOBAL_DICT,
     GLOBAL_TENSOR,    /* (storage, offset, shape, strides, ...) */
     GLOBAL_PARAMETER, /* (tensor, requires_grad, hooks) */
+    GLOBAL_TYPED,     /* (GLOBAL_TENSOR, type, its arguments, attributes) */
     GLOBAL_SIZE,      /* (tuple,) */
     GLOBAL_STORAGE,   /* only in a persistent id; its dtype */
 };
@@ -71,6 +72,8 @@ static const struct {
     {"torch._utils", "_rebuild_tensor_v2", GLOBAL_TENSOR, 0},
     {"torch._utils", "_rebuild_tensor", GLOBAL_TENSOR, 0},
     {"torch._utils", "_rebuild_parameter", GLOBAL_PARAMETER, 0},
+    {"torch._tensor", "_rebuild_from_type_v2", GLOBAL_TYPED, 0},
+    {"torch", "Tensor", GLOBAL_INERT, 0}, /* a type */
     {"torch", "Size", GLOBAL_SIZE, 0},
     {"torch", "FloatStorage", GLOBAL_STORAGE, TENSOR_F32},
     {"torch", "HalfStorage", GLOBAL_STORAGE, TENSOR_F16},
@@ -390,6 +393,14 @@ static int run_reduce(struct pickle *p, const uint8_t *arg, size_t n)
     case GLOBAL_PARAMETER:
         if (!item(p, args, 0, KIND_TENSOR)) return broken(p, "a parameter that is no tensor");
         return push(p, p->items[args->first]);
+    case GLOBAL_TYPED: {
+        const struct value *function = item(p, args, 0, KIND_GLOBAL),
+                           *own = item(p, args, 2, KIND_TUPLE);
+        if (!function || function->global != GLOBAL_TENSOR || !own ||
+            !item(p, own, 0, KIND_STORAGE))
+            return broken(p, "a tensor with attributes that is none");
+        return push_new(p, (struct value){.kind = KIND_TENSOR, .first = p->items[args->first + 2]});
+    }
     case GLOBAL_SIZE:
         if (!item(p, args, 0, KIND_TUPLE)) return broken(p, "a torch.Size of what is no tuple");
         return push(p, p->items[args->first]);

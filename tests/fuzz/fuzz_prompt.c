@@ -41,7 +41,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct prompt_reading reading = {PROMPT_A1111, size ? data[0] % 2 == 0 : 1};
     struct prompt_chunks c = {0};
     struct steer_error err = {0};
-    int code = prompt_chunks_make(&c, tokenizer(), LENGTH, text, reading, &err);
+    int code = prompt_chunks_make(&c, tokenizer(), LENGTH, 0, text, reading, &err);
     FUZZ_ASSERT(!code || ((code == STEER_BAD_TEXT || code == STEER_BAD_VALUE) && err.text[0]));
     if (!code) {
         FUZZ_ASSERT(c.count >= 1 && c.count <= (reading.chunked ? STEER_PROMPT_CHUNKS_MAX : 1));

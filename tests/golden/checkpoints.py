@@ -85,6 +85,11 @@ def torch_archives():
     torch.save({"a": draw(2), "b": Evil()}, OUT / "evil.pt")
     torch.save(module, OUT / "module.pt")
 
+    typed = {"a.weight": draw(3, 2), "plain": draw(2), "b": draw(2, 2).half()}
+    typed["a.weight"].sharded, typed["b"]._names = {"rank": 0}, ("x", None)  # as training wrappers leave attributes on tensors
+    torch.save(typed, OUT / "typed.pt")
+    expect("typed.pt", typed)
+
 
 # ---- single files in the original naming ----
 

@@ -142,6 +142,12 @@ def reference(parts, run):
             ids = tok(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
             out[f"tokens{suffix}.{name}"] = ids[0].int()
         states, pooled, _ = pipe.encode_prompt(prompt, max_sequence_length=TOKENS)
+        pieces = run.get(f"pieces.{name}")
+        if pieces:  # CLIP's pooled state knows no weights
+            clip, _ = make.chunks_of(parts["tokenizer"], prompt, pieces, 16)[0]
+            ids, states = make.t5_weighed(parts["tokenizer_2"], lambda i: parts["text_encoder_2"](i)[0], pieces, TOKENS)
+            pooled = parts["text_encoder"](clip).pooler_output
+            out[f"tokens.{name}"], out[f"tokens_2.{name}"] = clip[0].int(), ids[0].int()
         encoded[name] = states, pooled
         out[f"text.{name}"], out[f"pooled.{name}"] = states[0], pooled[0]
     noise = torch.randn(1, transformer.config.in_channels // 4, h // 8, w // 8, generator=torch.Generator("cpu").manual_seed(run["seed"]))
@@ -169,7 +175,8 @@ def reference(parts, run):
     scale = run.get("guidance-scale", 1.0)
     transformer.forward, vae.decode = forward, decode
     try:
-        image = pipe(run["prompt"], negative_prompt=(run.get("negative") or "") if scale != 1 else None, true_cfg_scale=scale, height=h, width=w,
+        given = dict(prompt_embeds=encoded["pos"][0], pooled_prompt_embeds=encoded["pos"][1]) if run.get("pieces.pos") else dict(prompt=run["prompt"])
+        image = pipe(**given, negative_prompt=(run.get("negative") or "") if scale != 1 else None, true_cfg_scale=scale, height=h, width=w,
                      num_inference_steps=run["steps"], generator=torch.Generator("cpu").manual_seed(run["seed"]),
                      max_sequence_length=TOKENS, output_type="pt", callback_on_step_end=step).images
     finally:
@@ -190,6 +197,9 @@ RUNS = {
     "nag": dict(FLUX, guidance="nag", phi=4, tau=1.1, beta=0.4, size=(32, 48)),
     "vsf": dict(FLUX, guidance="vsf", alpha=0.8, offset=0.3, size=(48, 32), steps=3),
     "cfg": dict(FLUX, guidance="none", size=(32, 48), **{"guidance-scale": 2.5}),
+    "weights": dict(FLUX, guidance="nasa", alpha=0.4, size=(32, 32), prompt="a (red cat:1.4) on [a blue] background",
+                    negative="(blurry)", **{"prompt-syntax": "a1111", "pieces.neg": [("blurry", 1.1)],
+                                            "pieces.pos": [("a ", 1.0), ("red cat", 1.4), (" on ", 1.0), ("a blue", 1 / 1.1), (" background", 1.0)]}),
     "nasa-cfg": dict(FLUX, guidance="nasa", alpha=0.4, size=(48, 16), **{"guidance-scale": 1.5}),
 }
 

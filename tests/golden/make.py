@@ -20,8 +20,8 @@ from pathlib import Path
 import sentencepiece
 import torch
 from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, DiffusionPipeline,
-                       DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PixArtTransformer2DModel, PNDMScheduler,
-                       StableDiffusionPipeline, UNet2DConditionModel)
+                       DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler,
+                       PixArtTransformer2DModel, PNDMScheduler, StableDiffusionPipeline, TCDScheduler, UNet2DConditionModel)
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as spm
@@ -496,12 +496,27 @@ def text_xl(parts, prompt, pieces, name, out):
     return states, pooled
 
 
-def text_pixart(parts, prompt, _, name, out):
+def t5_weighed(tok, encode, pieces, length):
+    """Ids and states of a weighed text, as ComfyUI weighs T5's: about what the empty text is at the same place."""
+    pad = lambda ids: torch.tensor([ids + [tok.eos_token_id] + [tok.pad_token_id] * (length - 1 - len(ids))])
+    tokens = [(i, w) for text, w in pieces for i in tok(text, add_special_tokens=False).input_ids][:length - 1]
+    ids, weights = pad([i for i, _ in tokens]), torch.ones(length)
+    weights[:len(tokens)] = torch.tensor([w for _, w in tokens])
+    z, e = encode(ids), encode(pad([]))
+    return ids, e + weights[None, :, None] * (z - e)
+
+
+def text_pixart(parts, prompt, pieces, name, out):
     """PixArt's, and the mask that T5 and the cross-attention have."""
-    (ids, _), = chunks_of(parts["tokenizer"], (prompt or "").lower().strip(), None, 120)
-    mask = ids != parts["tokenizer"].pad_token_id
+    tok, text = parts["tokenizer"], parts["text_encoder"]
+    encode = lambda ids: text(ids, attention_mask=(ids != tok.pad_token_id).long()).last_hidden_state
+    if pieces:
+        ids, states = t5_weighed(tok, encode, [(t.lower().strip(), w) for t, w in pieces], 120)
+    else:
+        (ids, _), = chunks_of(tok, (prompt or "").lower().strip(), None, 120)
+        states = encode(ids)
+    mask = ids != tok.pad_token_id
     out[f"tokens.{name}"] = ids[0].int()
-    states = parts["text_encoder"](ids, attention_mask=mask.long()).last_hidden_state
     out[f"text.{name}"] = states[0]
     return states, torch.where(mask, 0.0, -torch.inf)[:, None]
 
@@ -527,6 +542,10 @@ def reference(parts, run):
     generator = torch.Generator("cpu").manual_seed(run["seed"])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     latents = torch.randn(1, unet.config.in_channels, h // factor, w // factor, generator=generator)
+    scheduler = run["scheduler"](parts["scheduler"])
+    if "mean" in parts and "steps" in run:  # an informed start
+        scheduler.set_timesteps(run["steps"])
+        latents = scheduler.add_noise(parts["mean"].expand_as(latents), latents, scheduler.timesteps[:1])
     out["latents.start"] = latents[0].clone()
     condition = None
     if not pixart and unet.config.time_cond_proj_dim:  # as StableDiffusionPipeline: the scale is embedded and there is one pass
@@ -551,7 +570,6 @@ def reference(parts, run):
             out["denoise.out.0"] = y[0].clone()
         return y
 
-    scheduler = run["scheduler"](parts["scheduler"])
     if run.get("flow"):
         latents = latents + denoise(latents, torch.tensor(1000.0), True)
     elif run.get("at"):  # the multi-step students' rule: from x0 to the next time step with fresh noise
@@ -567,31 +585,40 @@ def reference(parts, run):
                 latents = to**0.5 * latents + (1 - to) ** 0.5 * torch.randn(latents.shape, generator=generator)
     else:
         scheduler.set_timesteps(run["steps"])
-        latents = latents * scheduler.init_noise_sigma
-        kwargs = {"generator": generator} if isinstance(scheduler, LCMScheduler) else {}
+        latents = latents * (1.0 if "mean" in parts else scheduler.init_noise_sigma)
+        noisy = isinstance(scheduler, (LCMScheduler, TCDScheduler, EulerAncestralDiscreteScheduler))
+        kwargs = {"generator": generator} if noisy else {}
+        if isinstance(scheduler, TCDScheduler):
+            kwargs["eta"] = run.get("eta", 0.0)  # what pipelines say where nobody else does
         for i, t in enumerate(scheduler.timesteps):
             y = denoise(scheduler.scale_model_input(latents, t), t, i == 0)
             step = scheduler.step(y, t, latents, return_dict=False, **kwargs)
             latents = step[0]
     out["latents.final"] = latents[0]
-    decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    z = latents / vae.config.scaling_factor
+    if vae.config.get("latents_mean"):
+        mean, std = (torch.tensor(vae.config[k]).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
+        z = z * std + mean
+    decoded = vae.decode(z).sample
     out["vae.out"] = decoded[0]
     out["image"] = ((decoded[0] / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).to(torch.uint8)
     return {k: v.contiguous() for k, v in out.items()}
 
 
-def by_pipeline(folder, run, start):
-    """The image of diffusers' own pipeline from the folder, given the same latents."""
-    pipe = DiffusionPipeline.from_pretrained(folder).to(dtype=torch.float32)
+def by_pipeline(folder, run, start, vae):
+    """The image of diffusers' own pipeline from the folder with that VAE, given the same latents."""
+    pipe = DiffusionPipeline.from_pretrained(folder, vae=vae).to(dtype=torch.float32)
     pipe.scheduler = run["scheduler"](pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     w, h = run["size"]
     more = dict(timesteps=run["at"]) if "at" in run else dict(num_inference_steps=run["steps"])
     negative = run.get("negative")
+    if run.get("drawn"):  # schedulers that draw noise go on where the latents' drawing ended
+        more["generator"], start = torch.Generator("cpu").manual_seed(run["seed"]), None
     if hasattr(pipe, "transformer"):  # PixArt's negative is never absent
         more["use_resolution_binning"], negative = False, negative or ""
     image = pipe(run["prompt"], negative_prompt=negative, guidance_scale=run.get("guidance-scale", 1.0), width=w, height=h,
-                 latents=start[None].clone(), output_type="np", **more).images[0]
+                 latents=None if start is None else start[None].clone(), output_type="np", **more).images[0]
     return torch.from_numpy((image * 255).round()).to(torch.uint8).contiguous()
 
 
@@ -605,10 +632,14 @@ TRAILING = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spaci
 AS_IT_IS = dict(SD, guidance="none", scheduler=own, whole=True)
 ZEROED = lambda s: EulerDiscreteScheduler.from_config(s.config, timestep_spacing="trailing", prediction_type="sample")
 LCM = lambda s: LCMScheduler.from_config(s.config)
+TCD = lambda s: TCDScheduler.from_config(s.config)
+ANCESTRAL = lambda s: EulerAncestralDiscreteScheduler.from_config(s.config, steps_offset=1, timestep_spacing="leading")
+YOSO = dict(SD, recipe="yoso-sd15", scheduler=LCM, size=(64, 64))
 LONG = dict(SD, scheduler=DDIM, **{"long-prompt": "chunk"})
 CHUNKED = "the red cat on the blue dog, a cat on the red blue dog the cat the dog the cat, the dog, red on the cat"
 DDPM = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False)
 DDPM_V = lambda s: DDPMScheduler.from_config(s.config, clip_sample=False, prediction_type="v_prediction")
+PHRASE = "the red Cat on the blue dog, "
 PIXART = dict(SD, prompt="  The RED cat on \u0391\u03a3 the blue Dog! ", recipe="pixart", text=False)
 PIXART_WHOLE = dict(PIXART, guidance="none", whole=True, negative=None)
 
@@ -623,6 +654,9 @@ RUNS = {
         "instaflow": dict(SD, recipe="instaflow", steps=1, flow=True, guidance="nasa", alpha=0.3, seed=2**32 + 5),
         "sbv2": dict(SD, recipe="sbv2-sd15", steps=1, at=[999], guidance="nasa", alpha=0.1, size=(8, 24), seed=3),
         "dpm20": dict(SD, recipe="dpmsolver++", steps=20, guidance="none", scheduler=DPM, negative=None, size=(40, 40)),
+        "ancestral": dict(SD, recipe="euler-ancestral", steps=3, guidance="nasa", alpha=0.2, scheduler=ANCESTRAL, size=(40, 24)),
+        "yoso-cfg": dict(AS_IT_IS, recipe="yoso-sd15", steps=2, scheduler=LCM, drawn=True, negative=None, size=(40, 24),
+                         **{"guidance-scale": 1.5}),
         "euler1": dict(SD, recipe="euler", steps=1, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
         "dmd2": dict(SD, recipe="dmd2-sd15", steps=1, at=[999], abar=0.0047, guidance="nasa", alpha=0.04, size=(40, 24)),
         "nag-cfg": dict(SD, recipe="ddim", steps=2, guidance="nag", phi=2, tau=1.5, beta=0.4, scheduler=DDIM, size=(40, 24),
@@ -647,6 +681,11 @@ RUNS = {
                             ("the cat", 1.331), (" ", 1.0), ("on", 1 / 1.21), (" ", 1.0), ("the red", 1.2), (" dog", 1.0)],
                             "pieces.neg": [("", 1.0)]}),
     },
+    "yoso": {
+        "two-cfg": dict(YOSO, steps=2, guidance="nasa", alpha=0.2, told=("recipe", "alpha", "guidance", "guidance-scale", "steps"),
+                        **{"guidance-scale": 1.5}),
+        "one": dict(YOSO, steps=1, guidance="none", negative=None, **{"guidance-scale": 1.0}),
+    },
     "odd": {
         "pndm": dict(SD, recipe="sd15", steps=6, guidance="nasa", alpha=0.2),
         "v-euler": dict(SD, recipe="euler", steps=3, guidance="nasa", alpha=0.2, scheduler=EULER, size=(40, 24)),
@@ -655,6 +694,7 @@ RUNS = {
     },
     "tiny": {
         "lcm": dict(SD, recipe="lcm", steps=4, guidance="nag", phi=2, tau=2.5, beta=0.375, size=(72, 72)),
+        "tcd": dict(SD, recipe="tcd", steps=3, eta=0.3, guidance="nasa", alpha=0.1, scheduler=TCD, size=(24, 40)),
         "lcm1": dict(SD, recipe="lcm", steps=1, guidance="nasa", alpha=0.1, size=(24, 40)),
     },
     "quiet": {
@@ -688,6 +728,9 @@ RUNS = {
                               "long-prompt": "chunk", "prompt-syntax": "a1111", "guidance-scale": 3.0, "pieces.neg": [("blue", 0.5)],
                               "pieces.pos": [("red ", 1.1), ("cat", 1.32), BREAK, ("the ", 1.0), ("dog", 1 / 1.1)]}),
     },
+    "xl_norm": {
+        "plain": dict(AS_IT_IS, recipe="sdxl", steps=1, size=(24, 40), negative=None),
+    },
     "xl_odd": {
         "absent-cfg": dict(AS_IT_IS, recipe="sdxl", steps=2, size=(72, 40), negative=None, **{"guidance-scale": 4.0}),
         "long": dict(SD, recipe="sdxl", steps=1, guidance="nasa", alpha=0.5, size=(56, 72),
@@ -708,6 +751,14 @@ RUNS = {
         "vsf": dict(PIXART, recipe="sbv2-pixart", steps=1, at=[400], guidance="vsf", alpha=0.5, offset=0.2, size=(48, 32),
                     negative="a dog, blurry, worst quality, low quality, ugly"),
         "both-cfg": dict(PIXART, steps=2, guidance="nasa", alpha=0.4, size=(48, 48), **{"guidance-scale": 3.0}),
+        "weights": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="nasa", alpha=0.45, size=(32, 48), text=True,
+                        prompt="The (RED Cat:1.5) on [the blue], Dog", negative="((blurry)) dog (ugly:-0.5)", **{
+                            "prompt-syntax": "a1111",
+                            "pieces.pos": [("The ", 1.0), ("RED Cat", 1.5), (" on ", 1.0), ("the blue", 1 / 1.1), (", Dog", 1.0)],
+                            "pieces.neg": [("blurry", 1.21), (" dog ", 1.0), ("ugly", -0.5)]}),
+        "weights-long": dict(PIXART, recipe="dmd-pixart", steps=1, at=[400], guidance="none", negative=None, size=(32, 48), text=True,
+                             prompt="(" + PHRASE * 4 + ":0.5)(" + PHRASE * 3 + ":1.4)", **{
+                                 "prompt-syntax": "a1111", "pieces.pos": [(PHRASE * 4, 0.5), (PHRASE * 3, 1.4)]}),
     },
     "pixart_ms": {
         "teacher-cfg": dict(PIXART_WHOLE, steps=3, size=(48, 80), negative="a dog, blurry", told=("guidance", "guidance-scale"),
@@ -740,20 +791,72 @@ def run_write(folder, spec, tensors):
     (folder / "args.txt").write_text("\n".join(flags) + "\n")
 
 
+def yoso_make(folder):
+    """A model file over `small` with what YOSO's authors publish and what they say one should have besides: a LoRA in
+    kohya-ss's names, a mean latent."""
+    unet = model_load(HERE / "data" / "small" / "model")["unet"]
+    lora = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and ("attn" in name or "proj_in" in name or "conv1" in name):
+            w, key = module.weight, "lora_unet_" + name.replace(".", "_")
+            lora[f"{key}.lora_down.weight"] = (torch.randn(3, *w.shape[1:]) * 0.1).half()
+            lora[f"{key}.lora_up.weight"] = (torch.randn(w.shape[0], 3, *(1,) * (w.ndim - 2)) * 0.3).half()
+            lora[f"{key}.alpha"] = torch.tensor(2.0).half()
+    save_file(lora, folder / "lora.safetensors")
+    save_file({"mean": torch.randn(4, 8, 8).half()}, folder / "mean.safetensors")
+    (folder / "model.json").write_text(json.dumps(
+        {"base": "../small/model", "loras": [{"file": "lora.safetensors"}], "mean_latent": "mean.safetensors", "recipe": "yoso-sd15"}) + "\n")
+
+
+def xl_norm_make(folder):
+    """`xl` with a decoder whose latents have a mean and a deviation of their own in each channel."""
+    vae = model_load(HERE / "data" / "xl" / "model")["vae"]
+    vae.register_to_config(latents_mean=[-1.5, 0.75, 0.25, 2.0], latents_std=[4.5, 0.5, 6.25, 1.125])
+    vae.half().save_pretrained(folder / "own.vae")
+    (folder / "model.json").write_text(json.dumps({"base": "../xl/model", "vae": "own.vae"}) + "\n")
+
+
+def xl_norm_load(folder):
+    return dict(model_load(HERE / "data" / "xl" / "model"), vae=AutoencoderKL.from_pretrained(folder / "own.vae").float().eval())
+
+
+def yoso_load(folder):
+    parts = model_load(HERE / "data" / "small" / "model")
+    lora = load_file(folder / "lora.safetensors")
+    with torch.no_grad():
+        for name, module in parts["unet"].named_modules():
+            key = "lora_unet_" + name.replace(".", "_")
+            if f"{key}.alpha" in lora:
+                down, up = (lora[f"{key}.lora_{which}.weight"].float().flatten(1) for which in ("down", "up"))
+                module.weight.add_((lora[f"{key}.alpha"].float() / down.shape[0] * (up @ down)).view_as(module.weight))
+    return dict(parts, mean=load_file(folder / "mean.safetensors")["mean"].float())
+
+
+MODEL_FILES = {"yoso": (yoso_make, yoso_load, "small"), "xl_norm": (xl_norm_make, xl_norm_load, "xl")}
+
+
 def build(name, folder):
     """Makes what is not there yet: weights drawn anew would differ with the next torch."""
     torch.manual_seed(sum(map(ord, name)))
     folder = Path(folder)
-    if not (folder / "model").exists():
-        model_save(CASES[name](folder / "model"), folder / "model")
-    parts = model_load(folder / "model")
+    if name in MODEL_FILES:
+        make, load, base = MODEL_FILES[name]
+        if not (folder / "model.json").exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+        parts, base = load(folder), HERE / "data" / base / "model"
+    else:
+        base = folder / "model"
+        if not (folder / "model").exists():
+            model_save(CASES[name](folder / "model"), folder / "model")
+        parts = model_load(folder / "model")
     for run, spec in RUNS[name].items():
         if (folder / run).exists():
             continue
         with torch.no_grad():
             tensors = reference(parts, spec)
             if spec.get("whole"):
-                image = by_pipeline(folder / "model", spec, tensors["latents.start"])
+                image = by_pipeline(base, spec, tensors["latents.start"], parts["vae"])
                 assert (image.int() - tensors["image"].int()).abs().max() <= 1, (name, run)
                 tensors["image"] = image
         run_write(folder / run, spec, tensors)
@@ -796,7 +899,7 @@ if __name__ == "__main__":
     elif len(sys.argv) == 3:
         build(sys.argv[1], sys.argv[2])
     else:
-        for name in CASES:
+        for name in (*CASES, *MODEL_FILES):
             build(name, HERE / "data" / name)
         t5_build(HERE / "data" / "t5" / "model")
         flux.build(HERE / "data" / "flux")

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler,
-                       LCMScheduler, PNDMScheduler)
-from diffusers.schedulers import scheduling_lcm
+from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,
+                       FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, LCMScheduler, PNDMScheduler, TCDScheduler,
+                       UniPCMultistepScheduler)
+from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_lcm, scheduling_tcd
 from diffusers.utils import logging
 
 warnings.filterwarnings("ignore")
@@ -27,7 +28,9 @@ logging.set_verbosity_error()
 torch.set_num_threads(1)
 COUNT = 5
 CLASSES = {c.__name__: c for c in (DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler,
-                                   LCMScheduler, FlowMatchEulerDiscreteScheduler)}
+                                   LCMScheduler, FlowMatchEulerDiscreteScheduler, EulerAncestralDiscreteScheduler,
+                                   HeunDiscreteScheduler, UniPCMultistepScheduler, TCDScheduler)}
+NOISY = scheduling_lcm, scheduling_tcd, scheduling_euler_ancestral_discrete  # who draws fresh noise
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
@@ -35,23 +38,27 @@ def pattern(call, times, add, span):
     return torch.tensor([(call * times + i * (times + 6) + add) % span - span // 2 for i in range(COUNT)]) / 8
 
 
-def follow(config, steps):
-    """Time steps, the first scale and the last x; None where diffusers raises or makes no number."""
-    # A pipeline sets these two whatever the folder says.
-    config = dict(config, steps_offset=1)
-    config.pop("clip_sample", None)
+def follow(config, steps, old=True, eta=0.0):
+    """Time steps, the first scale, the last x and what a sample is noised by; None where diffusers raises or makes no
+    number. old: StableDiffusionPipeline sets two keys whatever the folder says."""
+    config = dict(config, steps_offset=1) if old else dict(config)
     name = config.pop("_class_name")
-    if name in ("DDIMScheduler", "LCMScheduler"):
-        config["clip_sample"] = False
-    if name == "LCMScheduler":
-        config.pop("steps_offset")
+    if old:
+        config.pop("clip_sample", None)
+        if name in ("DDIMScheduler", "LCMScheduler", "HeunDiscreteScheduler"):
+            config["clip_sample"] = False
+    if name in ("LCMScheduler", "TCDScheduler"):
+        config.pop("steps_offset", None)
     drawn = [0]
 
     def noise(*_, **__):
         drawn[0] += 1
         return pattern(drawn[0], 5, 3, 19).view(1, -1)
 
-    drawing, scheduling_lcm.randn_tensor = scheduling_lcm.randn_tensor, noise
+    drawing = [m.randn_tensor for m in NOISY]
+    for m in NOISY:
+        m.randn_tensor = noise
+    more = dict(eta=eta) if name == "TCDScheduler" else {}
     try:
         s = CLASSES[name].from_config(config)
         flow = name == "FlowMatchEulerDiscreteScheduler"
@@ -61,19 +68,24 @@ def follow(config, steps):
         else:
             s.set_timesteps(steps)
         init = 1.0 if flow else float(s.init_noise_sigma)
+        first = s.timesteps[:1]
+        noised = (lambda x, e: s.scale_noise(x, first, e)) if flow else (lambda x, e: s.add_noise(x, e, first))
+        added = [noised(torch.full((1, 1), x), torch.full((1, 1), 1 - x)).item() for x in (1.0, 0.0)]
         x = torch.tensor([[((i * 3 + 1) % 7 - 3) / 2 for i in range(COUNT)]]) * init
         for call, t in enumerate(s.timesteps):
             out = 0.3 * s.scale_model_input(x, t) + pattern(call, 7, 5, 17)
-            x = s.step(out, t, x, return_dict=False)[0]
-    except (ValueError, IndexError, NotImplementedError, ZeroDivisionError):
+            x = s.step(out, t, x, return_dict=False, **more)[0]
+    except (ValueError, IndexError, NotImplementedError, ZeroDivisionError, AssertionError, torch.linalg.LinAlgError):
         return None
     finally:
-        scheduling_lcm.randn_tensor = drawing
+        for m, f in zip(NOISY, drawing):
+            m.randn_tensor = f
     if steps < len(s.timesteps) and float(s.timesteps[-1]) == -1:
         return None  # numpy's arange ran one too far, to a time step that does not exist
-    if not torch.isfinite(x).all() or len(set(s.timesteps.tolist())) + (name == "PNDMScheduler") * 12 < len(s.timesteps):
+    twice = {"PNDMScheduler": 12, "HeunDiscreteScheduler": steps - 1}.get(name, 0)
+    if not torch.isfinite(x).all() or len(set(s.timesteps.tolist())) + twice < len(s.timesteps):
         return None  # repeated time steps make Euler and DPM-Solver begin at the second
-    return [float(t) for t in s.timesteps], init, x[0].tolist()
+    return [float(t) for t in s.timesteps], init, x[0].tolist(), added
 
 
 def chosen():
@@ -109,14 +121,37 @@ def chosen():
             dict(lambda_min_clipped=-2.0, timestep_spacing="trailing"), dict(algorithm_type="deis", solver_type="bh2"),
             dict(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
             dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")],
+        "EulerAncestralDiscreteScheduler": [
+            dict(skip_prk_steps=True, set_alpha_to_one=False, interpolation_type="linear", use_karras_sigmas=False, final_sigmas_type="sigma_min"),
+            dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction")],
+        "HeunDiscreteScheduler": [
+            dict(use_karras_sigmas=True), dict(use_karras_sigmas=True, timestep_spacing="leading"), dict(use_exponential_sigmas=True),
+            dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=12.5), dict(rescale_betas_zero_snr=True, thresholding=True)],
+        "UniPCMultistepScheduler": [
+            *[dict(solver_order=o, solver_type=t, lower_order_final=f, final_sigmas_type=z) for o in (1, 2, 3)
+              for t in ("bh1", "bh2") for f in (True, False) for z in ("zero", "sigma_min")],
+            *[dict(use_karras_sigmas=True, **more) for more in (
+                {}, dict(beta_schedule="squaredcos_cap_v2"), dict(solver_order=3, final_sigmas_type="sigma_min", sigma_min=0.1))],
+            dict(use_exponential_sigmas=True), dict(solver_type="midpoint", disable_corrector=[], solver_p=None),
+            dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")],
+        "TCDScheduler": [dict(original_inference_steps=40), dict(prediction_type="v_prediction"), dict(prediction_type="sample"),
+                         dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")],
         "FlowMatchEulerDiscreteScheduler": [dict(shift=3.0), dict(shift=0.5, num_train_timesteps=500), dict(base_shift=0.3, max_image_seq_len=64)],
         "LCMScheduler": [dict(original_inference_steps=40), dict(timestep_scaling=3.0), dict(prediction_type="v_prediction"),
                          dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")],
     }
     for name in CLASSES:
         flow = name == "FlowMatchEulerDiscreteScheduler"  # it has no table
-        for more in [{}, *(common if name != "LCMScheduler" and not flow else []), *([] if flow else tables), *own[name]]:
+        for more in [{}, *(common if name not in ("LCMScheduler", "TCDScheduler") and not flow else []), *([] if flow else tables), *own[name]]:
             yield dict(SD, _class_name=name, **{k: v for k, v in more.items() if k not in SD}) | more
+
+
+def own_rules():
+    """What StableDiffusionPipeline forbids and others follow: x0 kept within bounds, and the folder's own steps_offset."""
+    for name in ("DDIMScheduler", "LCMScheduler", "HeunDiscreteScheduler"):
+        for more in ({}, dict(clip_sample=True), dict(clip_sample=True, clip_sample_range=0.5), dict(clip_sample=False, steps_offset=2)):
+            yield dict(SD, _class_name=name, **more)
+    yield dict(SD, _class_name="EulerDiscreteScheduler", clip_sample=True)  # a key of others
 
 
 def refused():
@@ -124,6 +159,12 @@ def refused():
         "DDIMScheduler": [dict(trained_betas=[0.1] * 10), dict(thresholding=True), dict(timestep_spacing="linear"),
                           dict(beta_schedule="sigmoid"), dict(set_alpha_to_one="yes")],
         "PNDMScheduler": [dict(prediction_type="sample")],
+        "EulerAncestralDiscreteScheduler": [dict(prediction_type="sample"), dict(trained_betas=[0.1] * 10), dict(beta_schedule="exp")],
+        "HeunDiscreteScheduler": [dict(use_beta_sigmas=True), dict(beta_schedule="exp"),
+                                  dict(use_karras_sigmas=True, use_exponential_sigmas=True)],
+        "UniPCMultistepScheduler": [dict(predict_x0=False), dict(disable_corrector=[0]), dict(use_flow_sigmas=True), dict(thresholding=True),
+                                    dict(use_beta_sigmas=True), dict(solver_order=4), dict(use_dynamic_shifting=True),
+                                    dict(solver_p={}), dict(prediction_type="flow_prediction"), dict(shift_terminal=0.1)],
         "EulerDiscreteScheduler": [dict(use_beta_sigmas=True), dict(interpolation_type="cubic"), dict(sigma_min="low"),
                                    dict(use_karras_sigmas=True, use_exponential_sigmas=True)],
         "DPMSolverMultistepScheduler": [dict(algorithm_type=t) for t in ("dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")]
@@ -136,8 +177,7 @@ def refused():
     for name, all_of_them in own.items():
         for more in all_of_them:
             yield dict(SD, _class_name=name, **{k: v for k, v in more.items() if k not in SD}) | more
-    for name in ("EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler", "DDPMScheduler",
-                 "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"):
+    for name in ("DDPMScheduler", "DEISMultistepScheduler", "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler"):
         yield dict(SD, _class_name=name)
 
 
@@ -151,9 +191,9 @@ def some(r):
              num_train_timesteps=pick([1000, 1000, 1000, 500, 321, 1024]), steps_offset=pick([0, 1, 5]))
     flip = lambda: r.random() < 0.5
     rare = lambda: r.random() < 0.2
-    if name == "PNDMScheduler" and c["prediction_type"] == "sample":
+    if name in ("PNDMScheduler", "EulerAncestralDiscreteScheduler") and c["prediction_type"] == "sample":
         c["prediction_type"] = "epsilon"
-    if name != "LCMScheduler":
+    if name not in ("LCMScheduler", "TCDScheduler"):
         c["timestep_spacing"] = pick(["leading", "linspace", "trailing"])
     if name in ("DDIMScheduler", "PNDMScheduler"):
         c["set_alpha_to_one"] = flip()
@@ -173,16 +213,24 @@ def some(r):
         c.update({pick(["use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas", "no_rule", "no_rule"]): True})
         if rare():
             c["lambda_min_clipped"] = -5.1
-    if name == "LCMScheduler":
+    if name == "HeunDiscreteScheduler":
+        c.update({pick(["use_karras_sigmas", "use_exponential_sigmas", "no_rule"]): True})
+    if name == "UniPCMultistepScheduler":
+        c.update(solver_order=pick([1, 2, 3]), solver_type=pick(["bh1", "bh2", "heun"]), lower_order_final=flip(),
+                 final_sigmas_type=pick(["zero", "sigma_min"]))
+        c.update({pick(["use_karras_sigmas", "use_exponential_sigmas", "no_rule", "no_rule"]): True})
+    if name in ("LCMScheduler", "TCDScheduler"):
         c.update(original_inference_steps=pick([50, 40, 100]), timestep_scaling=pick([10.0, 3.0]))
     return c, pick([*range(1, 31), 40, 50])
 
 
 def rows(cases):
-    for config, steps in cases:
-        found = follow(config, steps)
+    """Cases are (config, steps) and what else follow takes, which is said in the row."""
+    for config, steps, *rest in cases:
+        more = rest[0] if rest else {}
+        found = follow(config, steps, **more)
         if found:
-            yield dict(config=config, steps=steps, timesteps=found[0], init=found[1], x=found[2])
+            yield dict(config=config, steps=steps, **more, timesteps=found[0], init=found[1], x=found[2], noised=found[3])
 
 
 def main():
@@ -191,11 +239,13 @@ def main():
         out, made = Path(sys.argv[3]), list(rows(some(r) for _ in range(int(sys.argv[1]))))
     else:
         out = Path(__file__).parent / "data" / "schedules.json"
-        made = list(rows((c, n) for c in chosen() for n in ((1, 4) if c["_class_name"] == "LCMScheduler" else (1, 2, 5, 20))))
+        made = list(rows((c, n) for c in chosen() for n in ((1, 4) if c["_class_name"] in ("LCMScheduler", "TCDScheduler") else (1, 2, 5, 20))))
+        made += list(rows((c, n, dict(old=False)) for c in own_rules() for n in (1, 4)))
+        made += list(rows((dict(SD, _class_name="TCDScheduler"), n, dict(eta=eta)) for n in (1, 2, 4) for eta in (0.3, 1.0)))
         made += [dict(config=c, steps=20, refused=True) for c in refused()]
     short = lambda v: float(f"{v:.8g}")
     for row in made:
-        for key in ("timesteps", "x"):
+        for key in ("timesteps", "x", "noised"):
             if key in row:
                 row[key] = [short(v) for v in row[key]]
     out.write_text("[\n" + ",\n".join(json.dumps(m, separators=(",", ":")) for m in made) + "\n]\n")

@@ -1,6 +1,7 @@
 """Folders of every model family with steer-worker: parts of another family, what is not read, and which recipe is for whom."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -273,13 +274,41 @@ class Recipes(Case):
 
     def test_scheduler(self):
         model = self.folder("xl")
-        edit_scheduler(model, _class_name="HeunDiscreteScheduler")
-        self.refused(model, "HeunDiscreteScheduler", "EulerDiscreteScheduler")
+        edit_scheduler(model, _class_name="KDPM2DiscreteScheduler")
+        self.refused(model, "KDPM2DiscreteScheduler", "EulerDiscreteScheduler")
         self.render(model, "--recipe", "euler")
-        edit_scheduler(model, _class_name="DDIMScheduler")  # StableDiffusionXLPipeline would clip
-        self.refused(model, "clip_sample")
-        edit_scheduler(model, clip_sample=False)
-        self.render(model, "--steps", "2")
+
+    def test_student_of_ones_own(self):
+        """docs/models.md: a recipe in $STEER_RECIPES with its own alpha, named by a model file; the job's alpha wins."""
+        (self.dir / "recipes").mkdir()
+        (self.dir / "recipes" / "my-nasat-pixart.json").write_text(json.dumps(
+            {"family": "pixart", "scheduler": "DDIMScheduler", "prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001,
+             "beta_end": 0.02, "set_alpha_to_one": True, "timesteps": [400], "guidance": {"method": "nasa", "alpha": 1.0}}))
+        base = self.folder("pixart")
+        student = self.dir / "student.json"
+        student.write_text(json.dumps({"base": str(base), "recipe": "my-nasat-pixart"}))
+        self.addCleanup(os.environ.pop, "STEER_RECIPES")
+        os.environ["STEER_RECIPES"] = str(self.dir / "recipes")
+        final = lambda model, *more: self.render(model, "--negative", "a dog", "--size", "32x48", *more)["latents.final"]
+        own, told = final(student), final(base, "--recipe", "sbv2-pixart", "--alpha", 1)
+        self.assertEqual(own, told)
+        self.assertNotEqual(own, final(base, "--recipe", "sbv2-pixart"))
+        self.assertEqual(final(student, "--alpha", 0.5), final(base, "--recipe", "sbv2-pixart"))
+
+    def test_clip_sample_is_followed(self):
+        """DDIMScheduler's default is true; StableDiffusionPipeline makes false of it, StableDiffusionXLPipeline does not."""
+        for name, alike in (("small", True), ("xl", False)):
+            seen = []
+            for clip in ({}, {"clip_sample": True}, {"clip_sample": False}):
+                model = self.folder(name)
+                path = model / "scheduler" / "scheduler_config.json"
+                config = {k: v for k, v in json.loads(path.read_text()).items() if k != "clip_sample"}
+                path.write_text(json.dumps({**config, **clip, "_class_name": "DDIMScheduler"}))
+                edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", "DDIMScheduler"]))
+                seen.append(self.render(model, "--steps", "2")["latents.final"])
+                shutil.rmtree(model)
+            self.assertEqual(seen[0], seen[1])
+            self.assertEqual(seen[1] == seen[2], alike)
 
     def test_steps_offset_is_followed(self):
         """StableDiffusionPipeline makes 1 of it, StableDiffusionXLPipeline does not."""
@@ -318,6 +347,25 @@ class Texts(Case):
         out = self.run_worker("render", "--model", self.folder("xl"), "--prompt", "a cat " * 30, "--seed", 1, "--output", self.dir / "cut.png")
         self.assertEqual(out.returncode, 0, out.stderr)
         self.assertRegex(out.stderr.decode(), r"positive prompt does not fit into 14 tokens and was cut at byte \d+")
+
+    def test_t5_in_one(self):
+        """T5 has weights and no chunks; one of 1 changes nothing, and the byte of a cut is the prompt's as it was written."""
+        a1111 = ("--prompt-syntax", "a1111")
+        for name, tokens in (("pixart", "120"), ("flux", "256")):
+            model = self.folder(name)
+            self.refused(model, "chunks", "T5", tokens, "long_prompt cut", args=("--long-prompt", "chunk"))
+            self.refused(model, "BREAK", "T5", args=a1111, prompt="a cat BREAK a dog")
+        model = self.folder("pixart")
+        flags = ("--steps", "1", "--size", "32x32")
+        plain = self.render(model, *flags, prompt="A CAT on the blue dog")
+        for prompt, alike in (("(A CAT:1) on (the [blue] dog)", False), ("(A CAT:1) on (the blue:1.0) dog", True)):
+            self.assertEqual(self.render(model, *flags, *a1111, prompt=prompt)["text.pos"] == plain["text.pos"], alike)
+        cuts = []
+        for prompt, more in (("  The Cat " * 60, ()), ("(" + "  The Cat " * 60 + ":1.2)", a1111)):
+            out = self.run_worker("render", "--model", model, "--prompt", prompt, "--seed", 1, *flags, "--output", self.dir / "cut.png", *more)
+            cuts.append(int(re.search(r"cut at byte (\d+)", out.stderr.decode())[1]))
+            self.assertIn(prompt.encode()[cuts[-1]:][:3], (b"The", b"Cat"))
+        self.assertEqual(cuts[0] + 1, cuts[1])
 
     def test_hash(self):
         """The second encoder's files count as the first one's do."""

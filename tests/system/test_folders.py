@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -132,7 +133,10 @@ class BadFolders(Case):
             ("unet", lambda c: c.update(sample_size="big"), ("sample_size", "big")),
             ("vae", lambda c: c.update(scaling_factor="0.18"), ("scaling_factor", "0.18")),
             ("vae", lambda c: c.update(scaling_factor=0), ("scaling_factor",)),
-            ("vae", lambda c: c.update(latents_mean=[0] * 4), ("latents_mean",)),
+            ("vae", lambda c: c.update(latents_mean=[0] * 4, latents_std=[1] * 4), ("latents_mean", "AutoencoderKL", "sdxl")),
+            ("vae", lambda c: c.update(latents_mean=[0] * 3), ("latents_mean", "4 numbers")),
+            ("vae", lambda c: c.update(latents_std=[1, 1, 1, "1"]), ("latents_std", "4 numbers")),
+            ("vae", lambda c: c.update(latents_std={}), ("latents_std", "4 numbers")),
             ("vae", lambda c: c.update(upsample_fn="bilinear"), ("bilinear",)),
             ("vae", lambda c: c.update(num_decoder_blocks=[1, 2]), ("num_decoder_blocks",)),
         ):
@@ -174,7 +178,7 @@ class BadFolders(Case):
         """What serve cannot render is not offered, and the log says why."""
         models = self.dir / "models"
         for name, change in (("good", lambda m: None), ("cut", lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-1])),
-                             ("ancestral", lambda m: edit_scheduler(m, _class_name="EulerAncestralDiscreteScheduler")),
+                             ("alone", lambda m: edit_scheduler(m, _class_name="DPMSolverSinglestepScheduler")),
                              ("named", lambda m: (m / "steer.json").write_text('{"recipe": "nonsense"}'))):
             shutil.copytree(GOLDEN / "tiny" / "model", models / name)
             change(models / name)
@@ -188,13 +192,13 @@ class BadFolders(Case):
                 worker.kill()
         log = "".join(lines)
         self.assertIn("truncated", log)
-        self.assertIn("EulerAncestralDiscreteScheduler", log)
+        self.assertIn("DPMSolverSinglestepScheduler", log)
         self.assertNotIn("models/good", log)
 
     def test_scheduler_of_another_kind(self):
         model = self.folder()
-        edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", "UniPCMultistepScheduler"]))
-        self.refused(model, "UniPCMultistepScheduler", "DDIMScheduler")
+        edit(model / "model_index.json", lambda i: i.update(scheduler=["diffusers", "DPMSolverSinglestepScheduler"]))
+        self.refused(model, "DPMSolverSinglestepScheduler", "DDIMScheduler", "UniPCMultistepScheduler", "--recipe")
         self.render(model, "--recipe", "euler")
         self.render(model, "--recipe", SOURCE / "worker/recipes/euler.json")
         edit_scheduler(model, _class_name="EulerDiscreteScheduler", use_beta_sigmas=True)
@@ -494,6 +498,55 @@ class ModelFiles(Case):
                 self.assertLess(distance(tensors.floats(a[name]), tensors.floats(b[name])), 1e-6, name)  # measured: at most 1.5e-7
             self.assertGreater(distance(tensors.floats(b["denoise.out.0"]), plain), 1e-3)
 
+    def mean_file(self, name, value, shape=(4, 1, 1), apart=1):
+        """Channel c has c * apart + value."""
+        data = b"".join(struct.pack("<f", c * apart + value) * shape[-1] * shape[-2] for c in range(4))
+        tensors.write(self.dir / name, {"m": ("F32", list(shape), data)})
+        return self.dir / name
+
+    def test_mean_latent(self):
+        """Where a recipe asks for it and a model file brings it, the schedule's noise is added to it; for Euler the noise at
+        its first level is not scaled once more. Nobody else's start changes."""
+        base, recipes = self.folder(), {}
+        for name, start in (("plain", "noise"), ("informed", "mean_latent")):
+            recipes[name] = self.dir / f"{name}.json"
+            recipes[name].write_text(json.dumps({"scheduler": "EulerDiscreteScheduler", "timestep_spacing": "leading", "steps": 2, "start": start}))
+        file = self.model_file(base=base, mean_latent=self.mean_file("mean.safetensors", 0.5))
+        size = ("--size", "40x24")
+        plain = self.render(base, "--recipe", recipes["plain"], *size)
+        noise = tensors.floats(plain["latents.start"])
+        for model, recipe in ((file, "plain"), (base, "informed")):
+            got = self.render(model, "--recipe", recipes[recipe], *size)
+            self.assertEqual((got["latents.start"], got["latents.final"]), (plain["latents.start"], plain["latents.final"]))
+        start = tensors.floats(self.render(file, "--recipe", recipes["informed"], *size)["latents.start"])
+        betas = [(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999) ** 2 for i in range(1000)]
+        bar = math.prod(1 - b for b in betas[:502])  # two leading steps begin at 501
+        for i, (x, e) in enumerate(zip(start, noise)):
+            self.assertAlmostEqual(x, i // 15 + 0.5 + ((1 - bar) / bar) ** 0.5 * e, places=4)
+        same = self.model_file("sized.json", base=base, mean_latent=self.mean_file("sized.safetensors", 0.5, (1, 4, 3, 5)))
+        for name in ("latents.start", "latents.final"):
+            self.assertEqual(self.render(same, "--recipe", recipes["informed"], *size)[name], self.render(file, "--recipe", recipes["informed"], *size)[name])
+        self.refused(same, "5x3", "8x8", args=("--recipe", recipes["informed"], "--size", "64x64"))
+        self.render(same, "--recipe", recipes["plain"], "--size", "64x64")
+        # With linspace a mean of zeros is what no mean is: noise at the first level, once.
+        for name, start in (("plain", "noise"), ("informed", "mean_latent")):
+            recipes[name].write_text(json.dumps({"scheduler": "EulerDiscreteScheduler", "timestep_spacing": "linspace", "steps": 2, "start": start}))
+        zero = self.model_file("zero.json", base=base, mean_latent=self.mean_file("zero.safetensors", 0, apart=0))
+        a, b = (self.render(m, "--recipe", recipes[r], *size) for m, r in ((zero, "informed"), (base, "plain")))
+        self.assertEqual(a["latents.final"], b["latents.final"])
+        recipes["plain"].write_text(json.dumps({"scheduler": "EulerDiscreteScheduler", "start": "image"}))
+        self.refused(base, "start", "noise mean_latent", args=("--recipe", recipes["plain"]))
+
+    def test_documented(self):
+        """Every model file of docs/models.md is one, and names a recipe that ships."""
+        text = (SOURCE / "docs/models.md").read_text()
+        files = [json.loads(f) for f in re.findall(r"`(\{\"base\".*?\})`", text)]
+        self.assertGreater(len(files), 20)
+        known = {"base", "unet", "transformer", "vae", "text_encoder", "text_encoder_2", "single_file", "loras", "mean_latent", "recipe"}
+        for f in files:
+            self.assertLessEqual(f.keys(), known)
+            self.assertTrue("recipe" not in f or (SOURCE / f"worker/recipes/{f['recipe']}.json").exists(), f)
+
     def test_hash(self):
         """Over everything that the file names, and nothing beside it."""
         base, other = self.folder(), self.changed()
@@ -517,6 +570,7 @@ class ModelFiles(Case):
         hashes = [now(), now(unet=str(other / UNET)), now(**keys), now(**keys, recipe="ddim")]
         (other / "unet/other.safetensors").write_bytes(b"beside it")
         self.assertEqual(now(**keys), hashes[2])
+        hashes += [now(**keys, mean_latent=str(self.mean_file("mean.safetensors", v))) for v in (0.5, 1.5)]
         lora_write(2)
         hashes.append(now(**keys))
         data = bytearray((other / UNET).read_bytes())
@@ -563,6 +617,10 @@ class ModelFiles(Case):
             ({"loras": ["x"]}, ("loras[0]", "file")),
             ({"loras": {}}, ("loras", "a list")),
             ({"loras": many}, ("loras", "16")),
+            ({"mean_latent": plain}, ("plain.safetensors", "\"a\" is [1]", "[4, h, w]")),
+            ({"mean_latent": sdxl}, ("sdxl.safetensors", "tensors", "expected one")),
+            ({"mean_latent": base}, ("mean_latent", "is a folder")),
+            ({"mean_latent": self.mean_file("nan.safetensors", float("nan"))}, ("nan.safetensors", "finite")),
             ({"recipe": "../x"}, ("recipe", "name")),
             ({"recipe": "nonsense"}, ("nonsense", "unknown")),
         ):
@@ -651,9 +709,9 @@ class Check(Case):
 
     def test_recipe_missing(self):
         model = self.folder()
-        edit_scheduler(model, _class_name="UniPCMultistepScheduler")
+        edit_scheduler(model, _class_name="DPMSolverSinglestepScheduler")
         (told,), _ = self.check(model, code=69)
-        self.assertIn("UniPCMultistepScheduler", told["error"]["text"])
+        self.assertIn("DPMSolverSinglestepScheduler", told["error"]["text"])
         self.assertIn("euler", told["recipes"])
 
     def test_folder_of_models(self):

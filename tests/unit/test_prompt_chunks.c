@@ -50,7 +50,7 @@ static struct prompt_chunks make(const char *text, enum prompt_syntax syntax, in
     struct prompt_chunks c = {0};
     struct steer_error err = {0};
     struct prompt_reading reading = {syntax, chunked};
-    if (prompt_chunks_make(&c, tokenizer, LENGTH, text, reading, &err)) fail_msg("%s", err.text);
+    if (prompt_chunks_make(&c, tokenizer, LENGTH, 0, text, reading, &err)) fail_msg("%s", err.text);
     for (int i = 0; i < c.count; i++)
         assert_int_equal(c.ids[i * LENGTH], begin);
     return c;
@@ -197,13 +197,13 @@ static void test_bound(void **unused)
     const char *list[] = {words(STEER_PROMPT_CHUNKS_MAX * ROOM + 1, no_commas),
                           "a BREAK BREAK BREAK BREAK BREAK BREAK BREAK BREAK b"};
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(prompt_chunks_make(&c, tokenizer, LENGTH, list[i], chunked, &err),
+        assert_int_equal(prompt_chunks_make(&c, tokenizer, LENGTH, 0, list[i], chunked, &err),
                          STEER_BAD_TEXT);
         assert_non_null(strstr(err.text, "more than 8 chunks of 75 tokens"));
         assert_null(c.ids);
     }
     /* Room for begin and end alone. */
-    assert_int_equal(prompt_chunks_make(&c, tokenizer, 2, "a", chunked, &err), STEER_BAD_TEXT);
+    assert_int_equal(prompt_chunks_make(&c, tokenizer, 2, 0, "a", chunked, &err), STEER_BAD_TEXT);
 }
 
 /* The first chunk is what the tokenizer makes of the text, and the cut is told in bytes of it. */

@@ -17,7 +17,7 @@ static struct recipe load(const char *name)
     struct recipe r;
     struct steer_error err = {0};
     json_t *scheduler =
-        json_pack("{s:s}", "_class_name", "PNDMScheduler"); /* sd15 takes the folder's */
+        json_pack("{s:s}", "_class_name", "EulerDiscreteScheduler"); /* sd15 takes the folder's */
     if (recipe_load(&r, name, &(struct recipe_folder){.scheduler = scheduler}, &err))
         fail_msg("%s: %s", name, err.text);
     json_decref(scheduler);
@@ -48,6 +48,8 @@ static void test_one_step_checkpoints(void **state)
     first_call("dmd2-sdxl-1step", 399, 0.426086364);
     first_call("dmd2-sdxl-4step", 999, 0.00466009);
     first_call("hyper-sdxl-1step", 800, 0);
+    first_call("yoso-sd15", 999, 0.00466009);
+    assert_true(load("yoso-sd15").from_mean && !load("lcm").from_mean);
     first_call("yoso-pixart", 999, 4.03582977e-05); /* linear betas */
     first_call("dmd-pixart", 400, 0.19357201);
     first_call("sbv2-pixart", 400, 0.19357201);
@@ -107,6 +109,21 @@ static void test_family(void **state)
     json_decref(scheduler);
 }
 
+/* The sentence names what was found and all that would do. */
+static void test_unknown_scheduler(void **state)
+{
+    (void)state;
+    struct recipe r;
+    struct steer_error err = {0};
+    json_t *scheduler = json_pack("{s:s}", "_class_name", "DPMSolverSinglestepScheduler");
+    const struct recipe_folder folder = {.scheduler = scheduler, .scheduler_file = "folder"};
+    assert_int_equal(recipe_load(&r, "sd15", &folder, &err), STEER_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "folder: scheduler \"DPMSolverSinglestepScheduler\""));
+    for (int i = 0; i < SCHEDULER_COUNT; i++)
+        assert_non_null(strstr(err.text, sampler_class_name((enum scheduler)i)));
+    json_decref(scheduler);
+}
+
 /* What is the model's own and not its scheduler's goes to every recipe that has no table itself. */
 static void test_lent(void **state)
 {
@@ -122,6 +139,12 @@ static void test_lent(void **state)
     assert_int_equal(r.sampler.timestep_spacing, SPACING_LEADING);
     assert_int_equal(recipe_load(&r, "sbv2-sd15", &folder, &err), 0);
     assert_false(r.sampler.rescale_betas_zero_snr);
+    /* That x0 is clipped is the scheduler's own wish, which a recipe that brings one replaces. */
+    const struct recipe_folder xl = {.scheduler = scheduler, .scheduler_file = "folder"};
+    assert_int_equal(recipe_load(&r, "sdxl", &xl, &err), 0);
+    assert_true(r.sampler.clip_sample && r.sampler.clip_sample_range == 1);
+    assert_int_equal(recipe_load(&r, "dmd-pixart", &xl, &err), 0);
+    assert_false(r.sampler.clip_sample);
     json_object_set_new(scheduler, "trained_betas", json_pack("[f]", .1));
     assert_int_equal(recipe_load(&r, "euler", &folder, &err), STEER_BAD_MODEL);
     assert_non_null(strstr(err.text, "trained_betas"));
@@ -130,8 +153,11 @@ static void test_lent(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_step_checkpoints), cmocka_unit_test(test_all_load),
-        cmocka_unit_test(test_unknown), cmocka_unit_test(test_family), cmocka_unit_test(test_lent)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_one_step_checkpoints),
+                                       cmocka_unit_test(test_all_load),
+                                       cmocka_unit_test(test_unknown),
+                                       cmocka_unit_test(test_unknown_scheduler),
+                                       cmocka_unit_test(test_family),
+                                       cmocka_unit_test(test_lent)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

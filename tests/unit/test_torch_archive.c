@@ -51,6 +51,7 @@ static void test_as_torch(void **unused)
     same_as_torch("strided.pt");
     same_as_torch("training.ckpt");
     same_as_torch("protocol4.pt");
+    same_as_torch("typed.pt"); /* tensors with attributes, as DMD2's SDXL files in f32 */
 }
 
 /* Views where the order is the file's, so that pages are mapped once; copies where it is not. */
@@ -282,6 +283,10 @@ static void test_pickles_by_hand(void **unused)
     REFUSED("ctorch\nFloatStorage\n)R.", STEER_BAD_MODEL, "a storage that is called");
     REFUSED("ctorch._utils\n_rebuild_tensor_v2\n)R.", STEER_BAD_MODEL, "without a storage");
     REFUSED("ctorch._utils\n_rebuild_parameter\n)R.", STEER_BAD_MODEL, "that is no tensor");
+    REFUSED("ctorch._tensor\n_rebuild_from_type_v2\n)R.", STEER_BAD_MODEL,
+            "attributes that is none");
+    REFUSED("ctorch._tensor\n_rebuild_from_type_v2\n(ctorch\nSize\nctorch\nTensor\n)}tR.",
+            STEER_BAD_MODEL, "attributes that is none");
     REFUSED("N.", STEER_BAD_MODEL, "it has no dictionary");
     REFUSED("}.", STEER_BAD_MODEL, "it has nothing in it");
     REFUSED("}X\x01\0\0\0aK\1sX\x01\0\0\0bK\1s.", STEER_BAD_MODEL, "it has a, b");

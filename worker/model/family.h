@@ -19,6 +19,7 @@ struct family {
     /* Its pipeline class sets the scheduler's steps_offset to 1 and clip_sample to false, whatever
      * the folder says. */
     int old_scheduler_rules;
+    int normed_latents; /* its pipeline follows the VAE's latents_mean and latents_std */
     /* Records what of a text the denoiser is bound to, in the order of record_denoiser. */
     void (*record_text)(const struct model *m, struct text_graph *t, struct net *n);
     void (*record_denoiser)(const struct model *m, struct denoiser_graph *d, struct net *n,

@@ -47,6 +47,7 @@ static const struct family sd21 = {
 static const struct family sdxl = {.name = "sdxl",
                                    .recipe = "sdxl",
                                    .guidance = {GUIDANCE_NONE, .5, 2, 2.5, .5, 0, 1, GUIDANCE_TEXT},
+                                   .normed_latents = 1,
                                    .record_text = record_text,
                                    .record_denoiser = record_denoiser,
                                    .sizes = time_ids};

@@ -131,3 +131,8 @@ int text_encoder_pooled_row(const struct text_encoder *e, const int32_t *ids)
 {
     return e->class->pooled_row(e, ids);
 }
+
+int text_encoder_weighs_about(const struct text_encoder *e)
+{
+    return tokenizer_unigram(e->tokenizer) != NULL;
+}

@@ -41,6 +41,8 @@ int text_encoder_open(struct text_encoder *e, const struct folder *f, struct com
 void text_encoder_close(struct text_encoder *e); /* of a zeroed or half-opened one too */
 
 void text_encoder_record(struct encoder_graph *ret, struct net *n, const struct text_encoder *e);
+/* 1: weights of tokens are about what it makes of the empty text (prompt_chunks.h). */
+int text_encoder_weighs_about(const struct text_encoder *e);
 /* The row of encoder_graph.pooled that is the text's. */
 int text_encoder_pooled_row(const struct text_encoder *e, const int32_t *ids);
 

@@ -100,20 +100,35 @@ static int kl_config_load(struct vae_config *c, const json_t *config, const char
     return 0;
 }
 
-/* latents_mean and latents_std: StableDiffusionXLPipeline follows them, for models whose schedulers
- * we do not have; all others are scaled by one number. */
-static int statistics_check(const json_t *config, const char *file, struct steer_error *err)
+/* A number a channel; *ret_said 0 where the file says none. */
+static int channel_numbers(float *out, int *ret_said, const json_t *config, const char *key,
+                           int channels, const char *file, struct steer_error *err)
 {
-    static const char *const keys[] = {"latents_mean", "latents_std"};
-    for (int i = 0; i < 2; i++) {
-        const json_t *value = json_object_get(config, keys[i]);
-        if (value && !json_is_null(value))
-            return steer_fail(
-                err, STEER_UNSUPPORTED,
-                "%s: \"%s\" is set: expected null, one scaling_factor for all channels", file,
-                keys[i]);
+    const json_t *list = json_object_get(config, key);
+    *ret_said = list && !json_is_null(list);
+    if (!*ret_said) return 0;
+    int good = json_array_size(list) == (size_t)channels;
+    for (int i = 0; i < channels && good; i++) {
+        out[i] = (float)json_number_value(json_array_get(list, (size_t)i));
+        good = json_is_number(json_array_get(list, (size_t)i)) && isfinite(out[i]);
     }
-    return 0;
+    return good ? 0
+                : steer_fail(err, STEER_BAD_MODEL, "%s: \"%s\": expected %d numbers", file, key,
+                             channels);
+}
+
+/* StableDiffusionXLPipeline norms latents where it finds both lists, and passes over one alone. */
+static int norm_load(struct vae_config *c, const json_t *config, const char *file,
+                     struct steer_error *err)
+{
+    int mean, std,
+        code = channel_numbers(c->latents_mean, &mean, config, "latents_mean", c->latent_channels,
+                               file, err);
+    if (!code)
+        code = channel_numbers(c->latents_std, &std, config, "latents_std", c->latent_channels,
+                               file, err);
+    if (!code) c->normed = mean && std;
+    return code;
 }
 
 int vae_config_load(struct vae_config *ret, const json_t *config, const char *class_name,
@@ -128,7 +143,8 @@ int vae_config_load(struct vae_config *ret, const json_t *config, const char *cl
                           class_name);
     if ((code = c.tiny ? tiny_config_load(&c, config, file, err)
                        : kl_config_load(&c, config, file, err)) ||
-        (code = json_whole(&c.latent_channels, config, "latent_channels", 4, 1, 64, file, err)) ||
+        (code = json_whole(&c.latent_channels, config, "latent_channels", 4, 1, VAE_CHANNELS_MAX,
+                           file, err)) ||
         (code = json_whole(&c.out_channels, config, "out_channels", 3, 1, 64, file, err)))
         return code;
     if (c.out_channels != 3)
@@ -137,7 +153,7 @@ int vae_config_load(struct vae_config *ret, const json_t *config, const char *cl
     if ((code = json_number(&c.scaling_factor, config, "scaling_factor", c.tiny ? 1 : .18215, file,
                             err)) ||
         (code = json_number(&c.shift_factor, config, "shift_factor", 0, file, err)) ||
-        (code = statistics_check(config, file, err)))
+        (code = norm_load(&c, config, file, err)))
         return code;
     if (!(c.scaling_factor > 0))
         return steer_fail(err, STEER_BAD_MODEL,
@@ -150,6 +166,16 @@ int vae_config_load(struct vae_config *ret, const json_t *config, const char *cl
 int vae_factor(const struct vae_config *c)
 {
     return 1 << (c->blocks - 1);
+}
+
+void vae_denorm(const struct vae_config *c, float *z, size_t cells)
+{
+    float scale = (float)c->scaling_factor; /* the graph divides by it */
+    size_t channels = (size_t)c->latent_channels;
+    for (size_t i = 0; c->normed && i < cells; i++)
+        for (size_t k = 0; k < channels; k++)
+            z[i * channels + k] =
+                z[i * channels + k] * c->latents_std[k] + c->latents_mean[k] * scale;
 }
 
 /* ---- AutoencoderKL ---- */

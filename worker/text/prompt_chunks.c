@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "clip_bpe.h"
+#include "lower.h"
+#include "unigram.h"
 
 #define COMMA_BACKTRACK 20 /* the web UI's default */
 
@@ -126,37 +128,97 @@ static int prompt_fill(struct filling *f, const struct prompt *p, int chunked,
     return code;
 }
 
+/* ---- T5, which reads a text in one ---- */
+
+/* Of the piece in lower case, while *ret_cut is a byte of the piece as it is. */
+static int piece_tokens(const struct unigram *t, int lower, const char *text, size_t size,
+                        int32_t *ids, int most, int *ret_count, size_t *ret_cut,
+                        struct steer_error *err)
+{
+    char *lowered;
+    size_t lowered_size;
+    if (!lower) return unigram_tokens(t, text, size, ids, most, ret_count, ret_cut, err);
+    if (text_lower(&lowered, &lowered_size, text, size))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    int code = unigram_tokens(t, lowered, lowered_size, ids, most, ret_count, ret_cut, err);
+    *ret_cut = text_lower_source(text, size, *ret_cut);
+    free(lowered);
+    return code;
+}
+
+/* Each piece by itself, one behind the other, as far as they fit. */
+static int prompt_line(struct prompt_chunks *out, const struct unigram *t, int lower,
+                       const struct prompt *p, struct steer_error *err)
+{
+    int used = 0, room = out->length - 1;
+    for (int i = 0; i < out->length; i++)
+        out->weights[i] = 1;
+    for (size_t i = 0; i < p->count && !out->cut; i++) {
+        const struct prompt_piece *piece = p->pieces + i;
+        int count = 0;
+        size_t cut = 0;
+        if (piece->is_break)
+            return steer_fail(err, STEER_BAD_TEXT,
+                              "BREAK begins a chunk, and T5 reads a text in one: expected none");
+        int code = piece_tokens(t, lower, p->text + piece->begin, piece->end - piece->begin,
+                                out->ids + used, room - used, &count, &cut, err);
+        if (code) return code;
+        if (count > room - used) {
+            out->cut = p->source[piece->begin + cut];
+            out->cut += !out->cut; /* 0 says that nothing was */
+            count = room - used;
+        }
+        for (int k = 0; k < count; k++)
+            out->weights[used++] = (float)piece->weight;
+    }
+    unigram_frame(t, out->ids, used, out->length);
+    out->count = 1;
+    out->used[0] = used + 1;
+    return 0;
+}
+
+/* ---- the whole ---- */
+
 /* The tokenizer's own one chunk. */
-static int text_encode(struct prompt_chunks *out, const struct tokenizer *t, const char *text,
-                       struct steer_error *err)
+static int text_encode(struct prompt_chunks *out, const struct tokenizer *t, int lower,
+                       const char *text, struct steer_error *err)
 {
     struct tokenized how;
-    int code = tokenizer_encode(t, text, strlen(text), out->ids, out->length, &how, err);
+    char *lowered = NULL;
+    size_t size = strlen(text);
+    if (lower && text_lower(&lowered, &size, text, size))
+        return steer_fail(err, STEER_NO_MEMORY, "out of memory");
+    int code = tokenizer_encode(t, lower ? lowered : text, size, out->ids, out->length, &how, err);
+    free(lowered);
     if (code) return code;
     for (int i = 0; i < out->length; i++)
         out->weights[i] = 1;
     out->count = 1;
     out->used[0] = how.used;
-    out->cut = how.cut;
+    out->cut = lower && how.cut ? text_lower_source(text, strlen(text), how.cut) : how.cut;
     return 0;
 }
 
-static int pieces_encode(struct prompt_chunks *out, const struct tokenizer *t, const char *text,
-                         struct prompt_reading reading, struct steer_error *err)
+static int pieces_encode(struct prompt_chunks *out, const struct tokenizer *t, int lower,
+                         const char *text, struct prompt_reading reading, struct steer_error *err)
 {
     struct filling f = {.tokenizer = tokenizer_clip(t), .out = out};
     struct prompt p = {0};
-    if (!f.tokenizer)
-        return steer_fail(err, STEER_BAD_VALUE,
-                          "chunks and weights are for models whose text encoders are all CLIP's: "
-                          "expected long_prompt cut and prompt_syntax plain");
+    if (!f.tokenizer && reading.chunked)
+        return steer_fail(
+            err, STEER_BAD_VALUE,
+            "chunks are for models whose text encoders are all CLIP's, and this one's "
+            "T5 reads %d tokens in one: expected long_prompt cut",
+            out->length);
     int code = prompt_parse(&p, text, reading.syntax, err);
-    if (!code) code = prompt_fill(&f, &p, reading.chunked, err);
+    if (!code)
+        code = f.tokenizer ? prompt_fill(&f, &p, reading.chunked, err)
+                           : prompt_line(out, tokenizer_unigram(t), lower, &p, err);
     prompt_free(&p);
     return code;
 }
 
-int prompt_chunks_make(struct prompt_chunks *ret, const struct tokenizer *t, int length,
+int prompt_chunks_make(struct prompt_chunks *ret, const struct tokenizer *t, int length, int lower,
                        const char *text, struct prompt_reading reading, struct steer_error *err)
 {
     if (length < 2 || length > TOKENS_MAX)
@@ -169,9 +231,9 @@ int prompt_chunks_make(struct prompt_chunks *ret, const struct tokenizer *t, int
     if (!out.ids || !out.weights)
         code = steer_fail(err, STEER_NO_MEMORY, "out of memory");
     else if (reading.chunked || reading.syntax != PROMPT_PLAIN)
-        code = pieces_encode(&out, t, text, reading, err);
+        code = pieces_encode(&out, t, lower, text, reading, err);
     else
-        code = text_encode(&out, t, text, err);
+        code = text_encode(&out, t, lower, text, err);
     if (code)
         prompt_chunks_free(&out);
     else
@@ -210,4 +272,15 @@ void prompt_weigh(float *z, const float *weights, int length, int channels)
     if (!weighed || !isfinite(ratio)) return;
     for (size_t i = 0; i < (size_t)length * (size_t)channels; i++)
         z[i] *= ratio;
+}
+
+void prompt_weigh_about(float *z, const float *empty, const float *weights, int length,
+                        int channels)
+{
+    for (int t = 0; t < length; t++) {
+        float *row = z + (size_t)t * (size_t)channels;
+        const float *from = empty + (size_t)t * (size_t)channels;
+        for (int i = 0; i < channels && weights[t] != 1; i++)
+            row[i] = from[i] + weights[t] * (row[i] - from[i]);
+    }
 }

@@ -15,7 +15,16 @@
  *
  *     y[t] = w[t] z[t]        z'[t] = y[t] mean(z) / mean(y)
  *
- * both means over all that the chunk has. */
+ * both means over all that the chunk has.
+ *
+ * T5 reads a text in one, of `length` tokens: text, end, padding; there are no chunks, and no
+ * BREAK. Its last norm only scales, so that nothing keeps the mean away from 0, where restoring it
+ * would be noise: weights do what ComfyUI does (comfy/sd1_clip.py), with e what the encoder makes
+ * of the empty text,
+ *
+ *     z'[t] = e[t] + w[t] (z[t] - e[t])
+ *
+ * Both tokenize each piece of one weight by itself. */
 #ifndef WORKER_PROMPT_CHUNKS_H
 #define WORKER_PROMPT_CHUNKS_H
 #include "limits.h"
@@ -35,17 +44,19 @@ struct prompt_reading {
     int chunked; /* 0: cut after the first chunk */
 };
 
-/* BAD_TEXT or BAD_VALUE as prompt_parse, BAD_TEXT for more than STEER_PROMPT_CHUNKS_MAX chunks, and
- * BAD_VALUE for weights or chunks where the tokenizer is not CLIP's. The caller frees it with
- * prompt_chunks_free. */
-int prompt_chunks_make(struct prompt_chunks *ret, const struct tokenizer *t, int length,
+/* lower: the text is put in lower case first, and stripped (lower.h). BAD_TEXT or BAD_VALUE as
+ * prompt_parse, BAD_TEXT for more than STEER_PROMPT_CHUNKS_MAX chunks, for BREAK to T5, and
+ * BAD_VALUE for chunks to T5. The caller frees it with prompt_chunks_free. */
+int prompt_chunks_make(struct prompt_chunks *ret, const struct tokenizer *t, int length, int lower,
                        const char *text, struct prompt_reading reading,
                        struct steer_error *err) STEER_MUSTCHECK;
 /* Empty chunks behind the others, up to count of them; c was made chunked, or has as many. */
 void prompt_chunks_extend(struct prompt_chunks *c, const struct tokenizer *t, int count);
 void prompt_chunks_free(struct prompt_chunks *c); /* of a zeroed one too */
 
-/* z to z' in place. Where mean(y) is 0, z' is y. */
+/* z to z' in place: CLIP's, where z' is y if mean(y) is 0, and T5's. */
 void prompt_weigh(float *z, const float *weights, int length, int channels);
+void prompt_weigh_about(float *z, const float *empty, const float *weights, int length,
+                        int channels);
 
 #endif

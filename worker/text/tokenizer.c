@@ -143,6 +143,11 @@ const struct clip_bpe *tokenizer_clip(const struct tokenizer *t)
     return t->kind->encode == clip_encode ? t->own : NULL;
 }
 
+const struct unigram *tokenizer_unigram(const struct tokenizer *t)
+{
+    return t->kind->encode == t5_encode ? t->own : NULL;
+}
+
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t size, int32_t *ids,
                      int length, struct tokenized *ret, struct steer_error *err)
 {

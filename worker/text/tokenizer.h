@@ -10,6 +10,7 @@
 
 struct tokenizer;
 struct clip_bpe;
+struct unigram;
 
 /* class_name as transformers calls it ("CLIPTokenizer"); dir: the folder with its files.
  * STEER_UNSUPPORTED for a class that is none of ours. */
@@ -21,8 +22,10 @@ int tokenizer_length(const struct tokenizer *t);
 /* Names of all files that opening looks at in the folder; NULL ends them. */
 const char *const *tokenizer_files(const struct tokenizer *t);
 
-/* CLIP's, for texts that are encoded piece by piece (prompt_chunks.h); NULL: it is another. */
+/* CLIP's or T5's, for texts that are encoded piece by piece (prompt_chunks.h); NULL: it is another.
+ */
 const struct clip_bpe *tokenizer_clip(const struct tokenizer *t);
+const struct unigram *tokenizer_unigram(const struct tokenizer *t);
 
 struct tokenized {
     int used;   /* ids before the padding */

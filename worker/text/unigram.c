@@ -226,11 +226,9 @@ static int source_encode(const struct unigram *t, struct source s, int normalize
     return between_encode(t, source_part(&s, done, s.size), normalized, out, err);
 }
 
-int unigram_encode(const struct unigram *t, const char *text, size_t size, int32_t *ids, int length,
-                   int *ret_used, size_t *ret_cut, struct steer_error *err)
+int unigram_tokens(const struct unigram *t, const char *text, size_t size, int32_t *ids, int most,
+                   int *ret_count, size_t *ret_cut, struct steer_error *err)
 {
-    if (length < 1 || length > UNIGRAM_TOKENS_MAX)
-        return steer_fail(err, STEER_INTERNAL, "%d tokens wanted", length);
     for (size_t i = 0; i < size;) {
         int32_t c;
         size_t n = char_at((const uint8_t *)text + i, size - i, &c);
@@ -238,14 +236,33 @@ int unigram_encode(const struct unigram *t, const char *text, size_t size, int32
             return steer_fail(err, STEER_BAD_TEXT, "the prompt is not UTF-8 at byte %zu", i);
         i += n;
     }
-    struct output out = {ids, 0, length - 1, 0};
+    struct output out = {ids, 0, most, 0};
     int code = source_encode(t, (struct source){text, size, NULL, 0}, 0, &out, err);
-    if (code) return code;
-    int used = output_full(&out) ? out.most : out.count;
-    *ret_cut = !output_full(&out) ? 0 : out.cut ? out.cut : 1;
+    *ret_count = out.count;
+    *ret_cut = out.cut;
+    return code;
+}
+
+void unigram_frame(const struct unigram *t, int32_t *ids, int used, int length)
+{
     ids[used++] = t->eos;
     for (int k = used; k < length; k++)
         ids[k] = t->pad;
-    *ret_used = used;
+}
+
+int unigram_encode(const struct unigram *t, const char *text, size_t size, int32_t *ids, int length,
+                   int *ret_used, size_t *ret_cut, struct steer_error *err)
+{
+    int count;
+    size_t cut;
+    if (length < 1 || length > UNIGRAM_TOKENS_MAX)
+        return steer_fail(err, STEER_INTERNAL, "%d tokens wanted", length);
+    int code = unigram_tokens(t, text, size, ids, length - 1, &count, &cut, err);
+    if (code) return code;
+    int full = count == length;
+    count -= full;
+    *ret_cut = full ? cut + !cut : 0; /* 0 says that nothing was */
+    *ret_used = count + 1;
+    unigram_frame(t, ids, count, length);
     return 0;
 }

@@ -31,6 +31,13 @@ int unigram_length(const struct unigram *t);
 /* The highest token id, plus 1. */
 int unigram_vocab(const struct unigram *t);
 
+/* The tokens of text alone: at most `most` of them are written. *ret_count is most + 1 when there
+ * are more; *ret_cut is then the byte where the first word that does not fit begins. STEER_BAD_TEXT
+ * when text is not UTF-8. */
+int unigram_tokens(const struct unigram *t, const char *text, size_t size, int32_t *ids, int most,
+                   int *ret_count, size_t *ret_cut, struct steer_error *err) STEER_MUSTCHECK;
+/* Puts </s> and padding behind the used tokens, in all length (at least used + 1) ids. */
+void unigram_frame(const struct unigram *t, int32_t *ids, int used, int length);
 /* Tokens, </s>, then padding, to exactly length (1..UNIGRAM_TOKENS_MAX) ids. *ret_used counts them
  * without the padding: what a mask lets be seen. *ret_cut is the byte of text (at least 1) where
  * the first word that does not fit begins, 0 when all fits. STEER_BAD_TEXT when text is not UTF-8.
