@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
-         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_int8", "test_residence", "test_cuda_attention")
+         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_int8", "test_residence", "test_cuda_attention", "test_ptx")
 UNET, VAE, CLIP, SCHEDULE = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/schedule.c"
 SAMPLER = "worker/sampler.c"
 FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
@@ -157,6 +157,9 @@ MUTANTS = {
     "unigram: the first of two equal pieces": (PIECES, "return x->id > y->id ? -1 : 1;", "return x->id < y->id ? -1 : 1;"),
     "unigram: extra ids upwards": (PIECES, "for (int i = extra_ids - 1; i >= 0 && !code; i--) {", "for (int i = 0; i < extra_ids && !code; i++) {"),
     "unigram: a token too few": (UNIGRAM, "ids, length - 1, &count, &cut", "ids, length - 2, &count, &cut"),
+    "ptx: wait_group lands every group": ("tests/gpu/ptx/memory.c", "(n->mode || c->group + (uint64_t)n->target < w->committed[c->lane])", "1"),
+    "ptx: mma's registers 1 and 2 changed places": ("tests/gpu/ptx/warp.c", "int row = i / 4 + r % 2 * 8, col = i % 4 * 2 + r / 2 * 8;", "int row = i / 4 + r / 2 * 8, col = i % 4 * 2 + r % 2 * 8;"),
+    "ptx: a write after another's read is no race": ("tests/gpu/ptx/memory.c", 'return race(w, lane, "it writes over what is read by", address, reader);', "return 0;"),
     "torch.randn with libm": (RANDOM, "log_block(1 - x[i])", "logf(1 - x[i])"),
 }
 
