@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "activation.h"
 #include "error.h"
 #include "guidance.h"
 
@@ -151,8 +152,6 @@ struct tensor {
 struct shape {
     int b, h, w, c;
 };
-
-enum activation { ACT_NONE, ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU, ACT_RELU, ACT_TANH };
 
 /* Out of memory or a wrong shape while recording is remembered; compute_plan reports the first one,
  * so a forward needs no check per line. */

@@ -13,7 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_golden", "test_flux", "test_tokenizer", "test_unigram", "test_t5", "test_prompt_syntax", "test_prompt_chunks", "test_kernels", "test_attention",
-         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_int8", "test_residence", "test_cuda_attention", "test_ptx")
+         "test_recipe", "test_sampler", "test_checkpoint", "test_lora", "test_lower", "test_int8", "test_residence", "test_cuda_attention", "test_cuda_conv",
+         "test_cuda_norm", "test_cuda_pointwise", "test_ptx")
 UNET, VAE, CLIP, SCHEDULE = "worker/model/unet.c", "worker/model/vae.c", "worker/model/clip.c", "worker/schedule.c"
 SAMPLER = "worker/sampler.c"
 FAMILY, PIPELINE, PROMPT_TOKENS = "worker/model/family_sd.c", "worker/pipeline.c", "worker/prompt_tokens.c"
@@ -23,13 +24,22 @@ SYNTAX, CHUNKS = "worker/text/prompt_syntax.c", "worker/text/prompt_chunks.c"
 FLUX = "worker/model/flux.c"
 T5, UNIGRAM, PIECES, CHARSMAP = "worker/model/t5.c", "worker/text/unigram.c", "worker/text/unigram_tables.c", "worker/text/charsmap.c"
 NAMES, CHECKPOINT, LORA, LORA_FILE = "worker/original_names.c", "worker/checkpoint.c", "worker/lora.c", "worker/lora_file.c"
-CUDA_ATTENTION = "kernels/cuda/attention.cuh"
+CUDA_ATTENTION, CUDA_CONV = "kernels/cuda/attention.cuh", "kernels/cuda/conv"
+CUDA_POINTWISE, CUDA_VALUES, CUDA_NORM, CUDA_GROUP_NORM = (f"kernels/cuda/{name}.cuh" for name in ("pointwise", "values", "norm", "group_norm"))
 ATTENTION, REF, RANDOM, WEIGHT = "kernels/cpu/attention.c", "kernels/ref/ref.c", "worker/random.c", "kernels/weight.c"
 
 MUTANTS = {
     "cuda: V read before all of it has come": (CUDA_ATTENTION, "softmax_tile<S>(&z, s, w);\n            copy_async_wait<0>();\n            block_sync();", "softmax_tile<S>(&z, s, w);\n            copy_async_wait<0>();"),
     "cuda: nasa adds the negative": (CUDA_ATTENTION, "w.result = negative && plan.own ? -alpha : 1;", "w.result = negative && plan.own ? alpha : 1;"),
     "cuda: rows of an even number of pieces": (CUDA_ATTENTION, "((depth * 2 * SLICES) | 1) * 16", "(depth * 2 * SLICES) * 16"),
+    "cuda: no zeros beside a row of an image": (CUDA_CONV + ".cuh", "y >= c.up_h || x < 0 || x >= c.up_w) return -1;", "y >= c.up_h) return -1;"),
+    "cuda: one patch for two blocks of channels": (CUDA_CONV + ".cu", "1 + (int)ceil_div(CONV_STAGES - 1, taps)", "(int)ceil_div(CONV_STAGES - 1, taps)"),
+    "cuda: parities of a doubled image exchanged": (CUDA_CONV + ".cu", "{{0, 1, 1}, {0, 0, 1}}", "{{0, 0, 1}, {0, 1, 1}}"),
+    "cuda: group norm leaves the mean's rounding in": (CUDA_GROUP_NORM, "fmaf(v[i][k] - off, factor, shift[k])", "fmaf(v[i][k] - 0 * off, factor, shift[k])"),
+    "cuda: group norm's chunks all of one size": (CUDA_GROUP_NORM, "(float)(left < each ? left : each)", "(float)(left < each ? each : left)"),
+    "cuda: rope turns halves for pairs": (CUDA_NORM, "v[2 * i], odd = v[2 * i + 1]", "v[i], odd = v[i + pairs]"),
+    "cuda: modulate by scale for 1 + scale": (CUDA_POINTWISE, "fmaf(x[i], 1 + z[i], y[i])", "fmaf(x[i], z[i], y[i])"),
+    "cuda: 8 bits by truncation": (CUDA_VALUES, "(uint32_t)(int)rintf(v[i])", "(uint32_t)(int)v[i]"),
     "nasa as (1+a)Z+ - aZ-": (ATTENTION, "store(zp + c, load(zp + c) - alpha", "store(zp + c, load(zp + c) * (1 + alpha) - alpha"),
     "nasa missing in the middle block": (UNET, "    if (f->size->method == GUIDANCE_NONE) {", "    if (f->size->method == GUIDANCE_NONE || !strncmp(path, \"mid_block\", 9)) {"),
     "nag: nag_scale taken as phi": (ATTENTION, "zp[c] + phi * (zp[c] - zn[c])", "zp[c] + (phi - 1) * (zp[c] - zn[c])"),

@@ -89,8 +89,9 @@ static int rows_wrong(const struct cuda_rows *r, const struct cuda_attention *a)
 
 static int attention_wrong(const struct cuda_attention *a)
 {
-    if (a->batch < 1 || a->batch > 65535 || a->heads < 1 || a->heads > 65535 || a->queries < 1 ||
-        !(a->scale > 0) || rows_wrong(&a->q, a) || !a->out || (uintptr_t)a->out % 16)
+    if (a->type > CUDA_F16 || a->batch < 1 || a->batch > 65535 || a->heads < 1 ||
+        a->heads > 65535 || a->queries < 1 || !(a->scale > 0) || rows_wrong(&a->q, a) || !a->out ||
+        (uintptr_t)a->out % 16)
         return 1;
     for (int s = 0; s < CUDA_SEGMENTS; s++) {
         const struct cuda_keys *k = &a->segment[s];
@@ -120,7 +121,8 @@ int cuda_attention(const struct cuda_attention *a, struct CUstream_st *stream)
 
 int cuda_nag(const struct cuda_nag *a, struct CUstream_st *stream)
 {
-    if (a->batch < 1 || a->batch > 65535 || a->queries < 1 || a->channels < 1 || a->channels % 8 ||
+    if (a->type > CUDA_F16 || a->batch < 1 || a->batch > 65535 || a->queries < 1 ||
+        a->channels < 1 || a->channels % 8 ||
         ((uintptr_t)a->plus | (uintptr_t)a->difference | (uintptr_t)a->out) % 16)
         return STEER_BAD_VALUE;
     struct grid blocks = {(unsigned)(a->queries + NAG_TOKENS - 1) / NAG_TOKENS, 1,

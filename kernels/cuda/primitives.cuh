@@ -5,7 +5,7 @@
  * tests/gpu/simt, which watches every access, so the very source of a kernel runs on a host.
  *
  * Shared memory is addressed by bytes, as ldmatrix and cp.async want it: shared_base() is where a
- * block's dynamic part begins. All shared accesses are of 4 or 16 bytes, aligned. Predicated
+ * block's dynamic part begins. All shared accesses are of 4, 8 or 16 bytes, aligned. Predicated
  * accesses take `on`, and all lanes of a warp make the call.
  *
  * Fragments of a warp's lane, with g = lane / 4 and t = lane % 4 (PTX ISA, mma.m16n8k16):
@@ -22,6 +22,10 @@ enum element { BF16, F16 };
 
 struct words4 {
     uint32_t x[4];
+};
+
+struct words2 {
+    uint32_t x[2];
 };
 
 /* Blocks in x, y, z. */
@@ -85,6 +89,23 @@ DEVICE float reciprocal_approx(float x)
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+/* sin(pi x) and cos(pi x) of -1..1, to 2 units in the last place. */
+DEVICE float sine_pi(float x)
+{
+    return sinpif(x);
+}
+
+DEVICE float cosine_pi(float x)
+{
+    return cospif(x);
+}
+
+/* a b, rounded: no compiler joins it with a sum. */
+DEVICE float product(float a, float b)
+{
+    return __fmul_rn(a, b);
 }
 
 /* Two values rounded to the nearest, ties to even; the first in the low half. */
@@ -182,6 +203,11 @@ DEVICE uint32_t shared_load_4(uint32_t at)
     return x;
 }
 
+DEVICE void shared_store_8(uint32_t at, struct words2 x)
+{
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(at), "r"(x.x[0]), "r"(x.x[1]) : "memory");
+}
+
 DEVICE void shared_store_16(uint32_t at, struct words4 x)
 {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x.x[0]), "r"(x.x[1]),
@@ -210,9 +236,49 @@ DEVICE struct words4 global_load_16(const void *from, bool on)
     return x;
 }
 
+DEVICE struct words2 global_load_8(const void *from, bool on)
+{
+    struct words2 x = {};
+    if (on) {
+        const uint2 v = *(const uint2 *)from;
+        x = {v.x, v.y};
+    }
+    return x;
+}
+
+DEVICE uint32_t global_load_4(const void *from, bool on)
+{
+    return on ? *(const uint32_t *)from : 0;
+}
+
+DEVICE uint32_t global_load_2(const void *from, bool on)
+{
+    return on ? *(const uint16_t *)from : 0;
+}
+
 DEVICE void global_store_16(void *to, struct words4 x, bool on)
 {
     if (on) *(uint4 *)to = {x.x[0], x.x[1], x.x[2], x.x[3]};
+}
+
+DEVICE void global_store_8(void *to, struct words2 x, bool on)
+{
+    if (on) *(uint2 *)to = {x.x[0], x.x[1]};
+}
+
+DEVICE void global_store_4(void *to, uint32_t x, bool on)
+{
+    if (on) *(uint32_t *)to = x;
+}
+
+DEVICE void global_store_2(void *to, uint32_t x, bool on)
+{
+    if (on) *(uint16_t *)to = (uint16_t)x;
+}
+
+DEVICE void global_store_1(void *to, uint32_t x, bool on)
+{
+    if (on) *(uint8_t *)to = (uint8_t)x;
 }
 
 DEVICE float global_load_float(const float *from)
@@ -320,6 +386,21 @@ DEVICE float reciprocal_approx(float x)
     return 1 / x;
 }
 
+DEVICE float sine_pi(float x)
+{
+    return (float)sin(x * 3.14159265358979323846);
+}
+
+DEVICE float cosine_pi(float x)
+{
+    return (float)cos(x * 3.14159265358979323846);
+}
+
+DEVICE float product(float a, float b)
+{
+    return a * b;
+}
+
 template <enum element E> DEVICE uint32_t pack(float low, float high)
 {
     return (uint32_t)simt_round(low, E) | (uint32_t)simt_round(high, E) << 16;
@@ -378,6 +459,11 @@ DEVICE uint32_t shared_load_4(uint32_t at)
     return x;
 }
 
+DEVICE void shared_store_8(uint32_t at, struct words2 x)
+{
+    simt_shared_store(at, x.x, 8);
+}
+
 DEVICE void shared_store_16(uint32_t at, struct words4 x)
 {
     simt_shared_store(at, x.x, 16);
@@ -397,9 +483,50 @@ DEVICE struct words4 global_load_16(const void *from, bool on)
     return x;
 }
 
+DEVICE struct words2 global_load_8(const void *from, bool on)
+{
+    struct words2 x = {};
+    simt_global_load(x.x, from, 8, on);
+    return x;
+}
+
+DEVICE uint32_t global_load_4(const void *from, bool on)
+{
+    uint32_t x = 0;
+    simt_global_load(&x, from, 4, on);
+    return x;
+}
+
+DEVICE uint32_t global_load_2(const void *from, bool on)
+{
+    uint16_t x = 0;
+    simt_global_load(&x, from, 2, on);
+    return x;
+}
+
 DEVICE void global_store_16(void *to, struct words4 x, bool on)
 {
     simt_global_store(to, x.x, 16, on);
+}
+
+DEVICE void global_store_8(void *to, struct words2 x, bool on)
+{
+    simt_global_store(to, x.x, 8, on);
+}
+
+DEVICE void global_store_4(void *to, uint32_t x, bool on)
+{
+    simt_global_store(to, &x, 4, on);
+}
+
+DEVICE void global_store_2(void *to, uint32_t x, bool on)
+{
+    simt_global_store(to, &x, 2, on);
+}
+
+DEVICE void global_store_1(void *to, uint32_t x, bool on)
+{
+    simt_global_store(to, &x, 1, on);
 }
 
 DEVICE float global_load_float(const float *from)

@@ -4,8 +4,9 @@
     python tests/gpu/compiled.py NVCC ARCH...      e.g. nvcc 80 90; prints the table of docs/kernels.md and holds the gates
     python tests/gpu/compiled.py --write NVCC ARCH...      writes it there
 
-Instructions per 2048 useful multiply-adds (one mma.m16n8k16) are counted on the shortest way round the loop over key tiles: a tile
-that is full, unmasked and not the last, which is nearly all of a long attention."""
+Attention: instructions per 2048 useful multiply-adds (one mma.m16n8k16) are counted on the shortest way round the loop over key tiles: a tile
+that is full, unmasked and not the last, which is nearly all of a long attention. Convolutions: per mma of a step of 32 channels, on the
+shortest way round that copies weights alone, and on the shortest that copies a patch too (one step of nine where a kernel is 3x3)."""
 
 import heapq
 import re
@@ -17,24 +18,27 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "kernels/cuda/attention.cu"
+ATTENTION, CONV = ROOT / "kernels/cuda/attention.cu", ROOT / "kernels/cuda/conv.cu"
+PLAIN = [ROOT / "kernels/cuda" / name for name in ("norm.cu", "pointwise.cu")]  # bound by memory
+RESIDENT_MIN = 1024  # threads of theirs on a multiprocessor, so that enough loads are on their way
 PAGE = ROOT / "docs/kernels.md"
 # The low 12 bits of an instruction.
 HMMA, LDSM, LDGSTS, LDL, STL, BRA, EXIT, RET, CALL = 0x23C, 0x83B, 0xFAE, 0x983, 0x387, 0x947, 0x94D, 0x950, 0x944
 SKIPPED = 77  # as tests/gpu.cmake says
 ALWAYS = 7  # the predicate PT
 GATES = {("d64", "long"): 7.0, ("d128", "long"): 5.5}
+CONV_GATES = {"wide": (2.6, 4.0)}
 
 
 def fail(text):
     sys.exit(f"compiled.py: {text}")
 
 
-def compile_cubin(nvcc, arch, folder):
+def compile_cubin(nvcc, arch, folder, source):
     """The cubin, and {kernel: registers}."""
     out = Path(folder) / f"{arch}.cubin"
     run = subprocess.run([nvcc, "-std=c++17", "-O3", f"-arch=sm_{arch}", "-diag-suppress", "128", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror", "-I", ROOT / "kernels",
-                          "-I", ROOT / "proto", "-cubin", "-o", out, SOURCE], capture_output=True, text=True)
+                          "-I", ROOT / "proto", "-cubin", "-o", out, source], capture_output=True, text=True)
     if run.returncode:
         fail(f"sm_{arch}: {run.stderr.strip()}")
     names = re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", run.stderr, re.S)
@@ -90,9 +94,9 @@ class Code:
                 heapq.heappush(queue, (length + 1, j, i))
         return best
 
-    def round(self):
-        """The instructions of the shortest way round the loop that copies both tiles (some code is skipped by the last tile alone)."""
-        first, longest = self.ops.index(HMMA), []
+    def rounds(self):
+        """For each copy to shared memory in the loop of the mma, the instructions of the shortest way round by it."""
+        first, found = self.ops.index(HMMA), []
         out = self.shortest(first)
         for copy in (i for i in out if self.ops[i] == LDGSTS):
             back, way = self.shortest(copy), []
@@ -102,13 +106,16 @@ class Code:
                 while end != start:
                     way.append(end)
                     end = ways[end][1]
-            longest = max(longest, way, key=len)
-        return longest
+            found.append(way)
+        return found
+
+    def count_on(self, way, op):
+        return sum(self.ops[i] == op for i in way)
 
 
 def shapes():
     """{(D, name): (slices, row tiles, keys)} of ATTENTION_LIST."""
-    found = re.findall(r"X\((\d+), (text|long), (\d+), (\d+), (\d+), \d+\)", SOURCE.read_text())
+    found = re.findall(r"X\((\d+), (text|long), (\d+), (\d+), (\d+), \d+\)", ATTENTION.read_text())
     return {(int(d), name): (int(s), int(r), int(n)) for d, name, s, r, n in found}
 
 
@@ -116,41 +123,99 @@ def blocks_by_registers(registers, threads):
     return 65536 // ((registers * 32 + 255) // 256 * 256 * (threads // 32))
 
 
-def table(nvcc, archs):
-    rows, wrong = {}, []
+def kernels(nvcc, archs, source, wrong):
+    """Yields (name, arch, registers, Code) of every kernel, and notes those that use local memory."""
     with tempfile.TemporaryDirectory() as folder:
         for arch in archs:
-            cubin, registers = compile_cubin(nvcc, arch, folder)
+            cubin, registers = compile_cubin(nvcc, arch, folder, source)
             parts = sections(cubin)
             for name, count in registers.items():
                 code = Code(parts[f".text.{name}"], int(arch))
                 if code.count(LDL) or code.count(STL):
                     wrong.append(f"{name} sm_{arch}: {code.count(LDL)} loads and {code.count(STL)} stores of local memory")
-                m = re.fullmatch(r"attention_(bf16|f16)_d(\d+)_(text|long)", name)
-                if not m:
-                    continue
-                d, kind = int(m[2]), m[3]
-                slices, r, n = shapes()[d, kind]
-                threads = 32 * (4 if slices == 1 else 2 * slices)
-                way = code.round()
-                mma, useful = sum(code.ops[i] == HMMA for i in way), 2 * 16 * r * n * (d // slices) / 2048
-                if mma < useful:
-                    wrong.append(f"{name} sm_{arch}: no round of the loop was found")
-                    continue
-                per = len(way) / useful
-                limit = GATES.get((f"d{d}", kind))
-                if limit and per > limit:
-                    wrong.append(f"{name} sm_{arch}: {per:.2f} instructions per 2048 multiply-adds, over {limit}")
-                cells = rows.setdefault((d, kind, r, n, threads), {})
-                cells[arch] = tuple(map(max, cells.get(arch, (0, 0)), (count, per)))  # the worse of both types
-    if wrong:
-        fail("\n".join(wrong))
+                yield name, arch, count, code
+
+
+def attention_table(nvcc, archs, wrong):
+    rows = {}
+    for name, arch, count, code in kernels(nvcc, archs, ATTENTION, wrong):
+        m = re.fullmatch(r"attention_(bf16|f16)_d(\d+)_(text|long)", name)
+        if not m:
+            continue
+        d, kind = int(m[2]), m[3]
+        slices, r, n = shapes()[d, kind]
+        threads = 32 * (4 if slices == 1 else 2 * slices)
+        way = max(code.rounds(), key=len, default=[])  # the one that copies both tiles: some code is skipped by the last tile alone
+        useful = 2 * 16 * r * n * (d // slices) / 2048
+        if code.count_on(way, HMMA) < useful:
+            wrong.append(f"{name} sm_{arch}: no round of the loop was found")
+            continue
+        per = len(way) / useful
+        limit = GATES.get((f"d{d}", kind))
+        if limit and per > limit:
+            wrong.append(f"{name} sm_{arch}: {per:.2f} instructions per 2048 multiply-adds, over {limit}")
+        cells = rows.setdefault((d, kind, r, n, threads), {})
+        cells[arch] = tuple(map(max, cells.get(arch, (0, 0)), (count, per)))  # the worse of both types
     lines = ["| kernel | rows x keys a tile | threads |" + "".join(f" sm_{a}: registers, blocks, instructions |" for a in archs)]
     lines.append("|---|---|---|" + "---|" * len(archs))
     for (d, kind, r, n, threads), cells in rows.items():
         groups = threads // 32 if threads == 128 else 2
         lines.append(f"| d{d} {kind} | {16 * r * groups} x {n} | {threads} |" + "".join(f" {c}, {blocks_by_registers(c, threads)}, {p:.2f} |" for c, p in cells.values()))
     return "\n".join(lines)
+
+
+def conv_table(nvcc, archs, wrong):
+    found = re.findall(r"X\((\w+), CUDA_TILE_\w+, (\d+), (\d+), (\d+), (\d+), (\d), \d+\)", CONV.read_text())
+    sizes, rows = {name: [int(x) for x in numbers] for name, *numbers in found}, {}
+    for name, arch, count, code in kernels(nvcc, archs, CONV, wrong):
+        kind = name.split("_")[-1]
+        if kind not in sizes:
+            continue
+        down, across, r, n, narrow = sizes[kind]
+        mma, threads = 2 * r * n, 32 * down * across
+        ways = sorted(code.rounds(), key=len)
+        if not ways or any(code.count_on(way, HMMA) != mma for way in (ways[0], ways[-1])):
+            wrong.append(f"{name} sm_{arch}: no round of the loop was found")
+            continue
+        per = [len(way) / mma for way in (ways[0], ways[-1])]
+        if kind in CONV_GATES and any(p > limit for p, limit in zip(per, CONV_GATES[kind])):
+            wrong.append(f"{name} sm_{arch}: {per[0]:.2f} and {per[1]:.2f} instructions per mma, over {CONV_GATES[kind]}")
+        cells = rows.setdefault((kind, 16 * down * r, 8 * across * n, threads, int(narrow)), {})
+        cells[arch] = tuple(map(max, cells.get(arch, (0, 0, 0)), (count, *per)))
+    lines = ["| kernel | pixels x channels | threads |" + "".join(f" sm_{a}: registers, blocks, instructions a mma, with a patch |" for a in archs)]
+    lines.append("|---|---|---|" + "---|" * len(archs))
+    for (kind, pixels, channels, threads, narrow), cells in rows.items():
+        text = f"| {kind} | {pixels} x {channels} | {threads} |"
+        for c, step, patch in (cells[a] for a in archs):
+            text += f" {c}, {blocks_by_registers(c, threads)}, {step:.2f}" + (" |" if narrow else f", {patch:.2f} |")  # a narrow patch is loaded, not copied
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def plain_threads():
+    """{kernel: threads of its largest block} of PLAIN."""
+    sizes = {name: int(n) for f in PLAIN[0].parent.glob("*.cuh") for name, n in re.findall(r"(\w+_THREADS(?:_MAX)?) = (\d+)", f.read_text())}
+    return {kernel: sizes[size] for f in PLAIN for size, kernel in re.findall(r"KERNEL\((\w+), \d+\) (\w+)\(", f.read_text())}
+
+
+def plain_table(nvcc, archs, wrong):
+    rows, threads = {}, plain_threads()
+    for source in PLAIN:
+        for name, arch, count, _ in kernels(nvcc, archs, source, wrong):
+            resident = min(2048, threads[name] * blocks_by_registers(count, threads[name]))
+            if resident < RESIDENT_MIN:
+                wrong.append(f"{name} sm_{arch}: {resident} threads on a multiprocessor, below {RESIDENT_MIN}")
+            rows.setdefault(name, {})[arch] = f" {count}, {resident} |"
+    lines = ["| kernel | threads of a block |" + "".join(f" sm_{a}: registers, threads resident |" for a in archs), "|---|---|" + "---|" * len(archs)]
+    return "\n".join(lines + [f"| {name} | {n} |" + "".join(rows[name][a] for a in archs) for name, n in threads.items()])
+
+
+def table(nvcc, archs):
+    wrong = []
+    text = "\n\n".join(make(nvcc, archs, wrong) for make in (attention_table, conv_table, plain_table))
+    if wrong:
+        fail("\n".join(wrong))
+    return text
 
 
 def release(nvcc):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Mistakes in the CUDA kernels, made by operator at every site, one at a time: some test must notice each.
 
-    python tests/gpu/mutants.py BUILD [--sample N] [--seed N] [--list] [FILE:LINE...]
+    python tests/gpu/mutants.py BUILD [--kernels attention|conv|norm|pointwise] [--sample N] [--seed N] [--list] [FILE:LINE...]
 
-BUILD is a folder in which test_cuda_attention is built; its objects are used, and nothing in it is written. All sites take an hour or
+BUILD is a folder in which test_cuda_attention and the others are built; its objects are used, and nothing in it is written. All sites take an hour or
 more; --sample draws some. Prints for each who noticed, then a table by operator. Level 1 alone: the kernels' source on the SIMT model. A
 mutant that does not compile is none."""
 
@@ -20,9 +20,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("kernels/cuda/attention.cuh", "kernels/cuda/nag.cuh", "kernels/cuda/attention.cu")
-TEST, CPU_SECONDS = "test_cuda_attention", 90
-STATEMENTS = "block_sync|warp_sync|rows_sync<S>|copy_async_wait<0>|copy_async_commit|rows_pad<S>|logits_mask<S>|slices_sum<S>|mass_keep<S>|acc_keep<S>|state_clear<S>"
+FILES = {"attention": ("kernels/cuda/attention.cuh", "kernels/cuda/nag.cuh", "kernels/cuda/attention.cu"), "conv": ("kernels/cuda/conv.cuh", "kernels/cuda/conv.cu"),
+         "norm": ("kernels/cuda/norm.cuh", "kernels/cuda/group_norm.cuh", "kernels/cuda/norm.cu"),
+         "pointwise": ("kernels/cuda/pointwise.cuh", "kernels/cuda/values.cuh", "kernels/cuda/activation.cuh", "kernels/cuda/pointwise.cu")}
+CPU_SECONDS = 90
+STATEMENTS = "block_sync|warp_sync|rows_sync<S>|copy_async_wait<[^;>]*>|copy_async_commit|rows_pad<S>|logits_mask<S>|slices_sum<S>|mass_keep<S>|acc_keep<S>|state_clear<S>|patch_load<NARROW>|weights_load<S>|quad_constant<E>|rows_flatten"
 OPERATORS = {  # name: (what it finds, what stands there then)
     "statement gone": (rf"\b(?:{STATEMENTS})\([^;]*\);", ";"),
     "+ to -": (r" \+ ", " - "),
@@ -44,9 +46,9 @@ OPERATORS = {  # name: (what it finds, what stands there then)
 }
 
 
-def sites():
+def sites(files):
     """(file, line number, operator, the line, the line then), comments, declarations of templates and the preprocessor left out."""
-    for file in FILES:
+    for file in files:
         comment = False
         for number, line in enumerate((ROOT / file).read_text().splitlines(), 1):
             code = re.sub(r"/\*.*?\*/", lambda m: " " * len(m[0]), line)
@@ -78,12 +80,14 @@ def noticed(program, folder):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("build", type=Path)
+    parser.add_argument("--kernels", choices=FILES, default="attention")
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("places", nargs="*")
     options = parser.parse_args()
-    wanted = [s for s in sites() if not options.places or f"{Path(s[0]).name}:{s[1]}" in options.places]
+    files, test = FILES[options.kernels], f"test_cuda_{options.kernels}"
+    wanted = [s for s in sites(files) if not options.places or f"{Path(s[0]).name}:{s[1]}" in options.places]
     if options.sample:
         wanted = random.Random(options.seed).sample(wanted, min(options.sample, len(wanted)))
     if options.list:
@@ -93,13 +97,13 @@ def main():
         return 0
     build, folder = options.build.resolve(), Path(tempfile.mkdtemp(prefix="steer-gpu-mutants-"))
     shutil.copytree(ROOT / "kernels", folder / "kernels")
-    program, mutated = folder / TEST, folder / "attention.o"
-    commands = subprocess.run(["ninja", "-C", build, "-t", "commands", TEST], capture_output=True, text=True, check=True).stdout.splitlines()
-    compile_one = next(c for c in commands if c.endswith("kernels/cuda/attention.cu"))
+    program, mutated = folder / test, folder / "kernels.o"
+    commands = subprocess.run(["ninja", "-C", build, "-t", "commands", test], capture_output=True, text=True, check=True).stdout.splitlines()
+    compile_one = next(c for c in commands if c.endswith(f"kernels/cuda/{options.kernels}.cu"))
     compile_one = re.sub(r" -M[TF] \S+| -MD", "", compile_one).replace(str(ROOT / "kernels"), str(folder / "kernels"))
     compile_one = re.sub(r" -o \S+", f" -o {mutated}", compile_one) + " -Wno-error"
-    # The library's other objects stand behind the mutated one, so its own attention.cu.o is not asked for.
-    link = next(c for c in commands if f"-o bin/{TEST} " in c).replace(f"-o bin/{TEST} ", f"-o {program} {mutated} ")
+    # The library's other objects stand behind the mutated one, so its own object is not asked for.
+    link = next(c for c in commands if f"-o bin/{test} " in c).replace(f"-o bin/{test} ", f"-o {program} {mutated} ")
 
     def make():
         return all(subprocess.run(c, shell=True, cwd=build, capture_output=True).returncode == 0 for c in (compile_one, link))
@@ -107,7 +111,7 @@ def main():
     assert make(), "the kernels do not build without a mutant"
     first = noticed(program, folder)
     assert first is None, f"the test fails without a mutant: {first}"
-    sources = {file: (folder / file).read_text() for file in FILES}
+    sources = {file: (folder / file).read_text() for file in files}
     results, unseen, none = defaultdict(Counter), [], 0
     for file, number, name, line, new in wanted:
         text = sources[file].splitlines(keepends=True)

@@ -43,6 +43,25 @@ static uint32_t get(int thread)
     return x;
 }
 
+/* ---- accesses of less than a word ---- */
+
+static void halves(void *unused)
+{
+    (void)unused;
+    uint16_t x = (uint16_t)simt_thread();
+    simt_global_store((uint16_t *)(void *)output + simt_thread(), &x, 2, 1);
+}
+
+static void test_halves(void **unused)
+{
+    (void)unused;
+    expect(halves, "another thread of the launch writes"); /* the word */
+    simt_reset(7);
+    simt_memory_bytes(output, sizeof output, 0, 1);
+    assert_int_equal(simt_launch(halves, NULL, 1, 1, 1, THREADS, 0), 0);
+    assert_int_equal(simt_counts().errors, 0);
+}
+
 /* ---- barriers and races ---- */
 
 static void reverse(void *unused)
@@ -202,6 +221,13 @@ static void store_apart(void *unused)
     put(simt_thread() * 16 % 1024, 1); /* two banks a warp */
 }
 
+static void store_pairs(void *unused)
+{
+    (void)unused;
+    uint32_t x[2] = {1, 2}; /* of 32 lanes: 256 bytes side by side */
+    simt_shared_store(BASE + 8 * (uint32_t)simt_thread(), x, 8);
+}
+
 static void test_banks(void **unused)
 {
     (void)unused;
@@ -217,6 +243,9 @@ static void test_banks(void **unused)
     expect(store_apart, NULL);
     assert_int_equal(simt_counts().shared_accesses, 2);
     assert_int_equal(simt_counts().shared_waves, 2 * 16);
+    expect(store_pairs, NULL);
+    assert_int_equal(simt_counts().shared_accesses, 4);
+    assert_int_equal(simt_counts().shared_waves, 4);
 }
 
 /* ---- copies ---- */
@@ -368,9 +397,9 @@ static void test_bounds(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_barriers), cmocka_unit_test(test_collectives),
-        cmocka_unit_test(test_banks),    cmocka_unit_test(test_copies),
-        cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_halves),      cmocka_unit_test(test_barriers),
+        cmocka_unit_test(test_collectives), cmocka_unit_test(test_banks),
+        cmocka_unit_test(test_copies),      cmocka_unit_test(test_bounds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -185,12 +185,12 @@ void simt_copy_async_wait(int pending)
 
 /* ---- global memory ---- */
 
-/* Beside each word: who wrote it. */
+/* Beside each word, or byte: who wrote it. */
 enum { WORD_NEVER, WORD_DATA, WORD_WRITTEN }; /* then block * THREADS_MAX + thread */
 struct array {
     const char *base;
     size_t bytes;
-    int write;
+    int write, unit; /* bytes that share a shadow */
     uint32_t *words;
 };
 enum { ARRAYS_MAX = 64 };
@@ -203,24 +203,35 @@ void memory_forget(void)
         free(arrays[--array_count].words);
 }
 
+static void array_add(const void *base, size_t bytes, int filled, int write, int unit)
+{
+    size_t count = bytes / (size_t)unit + 1;
+    uint32_t *shadow = array_count < ARRAYS_MAX ? malloc(count * sizeof *shadow) : NULL;
+    if (!shadow) abort();
+    for (size_t i = 0; i < count; i++)
+        shadow[i] = filled ? WORD_DATA : WORD_NEVER;
+    arrays[array_count++] = (struct array){base, bytes, write, unit, shadow};
+}
+
 void simt_memory(const void *base, size_t bytes, int filled, int write)
 {
-    uint32_t *shadow = array_count < ARRAYS_MAX ? malloc((bytes / 4 + 1) * sizeof *shadow) : NULL;
-    if (!shadow) abort();
-    for (size_t i = 0; i <= bytes / 4; i++)
-        shadow[i] = filled ? WORD_DATA : WORD_NEVER;
-    arrays[array_count++] = (struct array){base, bytes, write, shadow};
+    array_add(base, bytes, filled, write, 4);
+}
+
+void simt_memory_bytes(const void *base, size_t bytes, int filled, int write)
+{
+    array_add(base, bytes, filled, write, 1);
 }
 
 void memory_settle(void)
 {
     for (int i = 0; i < array_count; i++)
-        for (size_t j = 0; arrays[i].write && j <= arrays[i].bytes / 4; j++)
+        for (size_t j = 0; arrays[i].write && j <= arrays[i].bytes / (size_t)arrays[i].unit; j++)
             if (arrays[i].words[j] > WORD_DATA) arrays[i].words[j] = WORD_DATA;
 }
 
-/* The shadow of what is at p, or NULL after a failure. */
-static uint32_t *global_words(const void *p, int bytes, int write)
+/* The `count` shadows of what is at p, or NULL after a failure. */
+static uint32_t *global_words(const void *p, int bytes, int write, int *count)
 {
     static int last; /* accesses come in runs */
     uintptr_t at = (uintptr_t)p;
@@ -238,7 +249,8 @@ static uint32_t *global_words(const void *p, int bytes, int write)
             simt_fail("%d bytes of global memory: not aligned", bytes);
             return NULL;
         }
-        return a->words + (at - base) / 4;
+        *count = (bytes + a->unit - 1) / a->unit;
+        return a->words + (at - base) / (size_t)a->unit;
     }
     simt_fail("%s global memory outside of every array", write ? "writes" : "reads");
     return NULL;
@@ -251,9 +263,10 @@ static uint32_t writer(void)
 
 static void global_read(void *x, const void *from, int bytes)
 {
-    const uint32_t *w = global_words(from, bytes, 0);
+    int count;
+    const uint32_t *w = global_words(from, bytes, 0, &count);
     if (!w) return;
-    for (int i = 0; i < (bytes + 3) / 4; i++) {
+    for (int i = 0; i < count; i++) {
         if (w[i] == WORD_NEVER) simt_fail("reads global memory that nobody wrote");
         if (w[i] > WORD_DATA && w[i] != writer())
             simt_fail("reads global memory that another thread of the launch writes");
@@ -270,9 +283,10 @@ void simt_global_load(void *x, const void *from, int bytes, int on)
 void simt_global_store(void *to, const void *x, int bytes, int on)
 {
     access_note(GLOBAL_STORE, (uintptr_t)to, bytes, on);
-    uint32_t *w = on ? global_words(to, bytes, 1) : NULL;
+    int count;
+    uint32_t *w = on ? global_words(to, bytes, 1, &count) : NULL;
     if (!w) return;
-    for (int i = 0; i < (bytes + 3) / 4; i++) {
+    for (int i = 0; i < count; i++) {
         if (w[i] > WORD_DATA && w[i] != writer())
             simt_fail("writes global memory that another thread of the launch writes");
         w[i] = writer();
@@ -282,11 +296,11 @@ void simt_global_store(void *to, const void *x, int bytes, int on)
 
 /* ---- what accesses cost ---- */
 
-/* Lanes of 16 bytes are served eight at a time. */
+/* Lanes of 16 bytes are served eight at a time, of 8 bytes sixteen. */
 unsigned shared_waves(const uint32_t *at, int lanes, int bytes)
 {
     unsigned waves = 0;
-    int together = bytes == 16 ? 8 : 32;
+    int together = bytes == 4 ? 32 : 128 / bytes;
     for (int first = 0; first < lanes; first += together) {
         uint32_t seen[32][32];
         unsigned count[32] = {0}, most = 0;

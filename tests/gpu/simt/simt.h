@@ -30,6 +30,8 @@ void simt_reset(uint64_t seed);
 /* An array that kernels may read and, with `write`, write. What was not `filled` by the host may
  * not be read before a kernel wrote it. */
 void simt_memory(const void *base, size_t bytes, int filled, int write);
+/* The same, watched byte by byte: for arrays of which threads write less than a word. */
+void simt_memory_bytes(const void *base, size_t bytes, int filled, int write);
 
 struct simt_counts {
     uint64_t errors;
