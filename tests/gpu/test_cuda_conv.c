@@ -380,7 +380,7 @@ static const struct form {
     {"3x3, 33 to 130 channels", {1, 3, 5, 33, 130, 3, 1, .padding = 1, .gap = 1}},
     {"3x3, stride 2", {2, 11, 16, 32, 40, 3, 2, .padding = 1}},
     {"3x3, stride 2, far zeros", {1, 8, 10, 16, 16, 3, 2, .padding = 0, .below = 1, .beside = 1}},
-    {"3x3 without padding", {1, 5, 6, 8, 8, 3, 1, .padding = 0}},
+    {"3x3 without padding", {1, 5, 6, 8, 8, 3, 1, .padding = 0, .gap = 1, .plain = 1}},
     {"5x5, stride 2", {1, 13, 11, 8, 8, 5, 2, .padding = 2}},
     {"7x7", {1, 6, 9, 16, 16, 7, 1, .padding = 3, .gap = 8}},
     {"1x1", {2, 5, 7, 72, 136, 1, 1, .padding = 0, .gap = 16}},
