@@ -3,7 +3,7 @@
 The folder's parts become the states of the stages that made them, its averaged fp16 weights for both the last and the averaged ones;
 optimisers begin anew.
 
-    resume.py --state DIR [--folder models/demo]
+    resume.py --state DIR [--folder models/train/checkpoint]
 """
 
 import argparse
@@ -37,6 +37,6 @@ def resume(state, folder):
 if __name__ == "__main__":
     a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     a.add_argument("--state", required=True)
-    a.add_argument("--folder", default=Path(__file__).resolve().parents[1] / "demo")
+    a.add_argument("--folder", default=Path(__file__).resolve().parent / "checkpoint")
     args = a.parse_args()
     print(f"stage {resume(args.state, args.folder)} may go on")
