@@ -176,6 +176,7 @@ MUTANTS = {
 
 def main(names):
     unseen, wrong = [], []
+    chosen = {name: MUTANTS[name] for name in names or MUTANTS}
     folder = Path(tempfile.mkdtemp(prefix="steer-mutants-"))
     tree, build = folder / "tree", folder / "build"
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")[:-1]
@@ -195,9 +196,7 @@ def main(names):
         return None
 
     assert noticed() is None, "the tests fail without a mutant"
-    for name, (file, old, new) in MUTANTS.items():
-        if names and name not in names:
-            continue
+    for name, (file, old, new) in chosen.items():
         path = tree / file
         text = path.read_text()
         if text.count(old) != 1:
@@ -214,7 +213,7 @@ def main(names):
             unseen += [] if by else [name]
         path.write_text(text)
     shutil.rmtree(folder)
-    print(f"{len(MUTANTS) - len(unseen) - len(wrong)} mutants noticed, {len(unseen)} not, {len(wrong)} could not be made")
+    print(f"{len(chosen) - len(unseen) - len(wrong)} mutants noticed, {len(unseen)} not, {len(wrong)} could not be made")
     return 1 if unseen or wrong else 0
 
 
