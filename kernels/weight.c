@@ -456,8 +456,7 @@ const void *weight_matrix_staged(struct weight *w, enum compute_type type)
 /* ---- int8 ---- */
 
 /* max|x| as its bits, which are ordered like it; those of an infinity or NaN are above all. */
-__attribute__((target_clones("avx512f", "avx2", "default"))) static uint32_t
-magnitude_bits(const float *row, size_t n)
+CLONES static uint32_t magnitude_bits(const float *row, size_t n)
 {
     uint32_t most = 0;
     for (size_t i = 0; i < n; i++) {
@@ -470,8 +469,7 @@ magnitude_bits(const float *row, size_t n)
 }
 
 /* To the nearest whole number, ties to even: adding 1.5 * 2^23 rounds there. */
-__attribute__((target_clones("avx512f", "avx2", "default"))) static void
-row_round(int8_t *restrict out, const float *restrict row, size_t n, float per)
+CLONES static void row_round(int8_t *restrict out, const float *restrict row, size_t n, float per)
 {
     for (size_t i = 0; i < n; i++)
         out[i] = (int8_t)((row[i] * per + 12582912.f) - 12582912.f);
@@ -519,7 +517,7 @@ static int int8_fill(struct weight *w, float *scales, int8_t *codes)
 #pragma omp parallel for schedule(static) num_threads(c->threads)
         for (int o = 0; o < count; o++) {
             float *row = (float *)(void *)(rows + (size_t)omp_get_thread_num() * room);
-            stored_to_f32(row, w->matrix[i], (size_t)o * n, n);
+            span_to_f32(row, w->matrix[i], (size_t)o * n, n);
             if (d.up) tile_add(row, n, &d, (size_t)o, 1, 0, n);
             row_quantize(w, codes, scales + first + o, first + o, row, (int8_t *)(row + n));
         }
